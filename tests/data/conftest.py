@@ -1,0 +1,54 @@
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from train.data.digits import prepare_digits
+
+
+@pytest.fixture(scope="session")
+def torchvision() -> Iterator[ModuleType]:
+    torch = pytest.importorskip("torch")
+    # With a CPU-only torch the compiled operators of torchvision do not load, and its import needs their schemas.
+    if not hasattr(torch.ops.torchvision, "nms"):
+        library = torch.library.Library("torchvision", "DEF")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    yield pytest.importorskip("torchvision")  # noqa: PT022 - the frame keeps `library`
+
+
+@pytest.fixture(scope="session")
+def digits_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    cache_dir = tmp_path_factory.mktemp("digits")
+    prepare_digits(cache_dir)
+    return cache_dir
+
+
+def encoded(pixels: np.ndarray, file_format: str = "png") -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, file_format)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="session")
+def encode() -> Callable[..., bytes]:
+    return encoded
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20 images in train/ and 11 in val/, 3 classes; the red channel is the image's number, the others are noise."""
+    root = tmp_path_factory.mktemp("folder")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 20), ("val", 11)):
+        for number in range(count):
+            pixels = rng.integers(0, 256, (9, 12, 3), np.uint8)
+            pixels[..., 0] = number
+            path = root / split / f"class{number * 3 // count}" / f"{number:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encoded(pixels))
+    return root

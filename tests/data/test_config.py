@@ -1,0 +1,44 @@
+import re
+from typing import Any
+
+import pytest
+
+from train.data.config import DataConfig
+from twins_jax.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("source", ""),
+        ("image_size", 0),
+        ("crop_scale", (0.0, 1.0)),
+        ("crop_scale", (0.9, 0.5)),
+        ("crop_scale", (0.5, 1.5)),
+        ("crop_ratio", (0.0, 1.0)),
+        ("crop_ratio", (2.0, 1.0)),
+        ("crop_ratio", (1.0, float("inf"))),
+        ("flip", -0.1),
+        ("flip", 1.1),
+        ("flip", float("nan")),
+        ("eval_crop", 0.0),
+        ("eval_crop", 1.01),
+        ("threads", 0),
+        ("workers", -1),
+    ],
+)
+def test_field_out_of_range(field: str, value: Any) -> None:
+    with pytest.raises(InputError, match=rf"^data\.{field}: {re.escape(repr(value))}; it must be "):
+        DataConfig(**{field: value})
+
+
+def test_folder_needs_a_root() -> None:
+    with pytest.raises(InputError, match=r"^data\.dir: ''"):
+        DataConfig(source="folder")
+    DataConfig(source="folder", dir="somewhere")
+
+
+def test_command_line() -> None:
+    tyro = pytest.importorskip("tyro")
+    config = tyro.cli(DataConfig, args=["--source", "imagenet2012:5.1.0", "--crop-scale", "0.2", "0.9"])
+    assert config == DataConfig(source="imagenet2012:5.1.0", crop_scale=(0.2, 0.9))

@@ -1,0 +1,114 @@
+import json
+import shutil
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from train.data.config import DataConfig
+from train.data.sources import DatasetInfo, dataset_info, open_source
+from twins_jax.errors import InputError
+
+FEATURES = {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(names=["cat", "dog"])}
+
+
+class Tiny(tfds.core.GeneratorBasedBuilder):
+    """One example per split; its grey level is the position of the split."""
+
+    VERSION = tfds.core.Version("1.2.0")
+    features: dict[str, Any] = FEATURES
+    splits = ("train", "validation", "test")
+    label: Any = "dog"
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(self.features))
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:  # noqa: ARG002
+        return {split: self._generate_examples(level) for level, split in enumerate(self.splits)}
+
+    def _generate_examples(self, level: int) -> Any:
+        image = Image.fromarray(np.full((4, 5, 3), level, np.uint8))
+        yield 0, {name: self.label if name == "label" else image for name in self.features}
+
+
+def prepare(data_dir: Path, **attributes: Any) -> DataConfig:
+    builder_class = type("Tiny", (Tiny,), attributes, skip_registration=True)
+    builder_class(data_dir=str(data_dir)).download_and_prepare(file_format="array_record")
+    return DataConfig(source="tiny", dir=str(data_dir))
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny:1.2.0", "tiny:1.*.*"])
+def test_tfds_set(tmp_path: Path, name: str) -> None:
+    prepare(tmp_path)
+    config = DataConfig(source=name, dir=str(tmp_path))
+    assert dataset_info(config) == DatasetInfo(2, ("cat", "dog"), 1, 1)
+    record = open_source(config, "train")[0]
+    assert (record["label"], record["name"]) == (1, "tiny/1.2.0 train[0]")
+    assert record["image"].startswith(b"\x89PNG")
+    assert open_source(config, "eval")[0]["name"] == "tiny/1.2.0 validation[0]"
+
+
+def test_eval_is_test_without_validation(tmp_path: Path) -> None:
+    config = prepare(tmp_path, splits=("train", "test"))
+    assert open_source(config, "eval")[0]["name"] == "tiny/1.2.0 test[0]"
+
+
+def test_own_set_by_its_tfds_name(digits_dir: Path) -> None:
+    assert dataset_info(DataConfig(source="twins_digits", dir=str(digits_dir))).num_classes == 10
+
+
+@pytest.mark.parametrize("name", ["imagenet2012", "imagenet2012:5.1.0", "no_such_set"])
+def test_set_that_is_not_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    start = time.perf_counter()
+    with pytest.raises(InputError, match=rf"^data\.source: {name} is not prepared in {tmp_path}.*tfds build {name}"):
+        open_source(DataConfig(source=name, dir=str(tmp_path)), "train")
+    assert time.perf_counter() - start < 2
+
+
+def test_version_that_is_not_prepared(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    with pytest.raises(InputError, match=r"^data\.source: tiny:3\.0\.0 is not prepared"):
+        open_source(DataConfig(source="tiny:3.0.0", dir=str(tmp_path)), "train")
+
+
+def test_impossible_name(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^data\.source: 'image net'"):
+        open_source(DataConfig(source="image net", dir=str(tmp_path)), "train")
+
+
+def test_format_without_random_access(digits_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(digits_dir, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "twins_digits/1.0.0/dataset_info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"fileFormat": "tfrecord"}))
+    with pytest.raises(InputError, match=r"stored as tfrecord; random access needs array_record"):
+        open_source(DataConfig(source="twins_digits", dir=str(tmp_path)), "train")
+
+
+@pytest.mark.parametrize("missing", ["image", "label"])
+def test_missing_feature(tmp_path: Path, missing: str) -> None:
+    others = {name: feature for name, feature in FEATURES.items() if name != missing}
+    config = prepare(tmp_path, features={**others, "mask": tfds.features.Image()})
+    with pytest.raises(InputError, match=r"has the features .*mask; 'image' \(Image\) and 'label' \(ClassLabel\)"):
+        open_source(config, "train")
+
+
+def test_missing_split(tmp_path: Path) -> None:
+    config = prepare(tmp_path, splits=("train",))
+    with pytest.raises(InputError, match=r"has the splits train; validation or test is needed"):
+        open_source(config, "eval")
+
+
+def test_unlabelled_example(tmp_path: Path) -> None:
+    source = open_source(prepare(tmp_path, label=-1), "eval")
+    with pytest.raises(InputError, match=r"^tiny/1\.2\.0 validation\[0\]: has no label"):
+        source[0]

@@ -1,0 +1,169 @@
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from train.data.config import DataConfig
+from train.data.folder import FolderSource
+from train.data.transforms import (
+    Decode,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    ToArray,
+    eval_transforms,
+    train_transforms,
+)
+from twins_jax.errors import InputError
+
+SIZES = [(37, 53), (53, 37), (64, 64), (200, 31), (31, 200), (9, 8), (1, 7), (501, 375)]  # width, height
+IMAGENET_SAMPLE = Path(__file__).parents[3] / "shared" / "data" / "imagenet-sample"
+
+
+def noise(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8))
+
+
+def apply_eval(config: DataConfig, record: Any) -> np.ndarray:
+    for transform in eval_transforms(config):
+        record = transform.map(record)
+    return record["image"]
+
+
+def torchvision_eval(torchvision: ModuleType, resize: int, size: int) -> Callable[[Image.Image], Image.Image]:
+    transforms = torchvision.transforms
+    bicubic = transforms.InterpolationMode.BICUBIC
+    return transforms.Compose([transforms.Resize(resize, bicubic), transforms.CenterCrop(size)])
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("image_size", "eval_crop", "resize"), [(32, 0.875, 36), (33, 0.9, 36), (48, 1.0, 48)])
+def test_evaluation_equals_torchvision(
+    torchvision: ModuleType,
+    encode: Callable[..., bytes],
+    size: tuple[int, int],
+    image_size: int,
+    eval_crop: float,
+    resize: int,
+) -> None:
+    image = noise(*size)
+    config = DataConfig(image_size=image_size, eval_crop=eval_crop)
+    actual = apply_eval(config, {"image": encode(np.asarray(image)), "label": 3, "name": ""})
+    assert (actual.shape, actual.dtype) == ((image_size, image_size, 3), np.uint8)
+    np.testing.assert_array_equal(actual, np.asarray(torchvision_eval(torchvision, resize, image_size)(image)))
+
+
+@pytest.mark.skipif(not IMAGENET_SAMPLE.exists(), reason="needs shared/data/imagenet-sample beside the project")
+def test_evaluation_of_imagenet_equals_torchvision(torchvision: ModuleType, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (tmp_path / split).symlink_to(IMAGENET_SAMPLE)
+    source = FolderSource(tmp_path, train=False)
+    assert len(source) == len(source.class_names) == 83
+    reference = torchvision_eval(torchvision, 256, 224)
+    for index in range(0, 83, 9):
+        record = source[index]
+        with Image.open(record["name"]) as image:
+            expected = np.asarray(reference(image.convert("RGB")))
+        np.testing.assert_array_equal(apply_eval(DataConfig(), record), expected)
+
+
+def drawing_from(torch: ModuleType, rng: np.random.Generator) -> SimpleNamespace:
+    """The part of torch that RandomResizedCrop uses, in float64 and with the draws of `rng`."""
+
+    def uniform(low: Any, high: Any) -> Any:
+        return torch.tensor([rng.uniform(float(low), float(high))], dtype=torch.float64)
+
+    return SimpleNamespace(
+        tensor=lambda values: torch.tensor(values, dtype=torch.float64),
+        log=torch.log,
+        exp=torch.exp,
+        empty=lambda _: SimpleNamespace(uniform_=uniform),
+        randint=lambda low, high, size: torch.tensor(rng.integers(low, high, size)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("scale", "ratio"),
+    [
+        ((0.08, 1.0), (3 / 4, 4 / 3)),
+        ((0.5, 1.0), (0.9, 2.0)),
+        ((0.001, 0.02), (0.3, 3.0)),  # less than a pixel of the small images
+        ((1.0, 1.0), (0.2, 0.25)),  # too high and
+        ((1.0, 1.0), (8.0, 9.0)),  # too wide for most of the images, hence the fallback
+    ],
+)
+@pytest.mark.parametrize("size", SIZES)
+def test_random_resized_crop_equals_torchvision(
+    torchvision: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    size: tuple[int, int],
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> None:
+    transforms = torchvision.transforms
+    reference = transforms.RandomResizedCrop(32, scale, ratio, transforms.InterpolationMode.BICUBIC)
+    ours = RandomResizedCrop(32, scale, ratio)
+    image = noise(*size)
+    torch = transforms.transforms.torch
+    for seed in range(100):
+        monkeypatch.setattr(transforms.transforms, "torch", drawing_from(torch, np.random.default_rng(seed)))
+        top, left, height, width = reference.get_params(image, scale, ratio)
+        assert ours.sample_box(*size, np.random.default_rng(seed)) == (left, top, width, height)
+    monkeypatch.setattr(transforms.transforms, "torch", drawing_from(torch, np.random.default_rng(0)))
+    actual = ours.random_map({"image": image}, np.random.default_rng(0))["image"]
+    np.testing.assert_array_equal(np.asarray(actual), np.asarray(reference(image)))
+
+
+def test_flip() -> None:
+    image = noise(5, 4)
+    rng = np.random.default_rng(0)
+    flips = 0
+    for _ in range(2000):
+        out = np.asarray(RandomHorizontalFlip(0.3).random_map({"image": image}, rng)["image"])
+        flipped = np.array_equal(out, np.asarray(image)[:, ::-1])
+        assert flipped or np.array_equal(out, np.asarray(image))
+        flips += flipped
+    assert abs(flips / 2000 - 0.3) < 0.05
+    for probability in (0.0, 1.0):
+        flip = RandomHorizontalFlip(probability)
+        assert all((flip.random_map({"image": image}, rng)["image"] is not image) == probability for _ in range(50))
+
+
+def test_training_list() -> None:
+    config = DataConfig(image_size=40, crop_scale=(0.2, 0.9), crop_ratio=(0.5, 2.0), flip=0.1)
+    decode, crop, flip, to_array = train_transforms(config)
+    assert isinstance(decode, Decode)
+    assert crop == RandomResizedCrop(40, (0.2, 0.9), (0.5, 2.0))
+    assert flip == RandomHorizontalFlip(0.1)
+    example = to_array.map({"image": noise(3, 2), "label": 7, "name": "x"})
+    assert {key: (value.dtype, value.shape) for key, value in example.items()} == {
+        "image": (np.uint8, (2, 3, 3)),
+        "label": (np.int32, ()),
+    }
+    assert isinstance(to_array, ToArray)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "CMYK", "I;16"])
+def test_decode_to_rgb(mode: str, tmp_path: Path) -> None:
+    file = tmp_path / ("image.jpg" if mode == "CMYK" else "image.png")
+    (noise(6, 5).convert("L") if mode == "I;16" else noise(6, 5)).convert(mode).save(file)
+    out = Decode().map({"image": file.read_bytes(), "label": 0, "name": ""})["image"]
+    assert (out.mode, out.size) == ("RGB", (6, 5))
+
+
+@pytest.mark.parametrize("file_format", ["jpeg", "png", "webp", "bmp"])
+@pytest.mark.parametrize("keep", [0.0, 0.1, 0.6])
+def test_truncated_image(encode: Callable[..., bytes], file_format: str, keep: float) -> None:
+    data = encode(np.asarray(noise(60, 50)), file_format)
+    assert Decode().map({"image": data, "label": 0, "name": ""})["image"].size == (60, 50)
+    with pytest.raises(InputError, match=r"^some/file: not a readable image: .+"):
+        Decode().map({"image": data[: int(len(data) * keep)], "label": 0, "name": "some/file"})
+
+
+def test_oversized_image(encode: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(InputError, match=r"^some/file: not a readable image: .*decompression bomb"):
+        Decode().map({"image": encode(np.asarray(noise(60, 50))), "label": 0, "name": "some/file"})

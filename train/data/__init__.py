@@ -1,0 +1,1 @@
+"""Data sets, record transforms and input pipelines."""

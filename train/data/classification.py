@@ -1,0 +1,62 @@
+"""Input pipelines for image classification.
+
+Whole batches are the unit of work of threads and worker processes, so neither number changes what a batch holds.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import grain
+import numpy as np
+from absl import flags
+
+from train.data.config import DataConfig
+from train.data.sources import open_source
+from train.data.transforms import eval_transforms, train_transforms
+
+
+def train_batches(config: DataConfig, batch_size: int, seed: int) -> grain.IterDataset:
+    """Returns an endless data set of batches {"image": uint8 [B, S, S, 3], "label": int32 [B]}.
+
+    Every epoch visits each example once, in an order and with augmentations of its own; a batch may span two epochs,
+    so none is short and no example is dropped. All of it follows from `seed`. Its iterators have `get_state` and
+    `set_state`, which stand before the next batch; close() ends the worker processes.
+
+    Raises:
+        InputError: As `open_source`; while iterating, if an image cannot be read.
+    """
+    dataset = grain.MapDataset.source(open_source(config, "train")).seed(seed).shuffle()
+    dataset = dataset.apply(train_transforms(config)).repeat().batch(batch_size, drop_remainder=True)
+    return _read(dataset, config)
+
+
+def eval_batches(config: DataConfig, batch_size: int) -> grain.IterDataset:
+    """Returns the evaluation split in order, each example once, as batches of one static size.
+
+    A batch is {"image": uint8 [B, S, S, 3], "label": int32 [B], "mask": bool [B]}; the mask is False on the rows of
+    zeros that fill the last batch.
+
+    Raises:
+        InputError: As `open_source`; while iterating, if an image cannot be read.
+    """
+    dataset = grain.MapDataset.source(open_source(config, "eval")).apply(eval_transforms(config))
+    dataset = dataset.batch(batch_size, batch_fn=functools.partial(_padded_batch, batch_size=batch_size))
+    return _read(dataset, config)
+
+
+def _padded_batch(examples: Sequence[dict[str, np.ndarray]], batch_size: int) -> dict[str, np.ndarray]:
+    rows = batch_size - len(examples)
+    batch = {key: np.stack([example[key] for example in examples]) for key in examples[0]}
+    batch["mask"] = np.ones(len(examples), bool)
+    return {key: np.pad(value, [(0, rows)] + [(0, 0)] * (value.ndim - 1)) for key, value in batch.items()}
+
+
+def _read(dataset: grain.MapDataset, config: DataConfig) -> grain.IterDataset:
+    # A buffer of one batch for each thread keeps them all busy.
+    batches = dataset.to_iter_dataset(grain.ReadOptions(config.threads, prefetch_buffer_size=config.threads))
+    if config.workers:
+        # Grain reads absl flags when it starts processes, and only a main that uses absl has parsed them.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
+        batches = batches.mp_prefetch(grain.MultiprocessingOptions(config.workers))
+    return batches

@@ -1,0 +1,28 @@
+"""The form in which every source hands out its examples."""
+
+from typing import Protocol, TypedDict
+
+
+class Record(TypedDict):
+    """One example as it is stored."""
+
+    image: bytes
+    """An encoded image file, of any format that PIL reads."""
+
+    label: int
+    """Index into the source's `class_names`."""
+
+    name: str
+    """Where the record comes from, for error messages."""
+
+
+class Source(Protocol):
+    """A split with random access. It can be pickled, since worker processes read from a copy."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes; the position is the label."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record: ...

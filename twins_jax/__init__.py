@@ -1,0 +1,29 @@
+"""Twins-PCPVT and Twins-SVT vision transformers (arXiv 2104.13840) in JAX."""
+
+from twins_jax.backbone import TwinsBackbone
+from twins_jax.classifier import TwinsClassifier
+from twins_jax.config import TwinsConfig
+from twins_jax.errors import InputError
+from twins_jax.functional import get_params, set_params, split_model
+from twins_jax.pretrained import (
+    backbone_from_pretrained,
+    create_backbone,
+    create_model,
+    from_pretrained,
+    list_models,
+)
+
+__all__ = [
+    "InputError",
+    "TwinsBackbone",
+    "TwinsClassifier",
+    "TwinsConfig",
+    "backbone_from_pretrained",
+    "create_backbone",
+    "create_model",
+    "from_pretrained",
+    "get_params",
+    "list_models",
+    "set_params",
+    "split_model",
+]

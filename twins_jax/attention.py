@@ -1,0 +1,133 @@
+"""The two attentions of Twins: locally grouped (LSA) and globally sub-sampled (GSA).
+
+Both are multi-head self-attentions over the positions of a map [B, H, W, C] with `heads` heads of d = C / heads
+channels; they differ in which keys a query sees (paper, section 3.2, equation 5).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from twins_jax.config import TwinsConfig
+from twins_jax.layers import PatchConv, drop, layer_norm, linear
+
+MASKED = -1000.0
+"""What upstream adds to the scores of masked pairs; exp(-1000) is 0 in every dtype."""
+
+
+def attend(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+    """softmax(query key^T / sqrt(d) + bias) value, with scores and softmax in float32 at least.
+
+    Args:
+        query: [..., Q, heads, d].
+        key: [..., K, heads, d].
+        value: [..., K, heads, d].
+        bias: float32, added to the scores; broadcast against [..., heads, Q, K].
+
+    Returns:
+        [..., Q, heads, d] in the dtype of `value`.
+    """
+    score_dtype = jnp.promote_types(query.dtype, jnp.float32)
+    scale = query.shape[-1] ** -0.5
+    scores = jnp.einsum("...qhd,...khd->...hqk", query * scale, key, preferred_element_type=score_dtype)
+    if bias is not None:
+        scores = scores + bias.astype(score_dtype)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    return jnp.einsum("...hqk,...khd->...qhd", weights, value)
+
+
+def split_windows(x: jax.Array, size: int) -> jax.Array:
+    """[B, H, W, C] -> [B, H/size * W/size, size * size, C], windows and their positions in row-major order.
+
+    H and W must be multiples of `size`.
+    """
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // size, size, width // size, size, channels).swapaxes(2, 3)
+    return x.reshape(batch, -1, size * size, channels)
+
+
+def join_windows(x: jax.Array, size: int, height: int, width: int) -> jax.Array:
+    """The inverse of `split_windows`: [B, H/size * W/size, size * size, C] -> [B, H, W, C]."""
+    batch, _, _, channels = x.shape
+    x = x.reshape(batch, height // size, width // size, size, size, channels).swapaxes(2, 3)
+    return x.reshape(batch, height, width, channels)
+
+
+def padding_bias(height: int, width: int, size: int) -> jax.Array | None:
+    """What "mask" padding adds to the scores of a `height` x `width` map in windows of `size`.
+
+    Upstream's segmentation code masks each pair of which exactly one position is padding. It marks the padding with
+    `mask[:, -pad:]`, which marks everything when pad is 0; then no pair differs, and nothing is masked. So it masks
+    only where both sides need padding, and the published segmentation weights were evaluated so: this does the same.
+
+    Returns:
+        float32 [windows, 1, size * size, size * size] of 0 and `MASKED`, or None where nothing is masked.
+    """
+    pad_bottom, pad_right = -height % size, -width % size
+    if not (pad_bottom and pad_right):
+        return None
+    is_padding = np.ones((1, height + pad_bottom, width + pad_right, 1), np.bool_)
+    is_padding[:, :height, :width] = False
+    in_windows = split_windows(jnp.asarray(is_padding), size)[0, :, :, 0]
+    differs = in_windows[:, :, None] != in_windows[:, None, :]
+    return jnp.where(differs, MASKED, 0.0).astype(jnp.float32)[:, None]
+
+
+class LocallyGroupedAttention(nnx.Module):
+    """LSA: each position attends to the positions of its own `window_size` x `window_size` window.
+
+    [B, H, W, C] -> [B, H, W, C]. A map that windows do not tile is padded with zeros at the bottom and right before
+    the projection to query, key and value, so padded positions take part with the projection's bias as their value.
+    With `window_padding="zero"` nothing else happens (timm, upstream detection); with "mask" real positions and
+    padding do not see each other (upstream segmentation; for its one exception see `padding_bias`).
+    """
+
+    def __init__(self, dim: int, num_heads: int, window_size: int, *, config: TwinsConfig, rngs: nnx.Rngs) -> None:
+        self.qkv = linear(dim, 3 * dim, config=config, rngs=rngs)
+        self.proj = linear(dim, dim, config=config, rngs=rngs)
+        self.dropout = nnx.Dropout(config.dropout_rate)
+        self.num_heads = num_heads
+        self.window_size = window_size
+        self.window_padding = config.window_padding
+
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+        _, height, width, dim = x.shape
+        size = self.window_size
+        padded = jnp.pad(x, ((0, 0), (0, -height % size), (0, -width % size), (0, 0)))
+        windows = split_windows(padded, size)
+        qkv = self.qkv(windows).reshape(*windows.shape[:-1], 3, self.num_heads, dim // self.num_heads)
+        query, key, value = jnp.moveaxis(qkv, -3, 0)
+        bias = padding_bias(height, width, size) if self.window_padding == "mask" else None
+        attended = attend(query, key, value, bias).reshape(windows.shape)
+        attended = join_windows(attended, size, *padded.shape[1:3])[:, :height, :width]
+        return drop(self.dropout, self.proj(attended), rngs)
+
+
+class GlobalSubSampledAttention(nnx.Module):
+    """GSA: each position attends to one representative of every `ratio` x `ratio` square of positions.
+
+    [B, H, W, C] -> [B, H, W, C]. The representatives are made by a convolution with kernel and stride `ratio`, and
+    normalised (epsilon 1e-5, PyTorch's default); ratio 1 has neither and is plain global attention. A remainder of H or
+    W that does not fill a square has no representative.
+    """
+
+    def __init__(self, dim: int, num_heads: int, ratio: int, *, config: TwinsConfig, rngs: nnx.Rngs) -> None:
+        self.q = linear(dim, dim, config=config, rngs=rngs)
+        self.kv = linear(dim, 2 * dim, config=config, rngs=rngs)
+        self.proj = linear(dim, dim, config=config, rngs=rngs)
+        self.dropout = nnx.Dropout(config.dropout_rate)
+        self.num_heads = num_heads
+        self.ratio = ratio
+        if ratio > 1:
+            self.sub_sample = PatchConv(dim, dim, ratio, config=config, rngs=rngs)
+            self.norm = layer_norm(dim, epsilon=1e-5, config=config, rngs=rngs)
+
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+        batch, height, width, dim = x.shape
+        heads, head_dim = self.num_heads, dim // self.num_heads
+        representatives = self.norm(self.sub_sample(x)) if self.ratio > 1 else x
+        query = self.q(x).reshape(batch, height * width, heads, head_dim)
+        kv = self.kv(representatives).reshape(batch, -1, 2, heads, head_dim)
+        attended = attend(query, kv[:, :, 0], kv[:, :, 1]).reshape(x.shape)
+        return drop(self.dropout, self.proj(attended), rngs)

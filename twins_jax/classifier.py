@@ -1,0 +1,50 @@
+"""Image classification with a Twins backbone."""
+
+import jax
+from flax import nnx
+
+from twins_jax.backbone import TwinsBackbone
+from twins_jax.config import TwinsConfig
+from twins_jax.errors import InputError
+from twins_jax.layers import layer_norm, linear
+
+
+class TwinsClassifier(nnx.Module):
+    """Backbone, LayerNorm, mean over positions and a linear head (upstream `gvt.py`).
+
+    Args:
+        config: the backbone's configuration, without `stage_norms`.
+        num_classes: outputs of the head; 0 leaves the head out and returns the pooled features.
+        rngs: `params` stream for the initial parameters.
+
+    Raises:
+        InputError: (a ValueError) naming the argument, what was given and what is allowed.
+    """
+
+    def __init__(self, config: TwinsConfig, num_classes: int, *, rngs: nnx.Rngs) -> None:
+        if num_classes < 0:
+            raise InputError(f"num_classes={num_classes}: allowed are integers from 0")
+        if config.stage_norms:
+            raise InputError("stage_norms=True: allowed for backbones only, a classifier norms the last map itself")
+        self.config = config
+        self.num_classes = num_classes
+        self.backbone = TwinsBackbone(config, rngs=rngs)
+        self.norm = layer_norm(config.embed_dims[-1], epsilon=1e-6, config=config, rngs=rngs)
+        if num_classes:
+            self.head = linear(config.embed_dims[-1], num_classes, config=config, rngs=rngs)
+
+    def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """Classifies images.
+
+        Args:
+            images: normalised floats [B, H, W, in_channels], H and W at least 32.
+            rngs: `dropout` stream; with it dropout and stochastic depth act, without it the model is deterministic.
+
+        Returns:
+            Logits [B, num_classes], or pooled features [B, C] when num_classes is 0, in `config.dtype`.
+
+        Raises:
+            InputError: (a ValueError) naming what is wrong with the images.
+        """
+        features = self.norm(self.backbone(images, rngs=rngs)[-1]).mean(axis=(1, 2))
+        return self.head(features) if self.num_classes else features

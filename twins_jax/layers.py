@@ -1,0 +1,108 @@
+"""The layers that Twins shares with other vision transformers, and the reference's initialisers."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from twins_jax.config import TwinsConfig
+from twins_jax.matmul import dot, dot_general
+
+LINEAR_INIT = nnx.initializers.normal(0.02)
+"""The reference calls `trunc_normal_(std=0.02)`, which cuts at the absolute values -2 and 2, 100 standard deviations
+out: a plain normal distribution (upstream `gvt.py`, `_init_weights`)."""
+
+
+def conv_init(fan_out: int) -> nnx.Initializer:
+    """Normal of variance 2 / fan_out, fan_out = kernel area * output channels / groups (upstream `gvt.py`)."""
+    return nnx.initializers.normal((2.0 / fan_out) ** 0.5)
+
+
+def layer_norm(dim: int, *, epsilon: float, config: TwinsConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """A LayerNorm over the channels, with the two-pass variance that PyTorch's rounding needs."""
+    return nnx.LayerNorm(
+        dim,
+        epsilon=epsilon,
+        use_fast_variance=False,
+        dtype=config.dtype,
+        param_dtype=config.param_dtype,
+        rngs=rngs,
+    )
+
+
+def linear(in_features: int, out_features: int, *, config: TwinsConfig, rngs: nnx.Rngs) -> nnx.Linear:
+    """A linear layer with bias and the reference's initialiser."""
+    return nnx.Linear(
+        in_features,
+        out_features,
+        kernel_init=LINEAR_INIT,
+        dot_general=dot_general,
+        dtype=config.dtype,
+        param_dtype=config.param_dtype,
+        rngs=rngs,
+    )
+
+
+def drop(dropout: nnx.Dropout, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+    """`dropout` of x when there are `rngs` to draw from, and x itself otherwise.
+
+    The randomness comes with the call so that a model's state holds parameters only: a Dropout that owns its `rngs`
+    stores two more leaves, even at rate 0.
+    """
+    return dropout(x, deterministic=rngs is None, rngs=rngs)
+
+
+def drop_path(rate: float) -> nnx.Dropout:
+    """Stochastic depth: drops the whole residual branch of a sample, for x of shape [B, H, W, C]."""
+    return nnx.Dropout(rate, broadcast_dims=(1, 2, 3))
+
+
+class PatchConv(nnx.Module):
+    """A convolution whose kernel is as large as its stride: patch embedding and GSA's sub-sampling.
+
+    [B, H, W, in] -> [B, H // size, W // size, out]; a remainder of H or W that does not fill a patch is dropped, as
+    PyTorch's unpadded convolution does. Computed as one matrix product over flattened patches, which XLA runs faster
+    than its convolution on CPUs, forward and backward, and which has the same parameters: kernel [size, size, in, out].
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, size: int, *, config: TwinsConfig, rngs: nnx.Rngs) -> None:
+        init, shape = conv_init(size * size * out_channels), (size, size, in_channels, out_channels)
+        self.kernel = nnx.Param(init(rngs.params(), shape, config.param_dtype))
+        self.bias = nnx.Param(jnp.zeros((out_channels,), config.param_dtype))
+        self.size = size
+        self.dtype = config.dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, height, width, channels = x.shape
+        size, rows, columns = self.size, height // self.size, width // self.size
+        x = x[:, : rows * size, : columns * size]
+        x = x.reshape(batch, rows, size, columns, size, channels).swapaxes(2, 3)
+        x = x.reshape(batch, rows, columns, size * size * channels)
+        kernel = self.kernel[...].astype(self.dtype).reshape(size * size * channels, -1)
+        return dot(x, kernel) + self.bias[...].astype(self.dtype)
+
+
+class PatchEmbed(nnx.Module):
+    """Cuts a map into `size` x `size` patches and embeds each: [B, H, W, in] -> [B, H // size, W // size, out].
+
+    The norm's epsilon is 1e-5, PyTorch's default, unlike the 1e-6 of the blocks' norms (upstream `gvt.py`).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, size: int, *, config: TwinsConfig, rngs: nnx.Rngs) -> None:
+        self.proj = PatchConv(in_channels, out_channels, size, config=config, rngs=rngs)
+        self.norm = layer_norm(out_channels, epsilon=1e-5, config=config, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.norm(self.proj(x))
+
+
+class Mlp(nnx.Module):
+    """Two linear layers with an exact (erf) GELU between them: [..., C] -> [..., C]."""
+
+    def __init__(self, dim: int, hidden: int, *, config: TwinsConfig, rngs: nnx.Rngs) -> None:
+        self.fc1 = linear(dim, hidden, config=config, rngs=rngs)
+        self.fc2 = linear(hidden, dim, config=config, rngs=rngs)
+        self.dropout = nnx.Dropout(config.dropout_rate)
+
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+        x = drop(self.dropout, jax.nn.gelu(self.fc1(x), approximate=False), rngs)
+        return drop(self.dropout, self.fc2(x), rngs)

@@ -1,0 +1,1 @@
+"""Weights from and to files: PyTorch state dicts, and Orbax folders of this project's parameters."""

@@ -1,0 +1,195 @@
+"""Models by name, with fresh weights or with those of a checkpoint."""
+
+import dataclasses
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx, traverse_util
+from jax.typing import DTypeLike
+
+from twins_jax.backbone import TwinsBackbone
+from twins_jax.classifier import TwinsClassifier
+from twins_jax.config import VARIANTS, TwinsConfig, WindowPadding, variant_config
+from twins_jax.errors import InputError
+from twins_jax.functional import get_params, set_params
+from twins_jax.layers import linear
+
+
+def list_models() -> list[str]:
+    """The names that `create_model` takes: timm's for the six published variants, and `twins_svt_tiny`."""
+    return sorted(VARIANTS)
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    drop_path_rate: float = 0.0,
+    dropout_rate: float = 0.0,
+    window_padding: WindowPadding = "zero",
+    dtype: DTypeLike = jnp.float32,
+    param_dtype: DTypeLike = jnp.float32,
+    remat: bool = False,
+    rngs: nnx.Rngs,
+) -> TwinsClassifier:
+    """Creates a classifier with the reference's random initial weights.
+
+    Args:
+        name: a variant, one of `list_models()`.
+        num_classes: outputs of the head; 0 returns pooled features instead.
+        in_channels: channels of the images.
+        drop_path_rate: stochastic-depth rate of the last block, rising linearly from 0 (paper: 0.2 / 0.3 / 0.5 for
+            small / base / large).
+        dropout_rate: dropout after patch embeddings, attention projections and MLP layers (paper: 0).
+        window_padding: what LSA does with maps that its windows do not tile: "zero" as timm and upstream detection, or
+            "mask" as upstream segmentation; see `LocallyGroupedAttention`.
+        dtype: of the computation.
+        param_dtype: of the parameters.
+        remat: recompute activations in the backward pass instead of storing them.
+        rngs: `params` stream for the initial weights.
+
+    Returns:
+        A model that maps images [B, H, W, in_channels], normalised floats, to logits [B, num_classes].
+
+    Raises:
+        ValueError: naming the argument, what was given and what is allowed.
+    """
+    config = dataclasses.replace(
+        variant_config(name),
+        in_channels=in_channels,
+        drop_path_rate=drop_path_rate,
+        dropout_rate=dropout_rate,
+        window_padding=window_padding,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        remat=remat,
+    )
+    return TwinsClassifier(config, num_classes, rngs=rngs)
+
+
+def create_backbone(
+    name: str,
+    *,
+    in_channels: int = 3,
+    drop_path_rate: float = 0.0,
+    dropout_rate: float = 0.0,
+    window_padding: WindowPadding = "zero",
+    stage_norms: bool = False,
+    dtype: DTypeLike = jnp.float32,
+    param_dtype: DTypeLike = jnp.float32,
+    remat: bool = False,
+    rngs: nnx.Rngs,
+) -> TwinsBackbone:
+    """Creates a backbone with the reference's random initial weights.
+
+    Args:
+        name: a variant, one of `list_models()`.
+        in_channels: as in `create_model`, like the other arguments not listed.
+        drop_path_rate: as in `create_model`.
+        dropout_rate: as in `create_model`.
+        window_padding: as in `create_model`.
+        stage_norms: a LayerNorm on each of the four outputs, as upstream's dense SVT backbones have.
+        dtype: as in `create_model`.
+        param_dtype: as in `create_model`.
+        remat: as in `create_model`.
+        rngs: `params` stream for the initial weights.
+
+    Returns:
+        A model that maps images [B, H, W, in_channels] of any H, W >= 32 to four maps at strides 4, 8, 16 and 32.
+
+    Raises:
+        ValueError: naming the argument, what was given and what is allowed.
+    """
+    config = dataclasses.replace(
+        variant_config(name),
+        in_channels=in_channels,
+        drop_path_rate=drop_path_rate,
+        dropout_rate=dropout_rate,
+        window_padding=window_padding,
+        stage_norms=stage_norms,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        remat=remat,
+    )
+    return TwinsBackbone(config, rngs=rngs)
+
+
+def from_pretrained(
+    source: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    num_classes: int | None = None,
+    rngs: nnx.Rngs | None = None,
+    **overrides: Any,
+) -> TwinsClassifier:
+    """Creates a classifier with the weights of a checkpoint.
+
+    Args:
+        source: a PyTorch checkpoint (.safetensors; .pth and other files of `torch.save` need torch) with the names of
+            timm or upstream, or an Orbax folder of this project.
+        name: the variant; read off the weights where it is None.
+        num_classes: read off the weights where it is None. Where it differs from the checkpoint's, a fresh head takes
+            the place of the checkpoint's (0: no head).
+        rngs: `params` stream for a fresh head; needed only for that.
+        **overrides: `TwinsConfig`'s fields of use, such as `drop_path_rate`, `window_padding`, `dtype`.
+
+    Returns:
+        The model, all its weights from the checkpoint but a fresh head's, as `param_dtype` (float32).
+
+    Raises:
+        ValueError: the source cannot be read, is of no known variant or does not fit it name by name; or an argument
+            is not allowed.
+    """
+    from twins_jax.port.convert import read_weights
+
+    weights = read_weights(source)
+    inferred = weights.infer(name)
+    config = _replace_uses(variant_config(inferred.name), in_channels=inferred.in_channels, **overrides)
+    model = nnx.eval_shape(lambda: TwinsClassifier(config, inferred.num_classes, rngs=nnx.Rngs(0)))
+    params = weights.fit(_shapes(model))
+    if num_classes is not None and num_classes != inferred.num_classes:
+        model = nnx.eval_shape(lambda: TwinsClassifier(config, num_classes, rngs=nnx.Rngs(0)))
+        params.pop("head", None)
+        if num_classes:
+            if rngs is None:
+                raise InputError(
+                    f"num_classes={num_classes}: {source} has {inferred.num_classes}, a fresh head needs rngs"
+                )
+            params["head"] = get_params(linear(config.embed_dims[-1], num_classes, config=config, rngs=rngs))
+    set_params(model, jax.tree.map(lambda array: jnp.asarray(array, config.param_dtype), params))
+    return model
+
+
+def backbone_from_pretrained(
+    source: str | os.PathLike[str], *, name: str | None = None, **overrides: Any
+) -> TwinsBackbone:
+    """Creates a backbone with the weights of a classification checkpoint, whose final norm and head are left out.
+
+    Args:
+        source: as in `from_pretrained`.
+        name: the variant; read off the weights where it is None.
+        **overrides: `TwinsConfig`'s fields of use, such as `drop_path_rate`, `window_padding`, `dtype`.
+
+    Returns:
+        The backbone, without `stage_norms`: a classification checkpoint has none.
+
+    Raises:
+        ValueError: as in `from_pretrained`.
+    """
+    return from_pretrained(source, name=name, **overrides).backbone
+
+
+def _replace_uses(config: TwinsConfig, **overrides: Any) -> TwinsConfig:
+    """`dataclasses.replace` for the fields with defaults: a checkpoint fixes the others."""
+    allowed = [field.name for field in dataclasses.fields(config) if field.default is not dataclasses.MISSING]
+    for key, value in overrides.items():
+        if key not in allowed:
+            raise InputError(f"{key}={value!r} is no override: allowed are {', '.join(allowed)}")
+    return dataclasses.replace(config, **overrides)
+
+
+def _shapes(model: nnx.Module) -> dict[str, tuple[int, ...]]:
+    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(get_params(model), sep="/").items()}
