@@ -4,7 +4,7 @@ from twins_jax.backbone import TwinsBackbone
 from twins_jax.classifier import TwinsClassifier
 from twins_jax.config import TwinsConfig
 from twins_jax.errors import InputError
-from twins_jax.functional import get_params, set_params, split_model
+from twins_jax.functional import Params, get_params, set_params, split_model
 from twins_jax.pretrained import (
     backbone_from_pretrained,
     create_backbone,
@@ -15,6 +15,7 @@ from twins_jax.pretrained import (
 
 __all__ = [
     "InputError",
+    "Params",
     "TwinsBackbone",
     "TwinsClassifier",
     "TwinsConfig",

@@ -1,24 +1,12 @@
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from train.data.digits import prepare_digits
-
-
-@pytest.fixture(scope="session")
-def torchvision() -> Iterator[ModuleType]:
-    torch = pytest.importorskip("torch")
-    # With a CPU-only torch the compiled operators of torchvision do not load, and its import needs their schemas.
-    if not hasattr(torch.ops.torchvision, "nms"):
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    yield pytest.importorskip("torchvision")  # noqa: PT022 - the frame keeps `library`
 
 
 @pytest.fixture(scope="session")

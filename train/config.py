@@ -1,0 +1,146 @@
+"""Every setting of a training run, typed; `python -m train.main --help` shows them with their defaults."""
+
+import dataclasses
+from typing import Literal
+
+from train.data.config import DataConfig
+from twins_jax.config import WindowPadding, variant_config
+from twins_jax.errors import InputError
+
+
+def require(field: str, value: object, ok: bool, allowed: str) -> None:
+    """Raises InputError that names the field, its value and what is allowed, unless `ok`."""
+    if not ok:
+        raise InputError(f"{field}={value!r}: allowed are {allowed}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The model and how it computes."""
+
+    name: str = "twins_svt_tiny"
+    """A variant, one of `twins_jax.list_models()`."""
+
+    drop_path_rate: float = 0.0
+    """Stochastic-depth rate of the last block."""
+
+    dropout_rate: float = 0.0
+    """Dropout after patch embeddings, attention projections and MLP layers."""
+
+    window_padding: WindowPadding = "zero"
+    """What LSA does with maps that its windows do not tile."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the computation; parameters, losses and statistics are float32."""
+
+    remat: bool = False
+    """Recompute activations in the backward pass instead of storing them."""
+
+    def __post_init__(self) -> None:
+        variant_config(self.name)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with a linear warm-up and a cosine decay."""
+
+    learning_rate: float = 5e-4
+    """Peak learning rate for a batch of 512; it is scaled by batch_size / 512."""
+
+    warmup_learning_rate: float = 1e-6
+    """Learning rate of the first step of the warm-up; not scaled."""
+
+    min_learning_rate: float = 1e-5
+    """Learning rate at the end; not scaled."""
+
+    warmup_epochs: float = 5.0
+    """Length of the warm-up; at most the whole run."""
+
+    weight_decay: float = 0.05
+    """Decoupled weight decay of every parameter but biases, norms and the PEG."""
+
+    clip_norm: float = 5.0
+    """Largest global norm of the gradients."""
+
+    label_smoothing: float = 0.1
+    """Share of each target that is spread over all classes."""
+
+    def __post_init__(self) -> None:
+        for field in ("learning_rate", "warmup_learning_rate", "min_learning_rate", "clip_norm"):
+            require(f"optim.{field}", getattr(self, field), getattr(self, field) > 0, "positive numbers")
+        for field in ("warmup_epochs", "weight_decay"):
+            require(f"optim.{field}", getattr(self, field), getattr(self, field) >= 0, "numbers from 0")
+        require("optim.label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "shares in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When checkpoints are written and which are kept."""
+
+    every_steps: int = 500
+    """Steps between checkpoints; the last step always has one."""
+
+    keep: int = 2
+    """Newest checkpoints that are kept."""
+
+    def __post_init__(self) -> None:
+        require("checkpoint.every_steps", self.every_steps, self.every_steps >= 1, "integers from 1")
+        require("checkpoint.keep", self.keep, self.keep >= 1, "integers from 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A training run. The same config on the same devices gives the same run."""
+
+    workdir: str
+    """Folder of the run; a rerun goes on from the newest checkpoint in it."""
+
+    model: ModelConfig
+    data: DataConfig
+    optim: OptimConfig
+    checkpoint: CheckpointConfig
+
+    seed: int = 0
+    """Decides initial weights, the order of examples, augmentation and dropout."""
+
+    epochs: float = 300.0
+    """Length of the run in passes over the training examples, unless `steps` is given."""
+
+    steps: int | None = None
+    """Length of the run in steps."""
+
+    batch_size: int = 1024
+    """Examples in a step, over all devices and hosts."""
+
+    eval_batch_size: int = 1024
+    """Examples in an evaluation step, over all devices and hosts."""
+
+    eval_every_steps: int = 5000
+    """Steps between evaluations; the last step always has one."""
+
+    log_every_steps: int = 50
+    """Steps between lines of training metrics."""
+
+    init: str = ""
+    """Checkpoint to start from: anything `twins_jax.from_pretrained` takes. The head is replaced where the number of
+    classes differs."""
+
+    eval_only: bool = False
+    """Evaluate the newest checkpoint in `workdir`, or else `init`, and stop."""
+
+    def __post_init__(self) -> None:
+        require("workdir", self.workdir, bool(self.workdir), "folder names")
+        require("seed", self.seed, 0 <= self.seed < 2**31, "integers from 0 to 2**31 - 1")
+        require("epochs", self.epochs, self.epochs > 0, "positive numbers")
+        require("steps", self.steps, self.steps is None or self.steps >= 1, "None and integers from 1")
+        for field in ("batch_size", "eval_batch_size", "eval_every_steps", "log_every_steps"):
+            require(field, getattr(self, field), getattr(self, field) >= 1, "integers from 1")
+
+    def total_steps(self, train_examples: int) -> int:
+        """Length of the run in steps."""
+        return self.steps or max(1, round(self.epochs * train_examples / self.batch_size))
+
+    def warmup_steps(self, train_examples: int) -> int:
+        """Length of the warm-up in steps."""
+        warmup = round(self.optim.warmup_epochs * train_examples / self.batch_size)
+        return min(warmup, self.total_steps(train_examples))

@@ -1,0 +1,175 @@
+"""Compiled kernels on uint8 images [H, W, 3]: PIL's bicubic resize and affine transform, equal pixel for pixel.
+
+PIL computes whole images one value at a time; these compute the window that is needed, many values at a time, and
+release the GIL. The arithmetic, and its order, is that of Pillow's src/libImaging/Resample.c and Geometry.c.
+"""
+
+import math
+from collections.abc import Callable
+from typing import TypeVar
+
+import numba
+import numpy as np
+
+Function = TypeVar("Function", bound=Callable)
+
+FRACTION_BITS = 22
+"""Pillow's fixed-point weights: 32 bits less 8 for the pixel and 2 for sums outside [0, 1] (PRECISION_BITS)."""
+
+TILE = 16
+"""Rows of a tile of the transposition: its part of the output stays in the first-level cache."""
+
+
+def compiled(function: Function) -> Function:
+    """Compiles on the first call; later processes read the machine code from the cache beside this file."""
+    return numba.njit(nogil=True, cache=True)(function)
+
+
+@compiled
+def resize(
+    image: np.ndarray, full_size: tuple[int, int], window: tuple[int, int], size: tuple[int, int]
+) -> np.ndarray:
+    """Returns `image.resize(full_size, BICUBIC).crop(window)` of PIL, computing no more than the window.
+
+    Args:
+        image: uint8 [H, W, 3], contiguous in its rows.
+        full_size: Height and width of the whole resized image.
+        window: Top and left of the window in the resized image.
+        size: Height and width of the window, which must lie inside the resized image.
+
+    Returns:
+        uint8 [*size, 3].
+    """
+    rows, row_counts, row_weights = _filter(image.shape[0], full_size[0], window[0], size[0])
+    columns, column_counts, column_weights = _filter(image.shape[1], full_size[1], window[1], size[1])
+    top, bottom = rows[0], rows[-1] + row_counts[-1]
+    left, right = columns[0], columns[-1] + column_counts[-1]
+    # Weighted sums of whole rows are what a CPU does fast, so the horizontal pass works on the transposed image.
+    # It comes first because it does in PIL, and the result of each pass is rounded to 8 bits.
+    turned = _weighted_rows(_transpose(image[top:bottom, left:right]), columns - left, column_counts, column_weights)
+    return _weighted_rows(_transpose(turned), rows - top, row_counts, row_weights)
+
+
+@compiled
+def _filter(length: int, full_length: int, first: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Weights of the pixels first..first+count of a line resized from `length` to `full_length` pixels.
+
+    Returns:
+        The first source pixel of each, int64 [count]; how many there are, int64 [count]; int32 [count, taps], weights.
+    """
+    scale = length / full_length
+    stretch = max(scale, 1.0)  # antialiasing: the filter covers as many source pixels as fall on one of the output
+    reach = 2.0 * stretch
+    starts, counts = np.empty(count, np.int64), np.empty(count, np.int64)
+    weights = np.zeros((count, 2 * math.ceil(reach) + 1), np.int32)
+    values = np.empty(weights.shape[1])
+    for i in range(count):
+        center = (first + i + 0.5) * scale
+        start, end = max(int(center - reach + 0.5), 0), min(int(center + reach + 0.5), length)
+        total = 0.0
+        for j in range(end - start):
+            values[j] = _bicubic((start + j - center + 0.5) * (1.0 / stretch))
+            total += values[j]
+        for j in range(end - start):
+            weight = values[j] / total * (1 << FRACTION_BITS)
+            weights[i, j] = int(weight - 0.5) if weight < 0 else int(weight + 0.5)
+        starts[i], counts[i] = start, end - start
+    return starts, counts, weights
+
+
+@compiled
+def _bicubic(x: float) -> float:
+    """The kernel of Keys (1981) with a = -0.5."""
+    x = abs(x)
+    if x < 1.0:
+        return (1.5 * x - 2.5) * x * x + 1.0
+    if x < 2.0:
+        return (((x - 5.0) * x + 8.0) * x - 4.0) * -0.5
+    return 0.0
+
+
+@compiled
+def _transpose(image: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3] -> [W, H, 3], by tiles because np.transpose copies three bytes at a time."""
+    height, width = image.shape[:2]
+    out = np.empty((width, height, 3), np.uint8)
+    for top in range(0, height, TILE):
+        for x in range(width):
+            for y in range(top, min(top + TILE, height)):
+                for channel in range(3):
+                    out[x, y, channel] = image[y, x, channel]
+    return out
+
+
+@compiled
+def _weighted_rows(image: np.ndarray, starts: np.ndarray, counts: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """uint8 [N, M, 3] -> [len(starts), M, 3]: row i is the weighted sum of `counts[i]` rows from `starts[i]`."""
+    lines = image.reshape(image.shape[0], -1)
+    out = np.empty((len(starts), lines.shape[1]), np.uint8)
+    sums = np.empty(lines.shape[1], np.int32)
+    for i in range(len(starts)):
+        sums[:] = 1 << (FRACTION_BITS - 1)  # rounds to the nearest
+        for j in range(counts[i]):
+            weight, line = weights[i, j], lines[starts[i] + j]
+            for k in range(len(sums)):
+                sums[k] += np.int32(line[k]) * weight
+        for k in range(len(sums)):
+            out[i, k] = min(max(sums[k] >> FRACTION_BITS, 0), 255)
+    return out.reshape(len(starts), image.shape[1], 3)
+
+
+@compiled
+def affine(image: np.ndarray, matrix: tuple[float, ...], fill: tuple[int, int, int]) -> np.ndarray:
+    """Returns `image.transform(image.size, AFFINE, matrix, BICUBIC, fillcolor=fill)` of PIL.
+
+    Args:
+        image: uint8 [H, W, 3].
+        matrix: a, b, c, d, e, f: the output's (x, y) shows the input's (ax + by + c, dx + ey + f).
+        fill: The colour of what lies outside the input.
+
+    Returns:
+        uint8 [H, W, 3].
+    """
+    height, width = image.shape[:2]
+    a, b, c, d, e, f = matrix
+    out = np.empty_like(image)
+    columns = np.empty(4, np.int64)
+    rows = np.empty(4, np.int64)
+    values = np.empty(4)
+    for y in range(height):
+        for x in range(width):
+            in_x, in_y = a * (x + 0.5) + b * (y + 0.5) + c, d * (x + 0.5) + e * (y + 0.5) + f
+            if not (0 <= in_x < width and 0 <= in_y < height):
+                for channel in range(3):
+                    out[y, x, channel] = fill[channel]
+                continue
+            left, top = math.floor(in_x - 0.5), math.floor(in_y - 0.5)
+            part_x, part_y = in_x - 0.5 - left, in_y - 0.5 - top
+            for k in range(4):
+                columns[k] = min(max(left + k - 1, 0), width - 1)
+                rows[k] = min(max(top + k - 1, 0), height - 1)
+            for channel in range(3):
+                # At a part of 0 the cubic is its second value: shears and translations need one direction only.
+                for k in range(4):
+                    if part_y == 0 and k != 1:
+                        continue
+                    line = image[rows[k]]
+                    if part_x == 0:
+                        values[k] = line[columns[1], channel]
+                    else:
+                        values[k] = _cubic(
+                            float(line[columns[0], channel]),
+                            float(line[columns[1], channel]),
+                            float(line[columns[2], channel]),
+                            float(line[columns[3], channel]),
+                            part_x,
+                        )
+                value = values[1] if part_y == 0 else _cubic(values[0], values[1], values[2], values[3], part_y)
+                out[y, x, channel] = int(min(max(value, 0.0), 255.0))
+    return out
+
+
+@compiled
+def _cubic(p: float, q: float, r: float, s: float, t: float) -> float:
+    """Cubic through q at t = 0 and r at t = 1, with the slopes r - p and s - q (a = -1 in Keys' terms)."""
+    return q + t * (r - p + t * (2.0 * (p - q) + r - s + t * (q - p + s - r)))
