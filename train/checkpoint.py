@@ -1,88 +1,131 @@
-"""Checkpoints of a run: WORKDIR/checkpoints/STEP/{params,opt_state,data}."""
+"""Checkpoints of a run: WORKDIR/checkpoints/STEP/{params,opt_state,data} and, with a moving average, ema."""
 
+import dataclasses
+import shutil
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import grain
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from jax.tree_util import keystr, tree_flatten_with_path
+from flax import traverse_util
+from jax.experimental import multihost_utils
+from jax.tree_util import keystr, tree_flatten_with_path, tree_unflatten
 from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
 
 from train.config import CheckpointConfig
 from train.state import TrainState
 from twins_jax.errors import InputError
+from twins_jax.port.text import one_line
+
+Tree = dict[str, Any]
 
 
 class Checkpoints:
     """Saves and restores the state of a run and the position in its data.
 
-    A context manager; leaving it waits for the saves that are under way. Saves are asynchronous, and a checkpoint
-    appears under its step only when it is complete.
+    A context manager; leaving it waits for the saves that are under way. Saves are asynchronous, all processes write
+    their parts, and a checkpoint appears under its step only when it is complete.
     """
 
     def __init__(self, workdir: Path, config: CheckpointConfig) -> None:
+        self._workdir = workdir.absolute()
+        best = preservation_policy.BestN(
+            get_metric_fn=lambda metrics: metrics["top1"], n=1, keep_checkpoints_without_metrics=False
+        )
         self._manager = ocp.CheckpointManager(
-            (workdir / "checkpoints").absolute(),
+            self._workdir / "checkpoints",
+            item_handlers={name: ocp.StandardCheckpointHandler() for name in ("params", "opt_state", "ema")}
+            | {"data": grain.checkpoint.CheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
                 save_decision_policy=save_decision_policy.FixedIntervalPolicy(config.every_steps),
-                preservation_policy=preservation_policy.LatestN(config.keep),
+                preservation_policy=preservation_policy.AnyPreservationPolicy(
+                    [preservation_policy.LatestN(config.keep), best]
+                ),
             ),
         )
 
-    def latest_step(self) -> int | None:
-        """The step of the newest checkpoint, or None."""
-        return self._manager.latest_step()
+    def is_due(self, step: int) -> bool:
+        """Whether the state after `step` steps is to be saved."""
+        return self._manager.should_save(step)
 
-    def save(self, state: TrainState, step: int, data: grain.DatasetIterator, *, last: bool) -> None:
-        """Saves if a checkpoint is due after `step` steps, or if it is the last."""
+    def save(
+        self, state: TrainState, step: int, data: grain.DatasetIterator, evaluation: Mapping[str, float] | None
+    ) -> None:
+        """Saves the state after `step` steps, unless that has been done; `evaluation` is that of this step, if any."""
         if step == self._manager.latest_step():
             return
-        args = ocp.args.Composite(
-            params=ocp.args.StandardSave(state.params),
-            opt_state=ocp.args.StandardSave(state.opt_state),
-            data=grain.checkpoint.CheckpointSave(data),
-        )
-        self._manager.save(step, args=args, force=last)
+        items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
+        args = ocp.args.Composite(**items, data=grain.checkpoint.CheckpointSave(data))
+        self._manager.save(step, args=args, metrics=dict(evaluation) if evaluation else None, force=True)
 
-    def restore(self, state: TrainState, data: grain.DatasetIterator | None) -> TrainState:
-        """Restores the newest checkpoint.
+    def restore(self, state: TrainState, data: grain.DatasetIterator | None) -> TrainState | None:
+        """Restores the newest checkpoint that can be read; what cannot is reported and put into WORKDIR/damaged.
 
         Args:
             state: has the structure, shapes, dtypes and shardings wanted.
-            data: the iterator to set to the saved position; None leaves the data out.
+            data: the iterator to set to the saved position. None: only the parameters and their moving average are
+                restored, for evaluation.
+
+        Returns:
+            The state, or None where there is no checkpoint.
 
         Raises:
-            InputError: lists the parameters that the checkpoint and the model do not have in common.
+            InputError: the checkpoint is of another model or optimizer, and how they differ; or none can be read.
         """
-        step = self._manager.latest_step()
-        assert step is not None, "there is no checkpoint to restore"
-        self._check_params(step, state.params)
-        items: dict[str, Any] = {
-            "params": ocp.args.StandardRestore(_abstract(state.params)),
-            "opt_state": ocp.args.StandardRestore(_abstract(state.opt_state)),
-        }
-        if data is not None:
-            items["data"] = grain.checkpoint.CheckpointRestore(data)
-        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        return TrainState(jax.numpy.asarray(step, jax.numpy.int32), restored["params"], restored["opt_state"])
+        damaged: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                restored = self._restore_step(step, state, data)
+            except InputError:
+                raise
+            except Exception as error:  # what a damaged file raises depends on where the damage is
+                damaged[step] = one_line(error)
+                continue
+            # Only now, when another one could be read, is it sure that the fault is the checkpoint's.
+            for damaged_step, why in damaged.items():
+                self._put_aside(damaged_step, why)
+            return restored
+        if damaged:
+            reasons = "; ".join(f"step {step}: {why}" for step, why in damaged.items())
+            raise InputError(f"workdir: no checkpoint in {self._manager.directory} can be read: {reasons}")
+        return None
 
-    def _check_params(self, step: int, params: Any) -> None:
-        folder = self._manager.directory / str(step) / "params"
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            saved = _shapes(checkpointer.metadata(folder).item_metadata.tree)
-        wanted = _shapes(params)
-        problems = [f"  - {name} {shape} is missing" for name, shape in wanted.items() if name not in saved]
-        problems += [f"  + {name} {shape} is left over" for name, shape in saved.items() if name not in wanted]
-        problems += [
-            f"  ! {name} has shape {saved[name]}, expected {shape}"
-            for name, shape in wanted.items()
-            if name in saved and saved[name] != shape
-        ]
+    def _restore_step(self, step: int, state: TrainState, data: grain.DatasetIterator | None) -> TrainState:
+        wanted = _items(state)
+        if data is None:
+            del wanted["opt_state"]
+        folder = self._manager.directory / str(step)
+        metadata = self._manager.item_metadata(step)
+        problems = []
+        for name, tree in wanted.items():
+            saved = _shapes(metadata[name].tree) if metadata.get(name) else {}
+            problems += _differences(saved, _shapes(tree), prefix=f"{name}/")
         if problems:
-            head = f"workdir: {folder.parent} does not fit the model, whose name or classes must have been others:"
+            head = f"workdir: {folder} does not fit; it was written by a run with another model or optimizer:"
             raise InputError("\n".join([head, *problems]))
+
+        args: dict[str, Any] = {name: ocp.args.StandardRestore(_abstract(tree)) for name, tree in wanted.items()}
+        if data is not None:
+            args["data"] = grain.checkpoint.CheckpointRestore(data)
+        restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+        trees = {name: _fill(getattr(state, name), restored[name]) for name in wanted}
+        at_step = jax.device_put(jnp.asarray(step, jnp.int32), state.step.sharding)
+        return dataclasses.replace(state, step=at_step, **trees)
+
+    def _put_aside(self, step: int, why: str) -> None:
+        target = self._workdir / "damaged" / str(step)
+        if jax.process_index() == 0:
+            warnings.warn(f"the checkpoint of step {step} cannot be read ({why}): moved to {target}", stacklevel=2)
+            target.parent.mkdir(exist_ok=True)
+            shutil.rmtree(target, ignore_errors=True)  # an earlier damaged checkpoint of the same step
+            shutil.move(str(self._manager.directory / str(step)), str(target))
+        multihost_utils.sync_global_devices(f"put aside {step}")
+        self._manager.reload()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -93,9 +136,40 @@ class Checkpoints:
         self._manager.close()
 
 
+def _items(state: TrainState) -> dict[str, Tree]:
+    """The parts of a state that are saved, as nested dicts: files then do not depend on optax's classes."""
+    parts = {"params": state.params, "opt_state": state.opt_state}
+    if state.ema is not None:
+        parts["ema"] = state.ema
+    return {name: traverse_util.unflatten_dict(_leaves(part), sep="/") for name, part in parts.items()}
+
+
+def _fill(part: Any, tree: Tree) -> Any:
+    """The inverse of `_items` for one part: the leaves of `tree` in the structure of `part`."""
+    values = traverse_util.flatten_dict(tree, sep="/")
+    return tree_unflatten(jax.tree.structure(part), [values[name] for name in _leaves(part)])
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+    return {keystr(path, simple=True, separator="/"): leaf for path, leaf in tree_flatten_with_path(tree)[0]}
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(leaf.shape) for name, leaf in _leaves(tree).items()}
+
+
 def _abstract(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    return {keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in tree_flatten_with_path(tree)[0]}
+def _differences(
+    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], prefix: str
+) -> list[str]:
+    lines = [f"  - {prefix}{name} {shape} is missing" for name, shape in expected.items() if name not in found]
+    lines += [f"  + {prefix}{name} {shape} is left over" for name, shape in found.items() if name not in expected]
+    lines += [
+        f"  ! {prefix}{name} has shape {found[name]}, expected {shape}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    return lines

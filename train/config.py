@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from train.data.config import DataConfig
+from train.mixing import MixConfig
 from twins_jax.config import WindowPadding, variant_config
 from twins_jax.errors import InputError
 
@@ -54,7 +55,7 @@ class OptimConfig:
     """Learning rate at the end; not scaled."""
 
     warmup_epochs: float = 5.0
-    """Length of the warm-up; at most the whole run."""
+    """Length of the warm-up; cut to end before the run does."""
 
     weight_decay: float = 0.05
     """Decoupled weight decay of every parameter but biases, norms and the PEG."""
@@ -65,12 +66,51 @@ class OptimConfig:
     label_smoothing: float = 0.1
     """Share of each target that is spread over all classes."""
 
+    layer_decay: float = 1.0
+    """Factor on the learning rate from each block to the one before it, for fine-tuning; 1: none."""
+
+    accumulate: int = 1
+    """Parts into which a batch is cut, one after the other, to fit in memory; their gradients are averaged."""
+
+    ema_decay: float = 0.0
+    """Decay of the moving average of the weights, which is evaluated beside them; 0: none."""
+
     def __post_init__(self) -> None:
         for field in ("learning_rate", "warmup_learning_rate", "min_learning_rate", "clip_norm"):
             require(f"optim.{field}", getattr(self, field), getattr(self, field) > 0, "positive numbers")
         for field in ("warmup_epochs", "weight_decay"):
             require(f"optim.{field}", getattr(self, field), getattr(self, field) >= 0, "numbers from 0")
+        require("optim.layer_decay", self.layer_decay, 0 < self.layer_decay <= 1, "factors in (0, 1]")
+        require("optim.accumulate", self.accumulate, self.accumulate >= 1, "integers from 1")
+        require("optim.ema_decay", self.ema_decay, 0 <= self.ema_decay < 1, "decays in [0, 1)")
         require("optim.label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "shares in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class DistributedConfig:
+    """The processes that make up a run."""
+
+    mode: Literal["auto", "off"] = "auto"
+    """auto: join the given coordinator, or the cluster that JAX detects (SLURM, Open MPI, TPU pods), if there is one.
+    off: this process is the whole run."""
+
+    coordinator: str = ""
+    """HOST:PORT of process 0, where the cluster is not detected."""
+
+    processes: int = 1
+    """Number of processes; read with `coordinator` only."""
+
+    process_id: int = 0
+    """Which of them this is; read with `coordinator` only."""
+
+    timeout_seconds: int = 100
+    """How long to wait for the others at the start, and for one that is silent during the run."""
+
+    def __post_init__(self) -> None:
+        require("distributed.processes", self.processes, self.processes >= 1, "integers from 1")
+        in_range = 0 <= self.process_id < self.processes
+        require("distributed.process_id", self.process_id, in_range, f"integers from 0 to {self.processes - 1}")
+        require("distributed.timeout_seconds", self.timeout_seconds, self.timeout_seconds >= 1, "integers from 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +121,7 @@ class CheckpointConfig:
     """Steps between checkpoints; the last step always has one."""
 
     keep: int = 2
-    """Newest checkpoints that are kept."""
+    """Newest checkpoints that are kept, beside the one with the best top-1."""
 
     def __post_init__(self) -> None:
         require("checkpoint.every_steps", self.every_steps, self.every_steps >= 1, "integers from 1")
@@ -99,6 +139,11 @@ class TrainConfig:
     data: DataConfig
     optim: OptimConfig
     checkpoint: CheckpointConfig
+    mix: MixConfig = dataclasses.field(default_factory=MixConfig)
+    distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
+
+    fsdp: int = 1
+    """Devices over which parameters and optimizer state are split; the others hold copies."""
 
     seed: int = 0
     """Decides initial weights, the order of examples, augmentation and dropout."""
@@ -128,13 +173,18 @@ class TrainConfig:
     eval_only: bool = False
     """Evaluate the newest checkpoint in `workdir`, or else `init`, and stop."""
 
+    profile: bool = False
+    """Write a trace of a few steps into WORKDIR/profile, for TensorBoard or Perfetto."""
+
     def __post_init__(self) -> None:
         require("workdir", self.workdir, bool(self.workdir), "folder names")
         require("seed", self.seed, 0 <= self.seed < 2**31, "integers from 0 to 2**31 - 1")
         require("epochs", self.epochs, self.epochs > 0, "positive numbers")
         require("steps", self.steps, self.steps is None or self.steps >= 1, "None and integers from 1")
-        for field in ("batch_size", "eval_batch_size", "eval_every_steps", "log_every_steps"):
+        for field in ("batch_size", "eval_batch_size", "eval_every_steps", "log_every_steps", "fsdp"):
             require(field, getattr(self, field), getattr(self, field) >= 1, "integers from 1")
+        parts = self.optim.accumulate
+        require("batch_size", self.batch_size, self.batch_size % parts == 0, f"multiples of optim.accumulate, {parts}")
 
     def total_steps(self, train_examples: int) -> int:
         """Length of the run in steps."""
@@ -143,4 +193,4 @@ class TrainConfig:
     def warmup_steps(self, train_examples: int) -> int:
         """Length of the warm-up in steps."""
         warmup = round(self.optim.warmup_epochs * train_examples / self.batch_size)
-        return min(warmup, self.total_steps(train_examples))
+        return min(warmup, self.total_steps(train_examples) - 1)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import sys
 import time
@@ -12,22 +13,22 @@ from typing import Any
 
 import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from tqdm import tqdm
 
-import twins_jax
+from train import flops
 from train.checkpoint import Checkpoints
 from train.config import TrainConfig
 from train.data.classification import eval_batches, train_batches
-from train.data.sources import dataset_info
-from train.evaluators.classification import evaluate, make_eval_step
+from train.distributed import StopRequest, initialize, is_main_process, to_global
+from train.errors import DivergedError, PreemptedError
+from train.evaluators.classification import evaluate
 from train.metrics import MetricWriter
-from train.optim import make_optimizer, make_schedule
-from train.state import create_state
-from train.step import batch_shapes, make_train_step
-from twins_jax import InputError, TwinsClassifier
+from train.profile import Profiler
+from train.run import Run, build
+from train.state import TrainState
+from train.step import Batch
+from twins_jax import InputError
 
 MAX_IN_FLIGHT = 2
 """Steps that may be queued on the device: enough to keep it busy, few enough that their batches fit in memory."""
@@ -37,115 +38,143 @@ def run(config: TrainConfig) -> dict[str, Any]:
     """Trains, or only evaluates, as `config` says.
 
     Returns:
-        The last evaluation: "top1", "top5" (fractions), "loss", "examples" and "step".
+        The last evaluation: "top1", "top5" (fractions), "loss", "examples" and "step"; with a moving average of the
+        weights also its "ema_top1", "ema_top5" and "ema_loss".
 
     Raises:
         InputError: a setting, the data or a checkpoint is not what it must be.
+        DivergedError: a loss or gradient is not finite.
+        PreemptedError: SIGTERM came; the state is saved.
     """
+    initialize(config.distributed)
+    run = build(config)
     workdir = Path(config.workdir).expanduser()
-    info = dataset_info(config.data)
-    model = create_or_load_model(config, info.num_classes)
-    apply, params = twins_jax.split_model(model)
-    schedule = make_schedule(config, info.train_examples)
-    optimizer = make_optimizer(config, schedule)
-    state = create_state(params, optimizer)
-    eval_step = make_eval_step(apply)
-    eval_data = eval_batches(config.data, config.eval_batch_size)
-
     if config.eval_only:
-        has_checkpoint = (workdir / "checkpoints").is_dir()
-        if not has_checkpoint and not config.init:
-            raise InputError(f"eval_only: {workdir} holds no checkpoint, and no init is given")
-        if has_checkpoint:
-            with Checkpoints(workdir, config.checkpoint) as checkpoints:
-                if checkpoints.latest_step() is not None:
-                    state = checkpoints.restore(state, data=None)
-        return {**evaluate(eval_step, state.params, _closing(eval_data)), "step": int(state.step)}
+        return _evaluate_only(run, workdir)
+    if is_main_process():
+        workdir.mkdir(parents=True, exist_ok=True)
+        _write_json(workdir / "config.json", dataclasses.asdict(config))
+    local_batch_size = config.batch_size // jax.process_count()
+    data = iter(
+        train_batches(config.data, local_batch_size, config.seed, shard=jax.process_index(), shards=jax.process_count())
+    )
+    with contextlib.closing(data), Checkpoints(workdir, config.checkpoint) as checkpoints, StopRequest() as stop:
+        return _train(run, workdir, data, checkpoints, stop)
 
-    workdir.mkdir(parents=True, exist_ok=True)
-    _write_json(workdir / "config.json", dataclasses.asdict(config))
-    train_step = make_train_step(apply, optimizer, config, info.num_classes)
-    total = config.total_steps(info.train_examples)
-    data = iter(train_batches(config.data, config.batch_size, config.seed))
-    with contextlib.closing(data), Checkpoints(workdir, config.checkpoint) as checkpoints:
-        if checkpoints.latest_step() is not None:
-            state = checkpoints.restore(state, data)
-        start = int(state.step)
+
+def _train(
+    run: Run, workdir: Path, data: grain.DatasetIterator, checkpoints: Checkpoints, stop: StopRequest
+) -> dict[str, Any]:
+    config, total = run.config, run.total_steps
+    assert run.train_step is not None, "the run is built for evaluation only"
+    state = checkpoints.restore(run.state, data) or run.state
+    start = int(state.step)
+    performance = flops.describe(run)
+    if is_main_process():
+        print(performance, flush=True)
         if start:
             print(f"{workdir} holds step {start} of {total}: going on from there", flush=True)
 
-        pending: list[Any] = []
-        evaluation: dict[str, Any] = {}
-        # Compiled ahead, so that the first line's images/s is not that of the compiler.
-        train_step = train_step.lower(state, batch_shapes(config)).compile()
-        with MetricWriter(workdir, start) as writer, _progress_bar(start, total) as progress:
-            last_log = time.perf_counter()
-            for step in range(start + 1, total + 1):
-                state, metrics = train_step(state, next(data))
-                pending.append(metrics)
-                if len(pending) > MAX_IN_FLIGHT:
-                    jax.block_until_ready(pending[-MAX_IN_FLIGHT - 1])
-                progress.update()
-                is_last = step == total
-                if step % config.log_every_steps == 0 or is_last:
-                    values = _means(pending)
-                    now = time.perf_counter()
-                    values["images_per_s"] = len(pending) * config.batch_size / (now - last_log)
-                    values["learning_rate"] = float(schedule(step - 1))
-                    values["epoch"] = step * config.batch_size / info.train_examples
-                    pending, last_log = [], now
-                    writer.write(step, "train", values)
-                    progress.set_postfix_str(
-                        f"epoch {values['epoch']:.1f} loss {values['loss']:.3f} {values['images_per_s']:.0f} images/s",
-                        refresh=False,
-                    )
-                checkpoints.save(state, step, data, last=is_last)
-                if step % config.eval_every_steps == 0 or is_last:
-                    evaluation = evaluate(eval_step, state.params, _closing(eval_data))
-                    writer.write(step, "eval", evaluation)
+    pending: list[dict[str, jax.Array]] = []  # metrics of the steps since the last log, still on the device
+    evaluation: dict[str, Any] | None = None
+    profiler = Profiler(workdir, start, enabled=config.profile)
+    with MetricWriter(workdir, start) as writer, _progress_bar(start, total) as progress:
+        last_log = time.perf_counter()
+        for step in range(start + 1, total + 1):
+            profiler.before(step)
+            state, metrics = run.train_step(state, to_global(next(data), run.mesh))
+            pending.append(metrics)
+            if len(pending) > MAX_IN_FLIGHT:
+                jax.block_until_ready(pending[-MAX_IN_FLIGHT - 1])
+            profiler.after(step, metrics)
+            progress.update()
+
+            is_last, preempted = step == total, stop.requested(step)
+            is_eval = is_last or step % config.eval_every_steps == 0
+            is_save = is_last or preempted or checkpoints.is_due(step)
+            if is_eval or is_save or step % config.log_every_steps == 0:
+                values = _means(pending, last_step=step)
+                now = time.perf_counter()
+                rate = len(pending) * config.batch_size / (now - last_log)
+                epoch = step * config.batch_size / run.info.train_examples
+                values |= {"images_per_s": rate, "mfu": performance.mfu(rate)}
+                values |= {"learning_rate": float(run.schedule(step - 1)), "epoch": epoch}
+                writer.write(step, "train", values)
+                message = f"epoch {epoch:.1f} loss {values['loss']:.3f} {rate:.0f} images/s"
+                progress.set_postfix_str(message, refresh=False)
+                pending = []
+            evaluation = None
+            if is_eval:
+                evaluation = _evaluate(run, state)
+                writer.write(step, "eval", evaluation)
+                if is_main_process():
                     progress.write(f"step {step}: " + " ".join(f"{k} {v:.4g}" for k, v in evaluation.items()))
-                    last_log = time.perf_counter()
-    if not evaluation:  # the run had been finished before
-        evaluation = evaluate(eval_step, state.params, _closing(eval_data))
-    return {**evaluation, "step": int(state.step)}
+            if is_save:
+                checkpoints.save(state, step, data, evaluation)
+            if not pending:
+                last_log = time.perf_counter()  # what evaluation and saving took is not the steps'
+            if preempted and not is_last:
+                raise PreemptedError(f"SIGTERM: saved step {step} of {total} in {workdir}; start again to go on")
+    # Where every step had been done before there is no evaluation yet.
+    return {**(evaluation or _evaluate(run, state)), "step": total}
 
 
-def create_or_load_model(config: TrainConfig, num_classes: int) -> TwinsClassifier:
-    """The model of a run, with fresh weights or those of `config.init`.
+def _evaluate_only(run: Run, workdir: Path) -> dict[str, Any]:
+    state = None
+    if (workdir / "checkpoints").is_dir():
+        with Checkpoints(workdir, run.config.checkpoint) as checkpoints:
+            state = checkpoints.restore(run.state, data=None)
+    if state is None and not run.config.init:
+        raise InputError(f"eval_only: {workdir} holds no checkpoint, and no init is given")
+    state = state or run.state
+    return {**_evaluate(run, state), "step": int(state.step)}
+
+
+def _evaluate(run: Run, state: TrainState) -> dict[str, Any]:
+    result: dict[str, Any] = evaluate(run.eval_step, state.params, _eval_batches(run))
+    if state.ema is not None:
+        average = evaluate(run.eval_step, state.ema, _eval_batches(run))
+        result |= {f"ema_{name}": average[name] for name in ("top1", "top5", "loss")}
+    return result
+
+
+def _eval_batches(run: Run) -> Iterator[Batch]:
+    """The evaluation split, with as many batches in every process: all of them must take part in each step."""
+    config, processes = run.config, jax.process_count()
+    local_batch_size = config.eval_batch_size // processes
+    batches = eval_batches(config.data, local_batch_size, shard=jax.process_index(), shards=processes)
+    side = config.data.image_size
+    empty = {
+        "image": np.zeros((local_batch_size, side, side, 3), np.uint8),
+        "label": np.zeros(local_batch_size, np.int32),
+        "mask": np.zeros(local_batch_size, np.bool_),
+    }
+    with contextlib.closing(iter(batches)) as iterator:
+        for _ in range(0, run.info.eval_examples, config.eval_batch_size):
+            yield to_global(next(iterator, empty), run.mesh)
+
+
+def _means(metrics: list[dict[str, jax.Array]], last_step: int) -> dict[str, float]:
+    """The mean of each metric over the steps up to `last_step`; waits for them.
 
     Raises:
-        InputError: `init` cannot be loaded or is of another variant than `model.name`.
+        DivergedError: one of them is not finite; names the first step.
     """
-    uses: dict[str, Any] = {
-        "drop_path_rate": config.model.drop_path_rate,
-        "dropout_rate": config.model.dropout_rate,
-        "window_padding": config.model.window_padding,
-        "dtype": jnp.dtype(config.model.dtype),
-        "remat": config.model.remat,
-    }
-    rngs = nnx.Rngs(config.seed)
-    if config.init:
-        return twins_jax.from_pretrained(
-            config.init, name=config.model.name, num_classes=num_classes, rngs=rngs, **uses
-        )
-    return twins_jax.create_model(config.model.name, num_classes=num_classes, rngs=rngs, **uses)
-
-
-def _closing(batches: grain.IterDataset) -> Iterator[Any]:
-    """Iterates over a data set once and ends its worker processes."""
-    with contextlib.closing(iter(batches)) as iterator:
-        yield from iterator
+    on_host = jax.device_get(metrics)
+    for step, values in enumerate(on_host, start=last_step - len(on_host) + 1):
+        if not all(math.isfinite(value) for value in values.values()):
+            found = ", ".join(f"{name} {value}" for name, value in values.items())
+            raise DivergedError(
+                f"step {step}: {found}. The last checkpoint is good. Try a lower optim.learning_rate, a longer "
+                "optim.warmup_epochs, a smaller optim.clip_norm, or model.dtype float32"
+            )
+    return {key: float(np.mean([values[key] for values in on_host])) for key in on_host[0]}
 
 
 def _progress_bar(start: int, total: int) -> tqdm:
     """On a terminal a bar that moves; in a log a line every half a minute."""
-    return tqdm(total=total, initial=start, unit="step", mininterval=0.1 if sys.stderr.isatty() else 30.0)
-
-
-def _means(metrics: list[dict[str, jax.Array]]) -> dict[str, float]:
-    """The mean of each metric over some steps; this waits for them."""
-    on_host = jax.device_get(metrics)
-    return {key: float(np.mean([values[key] for values in on_host])) for key in on_host[0]}
+    interval = 0.1 if sys.stderr.isatty() else 30.0
+    return tqdm(total=total, initial=start, unit="step", mininterval=interval, disable=not is_main_process())
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

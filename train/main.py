@@ -1,21 +1,29 @@
 """The command line of training: `python -m train.main [RECIPE] [--field value ...]`."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 
+import jax
 import tyro
 
 from train.config import TrainConfig
+from train.errors import DivergedError, PreemptedError
 from train.recipes import DEFAULT, RECIPES
 from twins_jax.errors import InputError
 
+EXIT_BAD_INPUT = 2
+EXIT_DIVERGED = 3
+EXIT_LOST_PROCESS = 4
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL: start the same command again
+
 
 def parse(arguments: Sequence[str]) -> TrainConfig:
-    """The config that command-line arguments ask for; exits with code 2 on a bad one, naming it.
+    """The config that command-line arguments ask for; exits with code 2 on a bad field or value, naming it.
 
     Raises:
-        InputError: the recipe is unknown, or a value is of the right type but not allowed.
+        InputError: the recipe is unknown.
     """
     has_recipe = bool(arguments) and not arguments[0].startswith("-")
     name = arguments[0] if has_recipe else DEFAULT.__name__
@@ -23,8 +31,8 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
         raise InputError(f"recipe {name!r}: allowed are {', '.join(RECIPES)}")
     return tyro.cli(
         TrainConfig,
-        prog=f"python -m train.main [{' | '.join(RECIPES)}]",
-        description=f"Recipe {name}: {RECIPES[name].__doc__}",
+        prog="python -m train.main [RECIPE]",
+        description=f"Recipes: {', '.join(RECIPES)}.\n\nThis one, {name}: {RECIPES[name].__doc__}",
         default=RECIPES[name](),
         args=list(arguments[has_recipe:]),
         use_underscores=True,
@@ -32,16 +40,29 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs and returns the exit code: 0, or 2 for input that the caller can correct."""
+    """Runs and returns the exit code: 0, or one of this module's `EXIT_` constants."""
     try:
         config = parse(arguments)
-        from train.loop import run  # --help and bad arguments need not wait for JAX and the data libraries
+        from train.loop import run  # late, so that --help does not wait for the data and checkpoint libraries
 
         final = run(config)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    print("final: " + json.dumps(final))
+        return EXIT_BAD_INPUT
+    except DivergedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_DIVERGED
+    except PreemptedError as error:
+        print(error, file=sys.stderr)
+        return EXIT_PREEMPTED
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        reason = str(error).splitlines()[0]
+        print(f"error: a process of this run was lost, start all of them again: {reason}", file=sys.stderr, flush=True)
+        os._exit(EXIT_LOST_PROCESS)  # an orderly exit would wait for the lost process
+    if jax.process_index() == 0:
+        print("final: " + json.dumps(final))
     return 0
 
 

@@ -23,7 +23,7 @@ class MetricWriter:
         self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
 
     def write(self, step: int, split: str, values: dict[str, float | int]) -> None:
-        """Writes one line {"step": ..., "split": ..., **values} and a TensorBoard scalar `split/name` for each value."""
+        """Writes a line {"step": ..., "split": ..., **values}, and a TensorBoard scalar `split/name` for each value."""
         self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():

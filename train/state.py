@@ -5,9 +5,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from twins_jax import Params
+from twins_jax.sharding import shardings
 
 
 @jax.tree_util.register_dataclass
@@ -19,13 +22,33 @@ class TrainState:
         step: int32 [].
         params: nested dicts of float32 arrays.
         opt_state: the optimizer's.
+        ema: moving average of the parameters, or None.
     """
 
     step: jax.Array
     params: Params
     opt_state: Any
+    ema: Params | None
 
 
-def create_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+def create_state(params: Params, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool) -> TrainState:
+    """The state before the first step, laid out over the mesh by `twins_jax.sharding`.
+
+    Args:
+        params: the initial parameters, the same in every process.
+        optimizer: of the parameters.
+        mesh: of the devices of all processes.
+        ema: whether to keep a moving average, which starts at the parameters.
+    """
+
+    def distribute(leaf: jax.Array, sharding: jax.sharding.NamedSharding) -> jax.Array:
+        on_host = np.asarray(leaf)
+        return jax.make_array_from_callback(on_host.shape, sharding, lambda index: on_host[index])
+
+    def init(params: Params) -> TrainState:
+        average = jax.tree.map(jnp.copy, params) if ema else None
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
+
+    params = jax.tree.map(distribute, params, shardings(params, mesh))
+    layout = shardings(jax.eval_shape(init, params), mesh)
+    return jax.jit(init, out_shardings=layout, donate_argnums=0)(params)

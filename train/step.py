@@ -10,6 +10,7 @@ import optax
 
 from train.config import TrainConfig
 from train.losses import cross_entropy, smooth_targets
+from train.mixing import mix, random_erase
 from train.state import TrainState
 from twins_jax import Params
 
@@ -29,22 +30,13 @@ def normalise(images: jax.Array) -> jax.Array:
     return (images.astype(jnp.float32) / 255.0 - IMAGENET_MEAN) / IMAGENET_STD
 
 
-def batch_shapes(config: TrainConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and dtypes of a training batch."""
-    side = config.data.image_size
-    return {
-        "image": jax.ShapeDtypeStruct((config.batch_size, side, side, 3), jnp.uint8),
-        "label": jax.ShapeDtypeStruct((config.batch_size,), jnp.int32),
-    }
-
-
 def make_train_step(
     apply: Callable[..., jax.Array],
     optimizer: optax.GradientTransformation,
     config: TrainConfig,
     num_classes: int,
-) -> jax.stages.Wrapped:
-    """Makes the jitted step, which donates its state.
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Makes the training step, to be jitted.
 
     Args:
         apply: `split_model`'s pure function, (params, images, key) -> logits [B, num_classes].
@@ -56,19 +48,41 @@ def make_train_step(
         (state, {"image": uint8 [B, H, W, 3], "label": int32 [B]}) -> (next state, {"loss": float32 [], "grad_norm":
         float32 []}). All randomness is folded from the seed and the step.
     """
+    parts = config.optim.accumulate
 
     def loss_fn(params: Params, images: jax.Array, targets: jax.Array, key: jax.Array) -> jax.Array:
         return cross_entropy(apply(params, images, key), targets).mean()
 
+    def accumulated(params: Params, images: jax.Array, targets: jax.Array, key: jax.Array) -> tuple[jax.Array, Params]:
+        """The mean loss and gradients of the batch's parts, each of which takes every `parts`-th row.
+
+        So every device works on its own rows in each part; parts of neighbouring rows would move them.
+        """
+
+        def add_part(sums: Any, part: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, sums, jax.value_and_grad(loss_fn)(params, *part)), None
+
+        def split(rows: jax.Array) -> jax.Array:
+            return rows.reshape(-1, parts, *rows.shape[1:]).swapaxes(0, 1)
+
+        zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        sums, _ = jax.lax.scan(add_part, zeros, (split(images), split(targets), jax.random.split(key, parts)))
+        return jax.tree.map(lambda total: total / parts, sums)
+
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        images = normalise(batch["image"])
+        erase_key, mix_key, drop_key = jax.random.split(key, 3)
+        images = random_erase(erase_key, normalise(batch["image"]), config.mix.erase_probability)
         targets = smooth_targets(batch["label"], num_classes, config.optim.label_smoothing)
-        # Mixup, cutmix and random erasing act here, on images and targets, with keys split from `key`.
-        loss, gradients = jax.value_and_grad(loss_fn)(state.params, images, targets, key)
+        images, targets = mix(mix_key, images, targets, config.mix)
+        loss_and_gradients = accumulated if parts > 1 else jax.value_and_grad(loss_fn)
+        loss, gradients = loss_and_gradients(state.params, images, targets, drop_key)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema is not None:
+            ema = optax.incremental_update(params, ema, 1.0 - config.optim.ema_decay)
         metrics = {"loss": loss, "grad_norm": optax.global_norm(gradients)}
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return TrainState(state.step + 1, params, opt_state, ema), metrics
 
-    return jax.jit(train_step, donate_argnums=0)
+    return train_step

@@ -1,11 +1,13 @@
 """Models by name, with fresh weights or with those of a checkpoint."""
 
 import dataclasses
+import logging
 import os
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx, traverse_util
 from jax.typing import DTypeLike
 
@@ -13,8 +15,13 @@ from twins_jax.backbone import TwinsBackbone
 from twins_jax.classifier import TwinsClassifier
 from twins_jax.config import VARIANTS, TwinsConfig, WindowPadding, variant_config
 from twins_jax.errors import InputError
-from twins_jax.functional import get_params, set_params
+from twins_jax.functional import Params, get_params, set_params
 from twins_jax.layers import linear
+
+if TYPE_CHECKING:
+    from twins_jax.port.convert import Ported
+
+_logger = logging.getLogger(__name__)
 
 
 def list_models() -> list[str]:
@@ -122,6 +129,7 @@ def from_pretrained(
     *,
     name: str | None = None,
     num_classes: int | None = None,
+    ema: bool = False,
     rngs: nnx.Rngs | None = None,
     **overrides: Any,
 ) -> TwinsClassifier:
@@ -129,10 +137,12 @@ def from_pretrained(
 
     Args:
         source: a PyTorch checkpoint (.safetensors; .pth and other files of `torch.save` need torch) with the names of
-            timm or upstream, or an Orbax folder of this project.
+            timm or upstream; a Hugging Face snapshot folder, or "hf-hub:" and a repository's name; an Orbax folder or
+            .safetensors of this project, or a training run's folder (the newest checkpoint is taken).
         name: the variant; read off the weights where it is None.
         num_classes: read off the weights where it is None. Where it differs from the checkpoint's, a fresh head takes
             the place of the checkpoint's (0: no head).
+        ema: take the exponential moving average that a training checkpoint holds beside the weights.
         rngs: `params` stream for a fresh head; needed only for that.
         **overrides: `TwinsConfig`'s fields of use, such as `drop_path_rate`, `window_padding`, `dtype`.
 
@@ -140,56 +150,76 @@ def from_pretrained(
         The model, all its weights from the checkpoint but a fresh head's, as `param_dtype` (float32).
 
     Raises:
-        ValueError: the source cannot be read, is of no known variant or does not fit it name by name; or an argument
-            is not allowed.
+        ValueError: the source cannot be read, is of no known variant, does not fit it name by name or has no
+            classifier (see `backbone_from_pretrained`); or an argument is not allowed.
     """
-    from twins_jax.port.convert import read_weights
-
-    weights = read_weights(source)
-    inferred = weights.infer(name)
-    config = _replace_uses(variant_config(inferred.name), in_channels=inferred.in_channels, **overrides)
-    model = nnx.eval_shape(lambda: TwinsClassifier(config, inferred.num_classes, rngs=nnx.Rngs(0)))
-    params = weights.fit(_shapes(model))
-    if num_classes is not None and num_classes != inferred.num_classes:
-        model = nnx.eval_shape(lambda: TwinsClassifier(config, num_classes, rngs=nnx.Rngs(0)))
-        params.pop("head", None)
-        if num_classes:
+    model, params, _ = _port(source, name, ema)
+    if model.num_classes is None:
+        raise InputError(f"{source}: holds a backbone without a classifier: use backbone_from_pretrained")
+    config = _replace_uses(model.config(), **overrides)
+    classes = model.num_classes if num_classes is None else num_classes
+    classifier = nnx.eval_shape(lambda: TwinsClassifier(config, classes, rngs=nnx.Rngs(0)))
+    fresh: Params = {}
+    if classes != model.num_classes:
+        params = {path: array for path, array in params.items() if not path.startswith("head/")}
+        if classes:
             if rngs is None:
-                raise InputError(
-                    f"num_classes={num_classes}: {source} has {inferred.num_classes}, a fresh head needs rngs"
-                )
-            params["head"] = get_params(linear(config.embed_dims[-1], num_classes, config=config, rngs=rngs))
-    set_params(model, jax.tree.map(lambda array: jnp.asarray(array, config.param_dtype), params))
-    return model
+                raise InputError(f"num_classes={classes}: {source} has {model.num_classes}, a fresh head needs rngs")
+            fresh = {"head": get_params(linear(config.embed_dims[-1], classes, config=config, rngs=rngs))}
+    set_params(classifier, _to_params(params, config) | fresh)
+    return classifier
 
 
 def backbone_from_pretrained(
-    source: str | os.PathLike[str], *, name: str | None = None, **overrides: Any
+    source: str | os.PathLike[str], *, name: str | None = None, ema: bool = False, **overrides: Any
 ) -> TwinsBackbone:
-    """Creates a backbone with the weights of a classification checkpoint, whose final norm and head are left out.
+    """Creates a backbone with the weights of a classification, segmentation or detection checkpoint.
+
+    A classifier's final norm and head are left out. What else a checkpoint holds that is no part of a backbone, such as
+    the heads of segmentation and detection, is named in a logged warning.
 
     Args:
-        source: as in `from_pretrained`.
+        source: as in `from_pretrained`; the names of upstream segmentation and detection checkpoints begin with
+            "backbone.".
         name: the variant; read off the weights where it is None.
+        ema: as in `from_pretrained`.
         **overrides: `TwinsConfig`'s fields of use, such as `drop_path_rate`, `window_padding`, `dtype`.
 
     Returns:
-        The backbone, without `stage_norms`: a classification checkpoint has none.
+        The backbone, with `stage_norms` where the checkpoint has them, its weights as `param_dtype` (float32).
 
     Raises:
-        ValueError: as in `from_pretrained`.
+        ValueError: the source cannot be read, is of no known variant or does not fit it name by name; or an argument is
+            not allowed.
     """
-    return from_pretrained(source, name=name, **overrides).backbone
+    model, params, not_ported = _port(source, name, ema)
+    if not_ported:
+        _logger.warning("%s: %d tensors not ported: %s", source, len(not_ported), ", ".join(not_ported))
+    config = _replace_uses(model.config(), **overrides)
+    backbone = nnx.eval_shape(lambda: TwinsBackbone(config, rngs=nnx.Rngs(0)))
+    set_params(backbone, _to_params(params, config)["backbone"])
+    return backbone
+
+
+def _port(source: str | os.PathLike[str], name: str | None, ema: bool) -> "Ported":
+    from twins_jax.port.convert import port
+    from twins_jax.port.source import read_weights
+
+    return port(read_weights(source, ema=ema), name)
+
+
+def _to_params(params: Mapping[str, np.ndarray], config: TwinsConfig) -> Params:
+    """Copies host arrays, which may map a file, into nested parameters of `param_dtype`."""
+    arrays = {path: jnp.array(array, config.param_dtype) for path, array in params.items()}
+    return traverse_util.unflatten_dict(arrays, sep="/")
 
 
 def _replace_uses(config: TwinsConfig, **overrides: Any) -> TwinsConfig:
-    """`dataclasses.replace` for the fields with defaults: a checkpoint fixes the others."""
+    """`dataclasses.replace` for the fields of use: the weights fix the others."""
     allowed = [field.name for field in dataclasses.fields(config) if field.default is not dataclasses.MISSING]
     for key, value in overrides.items():
         if key not in allowed:
             raise InputError(f"{key}={value!r} is no override: allowed are {', '.join(allowed)}")
+        if key in ("in_channels", "stage_norms") and value != getattr(config, key):
+            raise InputError(f"{key}={value!r}: the weights are for {getattr(config, key)!r}")
     return dataclasses.replace(config, **overrides)
-
-
-def _shapes(model: nnx.Module) -> dict[str, tuple[int, ...]]:
-    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(get_params(model), sep="/").items()}

@@ -21,6 +21,14 @@ from twins_jax.errors import InputError
         ("flip", -0.1),
         ("flip", 1.1),
         ("flip", float("nan")),
+        ("rand_augment_layers", -1),
+        ("rand_augment_magnitude", -0.5),
+        ("rand_augment_magnitude", 10.5),
+        ("rand_augment_magnitude", float("nan")),
+        ("rand_augment_std", -0.1),
+        ("rand_augment_std", float("inf")),
+        ("rand_augment_std", float("nan")),
+        ("repeated_augmentation", 0),
         ("eval_crop", 0.0),
         ("eval_crop", 1.01),
         ("threads", 0),
@@ -42,3 +50,8 @@ def test_command_line() -> None:
     tyro = pytest.importorskip("tyro")
     config = tyro.cli(DataConfig, args=["--source", "imagenet2012:5.1.0", "--crop-scale", "0.2", "0.9"])
     assert config == DataConfig(source="imagenet2012:5.1.0", crop_scale=(0.2, 0.9))
+
+
+def test_default_augments_with_crop_and_flip_only() -> None:
+    config = DataConfig()
+    assert (config.rand_augment_layers, config.repeated_augmentation) == (0, 1)

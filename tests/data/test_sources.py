@@ -62,15 +62,22 @@ def test_own_set_by_its_tfds_name(digits_dir: Path) -> None:
     assert dataset_info(DataConfig(source="twins_digits", dir=str(digits_dir))).num_classes == 10
 
 
-@pytest.mark.parametrize("name", ["imagenet2012", "imagenet2012:5.1.0", "no_such_set"])
-def test_set_that_is_not_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("imagenet2012", "python -m train.prepare imagenet2012 --tars DIR"),
+        ("imagenet2012:5.1.0", "python -m train.prepare imagenet2012 --tars DIR"),
+        ("no_such_set", "tfds build no_such_set"),
+    ],
+)
+def test_set_that_is_not_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, command: str) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("network")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     start = time.perf_counter()
-    with pytest.raises(InputError, match=rf"^data\.source: {name} is not prepared in {tmp_path}.*tfds build {name}"):
+    with pytest.raises(InputError, match=rf"^data\.source: {name} is not prepared in {tmp_path}.*`{command}"):
         open_source(DataConfig(source=name, dir=str(tmp_path)), "train")
     assert time.perf_counter() - start < 2
 

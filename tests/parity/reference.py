@@ -1,7 +1,10 @@
 """Runs a PyTorch module and its JAX counterpart with the same weights and inputs, in float32 and in float64."""
 
 import contextlib
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -9,8 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from flax import nnx, traverse_util
+from jax.typing import DTypeLike
+from safetensors.torch import save_file
 
-from twins_jax.port.rules import to_ours
+import twins_jax
+from twins_jax.config import variant_config
 
 Arrays = dict[str, np.ndarray]
 """Outputs by name."""
@@ -58,36 +64,104 @@ def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return module.eval()
 
 
-def ported(module: torch.nn.Module, torch_prefix: str, our_prefix: str) -> dict[str, Any]:
-    """The parameters of one layer in our names and layout, given where it would stand in a whole model."""
+def ported(module: torch.nn.Module, names: Mapping[str, str]) -> dict[str, Any]:
+    """The parameters of one layer in our names and axes, by rules of its own that know nothing of `twins_jax.port`.
+
+    Args:
+        module: the layer.
+        names: what to replace in PyTorch's dotted names, where ours differ in more than the last part.
+    """
     params = {}
     for name, tensor in module.state_dict().items():
-        match = to_ours(f"{torch_prefix}.{name}")
-        assert match, f"{torch_prefix}.{name}"
-        params[match.name.removeprefix(f"{our_prefix}/")] = np.transpose(tensor.numpy(), match.axes)
-    return traverse_util.unflatten_dict(params, sep="/")
+        path = f".{name}"
+        for theirs, ours in names.items():
+            path = path.replace(theirs, ours)
+        if tensor.ndim == 4:  # [out, in, h, w]
+            path, tensor = path.replace(".weight", ".kernel"), tensor.permute(2, 3, 1, 0)
+        elif tensor.ndim == 2:  # [out, in]
+            path, tensor = path.replace(".weight", ".kernel"), tensor.T
+        params[path[1:].replace(".weight", ".scale").replace("weight", "scale")] = tensor.numpy().copy()
+    return traverse_util.unflatten_dict(params, sep=".")
 
 
-def run_torch(run: Callable[[torch.Tensor], dict[str, torch.Tensor]], x: np.ndarray) -> Arrays:
-    """Runs on a map or image [B, H, W, C]; `run` gets it as it is."""
+def load(theirs: torch.nn.Module, **overrides: Any) -> twins_jax.TwinsClassifier:
+    """Our model with the weights of a whole timm model, by way of a file."""
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own would keep gigabytes of weights for three runs
+        file = Path(folder, "weights.safetensors")
+        save_file(theirs.state_dict(), file)
+        return twins_jax.from_pretrained(file, **overrides)
+
+
+def make_tiny(timm: ModuleType) -> Any:
+    """timm's twin of our twins_svt_tiny, which has no name there."""
+    config = variant_config("twins_svt_tiny")
+    torch.manual_seed(0)
+    return randomise(
+        timm.models.twins.Twins(
+            num_classes=10,
+            embed_dims=config.embed_dims,
+            num_heads=config.num_heads,
+            mlp_ratios=config.mlp_ratios,
+            depths=config.depths,
+            sr_ratios=config.sub_sampling_ratios,
+            wss=(config.window_size,) * 4,
+        )
+    )
+
+
+def compare(
+    theirs: torch.nn.Module,
+    run_theirs: Callable[[torch.Tensor], dict[str, torch.Tensor]],
+    ours: Callable[[DTypeLike], nnx.Module],
+    run_ours: Callable[[Any, jax.Array], dict[str, jax.Array]],
+    params: dict[str, Any],
+    x: np.ndarray,
+) -> Outputs:
+    """Runs both in both precisions.
+
+    Args:
+        theirs: in float32; is in float64 afterwards.
+        run_theirs: what to run, a function of x that calls `theirs`.
+        ours: makes the counterpart for a dtype, of which only the shapes and settings are used.
+        run_ours: what to run, given the counterpart with `params` in it and x.
+        params: in our names and axes.
+        x: float32, the input of all four runs.
+    """
     with torch.no_grad():
-        return {name: output.numpy() for name, output in run(torch.from_numpy(x)).items()}
+        torch32 = {name: array.numpy() for name, array in run_theirs(torch.from_numpy(x)).items()}
+        theirs.double()
+        torch64 = {name: array.numpy() for name, array in run_theirs(torch.from_numpy(x).double()).items()}
+    return Outputs(
+        torch32=torch32,
+        torch64=torch64,
+        jax32=_run_jax(ours, run_ours, params, x.astype(np.float32)),
+        jax64=_run_jax(ours, run_ours, params, x.astype(np.float64)),
+    )
 
 
-def run_jax(module: nnx.Module, params: dict[str, Any], run: Callable[..., dict[str, jax.Array]], x: np.ndarray) -> Arrays:
-    """Runs `run(module, x)`, jitted, with these parameters in the dtype of x; `module` may be an abstract one."""
+def _run_jax(
+    make: Callable[[DTypeLike], nnx.Module],
+    run: Callable[[Any, jax.Array], dict[str, jax.Array]],
+    params: dict[str, Any],
+    x: np.ndarray,
+) -> Arrays:
     with precision(x.dtype):
-        graphdef, _ = nnx.split(module)
+        graphdef, _ = nnx.split(nnx.eval_shape(lambda: make(x.dtype)))
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, x.dtype), params)
         jitted = jax.jit(lambda params, x: run(nnx.merge(graphdef, nnx.restore_int_paths(params)), x))
-        return {name: np.asarray(output) for name, output in jitted(params, x).items()}
+        return {name: np.asarray(array) for name, array in jitted(params, x).items()}
 
 
 @contextlib.contextmanager
-def precision(dtype: np.dtype):
-    """float64 needs JAX's x64 mode, and NNX's LayerNorm then promotes float64 with float32, which "strict" forbids."""
-    if dtype == np.float32:
-        yield
+def precision(dtype: DTypeLike) -> Iterator[None]:
+    """The modes of JAX that a comparison in this dtype needs.
+
+    float32: sums in blocks (see `twins_jax.matmul`), as PyTorch's are. float64: the x64 mode, and no blocks, which
+    it does not need. NNX's LayerNorm then promotes float64 with float32, which "strict" forbids.
+    """
+    if np.dtype(dtype) == np.float32:
+        with jax.default_matmul_precision("highest"):
+            yield
     else:
         with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
             yield

@@ -15,31 +15,51 @@ from train.data.sources import open_source
 from train.data.transforms import eval_transforms, train_transforms
 
 
-def train_batches(config: DataConfig, batch_size: int, seed: int) -> grain.IterDataset:
+def train_batches(
+    config: DataConfig, batch_size: int, seed: int, *, shard: int = 0, shards: int = 1
+) -> grain.IterDataset:
     """Returns an endless data set of batches {"image": uint8 [B, S, S, 3], "label": int32 [B]}.
 
     Every epoch visits each example once, in an order and with augmentations of its own; a batch may span two epochs,
     so none is short and no example is dropped. All of it follows from `seed`. Its iterators have `get_state` and
     `set_state`, which stand before the next batch; close() ends the worker processes.
 
+    With `repeated_augmentation` = k an example comes k times in a row, each time with other augmentations, and an
+    epoch is k times as long. So a batch has B / k examples of k views, as over all devices in DeiT and in timm's
+    RepeatAugSampler (Hoffer et al. 2020). Theirs ends an epoch after the usual number of views, that is with a k-th
+    of the examples, and starts anew with all of them; here the next examples follow, so none waits longer than others.
+
+    Args:
+        config: What to read.
+        batch_size: Examples in a batch of this shard.
+        seed: Decides order and augmentations.
+        shard: Which of `shards` parts to read: every shards-th example of the one stream that `seed` gives, from
+            example number `shard` on. So views of one example go to different shards.
+        shards: Number of parts, one for each process of the run.
+
     Raises:
         InputError: As `open_source`; while iterating, if an image cannot be read.
     """
     dataset = grain.MapDataset.source(open_source(config, "train")).seed(seed).shuffle()
-    dataset = dataset.apply(train_transforms(config)).repeat().batch(batch_size, drop_remainder=True)
-    return _read(dataset, config)
+    if config.repeated_augmentation > 1:
+        # Mixing a data set with itself takes element 0 of each copy, then element 1 of each, and so on.
+        dataset = grain.MapDataset.mix([dataset] * config.repeated_augmentation)
+    # The endless stream is dealt out, not the epoch: so no example is dropped where the shards do not divide it.
+    dataset = dataset.apply(train_transforms(config)).repeat()[shard::shards]
+    return _read(dataset.batch(batch_size, drop_remainder=True), config)
 
 
-def eval_batches(config: DataConfig, batch_size: int) -> grain.IterDataset:
+def eval_batches(config: DataConfig, batch_size: int, *, shard: int = 0, shards: int = 1) -> grain.IterDataset:
     """Returns the evaluation split in order, each example once, as batches of one static size.
 
     A batch is {"image": uint8 [B, S, S, 3], "label": int32 [B], "mask": bool [B]}; the mask is False on the rows of
-    zeros that fill the last batch.
+    zeros that fill the last batch. Of several shards each reads every shards-th example, from number `shard` on; when
+    the numbers do not divide, some shards have a batch less than others, or none.
 
     Raises:
         InputError: As `open_source`; while iterating, if an image cannot be read.
     """
-    dataset = grain.MapDataset.source(open_source(config, "eval")).apply(eval_transforms(config))
+    dataset = grain.MapDataset.source(open_source(config, "eval")).apply(eval_transforms(config))[shard::shards]
     dataset = dataset.batch(batch_size, batch_fn=functools.partial(_padded_batch, batch_size=batch_size))
     return _read(dataset, config)
 

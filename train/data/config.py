@@ -32,6 +32,19 @@ class DataConfig:
     flip: float = 0.5
     """Training: probability of a horizontal flip."""
 
+    rand_augment_layers: int = 0
+    """Training: how many operations of RandAugment are drawn for an image, each of which is applied half the time
+    (0: RandAugment is off; the papers use 2)."""
+
+    rand_augment_magnitude: float = 9.0
+    """Training: mean strength of RandAugment's operations, 0 to 10."""
+
+    rand_augment_std: float = 0.5
+    """Training: standard deviation of that strength from operation to operation."""
+
+    repeated_augmentation: int = 1
+    """Training: how many times in a row an example is read, each time with augmentations of its own."""
+
     eval_crop: float = 0.875
     """Evaluation: side of the centre crop / shorter side of the resized image."""
 
@@ -55,6 +68,10 @@ class DataConfig:
         check("crop_scale", 0 < scale[0] <= scale[1] <= 1, "two rising fractions above 0, up to 1")
         check("crop_ratio", 0 < ratio[0] <= ratio[1] < float("inf"), "two rising numbers above 0")
         check("flip", 0 <= self.flip <= 1, "from 0 to 1")
+        check("rand_augment_layers", self.rand_augment_layers >= 0, "at least 0")
+        check("rand_augment_magnitude", 0 <= self.rand_augment_magnitude <= 10, "from 0 to 10")
+        check("rand_augment_std", 0 <= self.rand_augment_std < float("inf"), "a number that is at least 0")
+        check("repeated_augmentation", self.repeated_augmentation >= 1, "at least 1")
         check("eval_crop", 0 < self.eval_crop <= 1, "above 0, up to 1")
         check("threads", self.threads >= 1, "at least 1")
         check("workers", self.workers >= 0, "at least 0")

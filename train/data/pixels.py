@@ -5,13 +5,9 @@ release the GIL. The arithmetic, and its order, is that of Pillow's src/libImagi
 """
 
 import math
-from collections.abc import Callable
-from typing import TypeVar
 
 import numba
 import numpy as np
-
-Function = TypeVar("Function", bound=Callable)
 
 FRACTION_BITS = 22
 """Pillow's fixed-point weights: 32 bits less 8 for the pixel and 2 for sums outside [0, 1] (PRECISION_BITS)."""
@@ -20,15 +16,12 @@ TILE = 16
 """Rows of a tile of the transposition: its part of the output stays in the first-level cache."""
 
 
-def compiled(function: Function) -> Function:
-    """Compiles on the first call; later processes read the machine code from the cache beside this file."""
-    return numba.njit(nogil=True, cache=True)(function)
+# Compiled on the first call; later processes read the machine code from the cache beside this file.
+compiled = numba.njit(nogil=True, cache=True)
 
 
 @compiled
-def resize(
-    image: np.ndarray, full_size: tuple[int, int], window: tuple[int, int], size: tuple[int, int]
-) -> np.ndarray:
+def resize(image: np.ndarray, full_size: tuple[int, int], window: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
     """Returns `image.resize(full_size, BICUBIC).crop(window)` of PIL, computing no more than the window.
 
     Args:
@@ -46,8 +39,8 @@ def resize(
     left, right = columns[0], columns[-1] + column_counts[-1]
     # Weighted sums of whole rows are what a CPU does fast, so the horizontal pass works on the transposed image.
     # It comes first because it does in PIL, and the result of each pass is rounded to 8 bits.
-    turned = _weighted_rows(_transpose(image[top:bottom, left:right]), columns - left, column_counts, column_weights)
-    return _weighted_rows(_transpose(turned), rows - top, row_counts, row_weights)
+    turned = _weighted_rows(transpose(image[top:bottom, left:right]), columns - left, column_counts, column_weights)
+    return _weighted_rows(transpose(turned), rows - top, row_counts, row_weights)
 
 
 @compiled
@@ -89,7 +82,7 @@ def _bicubic(x: float) -> float:
 
 
 @compiled
-def _transpose(image: np.ndarray) -> np.ndarray:
+def transpose(image: np.ndarray) -> np.ndarray:
     """uint8 [H, W, 3] -> [W, H, 3], by tiles because np.transpose copies three bytes at a time."""
     height, width = image.shape[:2]
     out = np.empty((width, height, 3), np.uint8)
@@ -119,57 +112,67 @@ def _weighted_rows(image: np.ndarray, starts: np.ndarray, counts: np.ndarray, we
 
 
 @compiled
-def affine(image: np.ndarray, matrix: tuple[float, ...], fill: tuple[int, int, int]) -> np.ndarray:
-    """Returns `image.transform(image.size, AFFINE, matrix, BICUBIC, fillcolor=fill)` of PIL.
+def shift_rows(image: np.ndarray, shifts: np.ndarray, fill: tuple[int, int, int]) -> np.ndarray:
+    """Row y of the output shows the input `shifts[y]` pixels further right: a shear or translation in x.
+
+    Equal to PIL's `transform(size, AFFINE, (1, b, c, 0, 1, 0), BICUBIC, fillcolor=fill)` with shifts b (y + 0.5) + c.
 
     Args:
         image: uint8 [H, W, 3].
-        matrix: a, b, c, d, e, f: the output's (x, y) shows the input's (ax + by + c, dx + ey + f).
+        shifts: float64 [H], pixels.
         fill: The colour of what lies outside the input.
 
     Returns:
         uint8 [H, W, 3].
     """
     height, width = image.shape[:2]
-    a, b, c, d, e, f = matrix
-    out = np.empty_like(image)
-    columns = np.empty(4, np.int64)
-    rows = np.empty(4, np.int64)
-    values = np.empty(4)
+    out = np.empty((height, width, 3), np.uint8)
+    # A row by channels, with the pixels at its ends repeated as often as the filter looks beyond them.
+    line = np.empty((3, width + 4))
+    parts = np.empty(width)
+    values = np.empty((3, width), np.uint8)
     for y in range(height):
-        for x in range(width):
-            in_x, in_y = a * (x + 0.5) + b * (y + 0.5) + c, d * (x + 0.5) + e * (y + 0.5) + f
-            if not (0 <= in_x < width and 0 <= in_y < height):
-                for channel in range(3):
-                    out[y, x, channel] = fill[channel]
-                continue
-            left, top = math.floor(in_x - 0.5), math.floor(in_y - 0.5)
-            part_x, part_y = in_x - 0.5 - left, in_y - 0.5 - top
-            for k in range(4):
-                columns[k] = min(max(left + k - 1, 0), width - 1)
-                rows[k] = min(max(top + k - 1, 0), height - 1)
+        shift, whole = shifts[y], math.floor(shifts[y])
+        first = min(max(math.ceil(-0.5 - shift), 0), width)
+        last = min(max(math.ceil(width - 0.5 - shift), first), width)
+        for x in range(-2, width + 2):
             for channel in range(3):
-                # At a part of 0 the cubic is its second value: shears and translations need one direction only.
-                for k in range(4):
-                    if part_y == 0 and k != 1:
-                        continue
-                    line = image[rows[k]]
-                    if part_x == 0:
-                        values[k] = line[columns[1], channel]
-                    else:
-                        values[k] = _cubic(
-                            float(line[columns[0], channel]),
-                            float(line[columns[1], channel]),
-                            float(line[columns[2], channel]),
-                            float(line[columns[3], channel]),
-                            part_x,
-                        )
-                value = values[1] if part_y == 0 else _cubic(values[0], values[1], values[2], values[3], part_y)
-                out[y, x, channel] = int(min(max(value, 0.0), 255.0))
+                line[channel, x + 2] = image[y, min(max(x, 0), width - 1), channel]
+        for x in range(first, last):
+            parts[x] = x + 0.5 + shift - 0.5 - (x + whole)  # rounded as in PIL, hence not shift - whole
+        for channel in range(3):
+            shifted = line[channel, 1 + whole + first :]
+            for i in range(last - first):
+                t = parts[first + i]
+                p, q, r, s = shifted[i], shifted[i + 1], shifted[i + 2], shifted[i + 3]
+                # Cubic with the slopes r - p and s - q at the ends (a = -1 in Keys' terms).
+                value = q + t * (r - p + t * (2.0 * (p - q) + r - s + t * (q - p + s - r)))
+                values[channel, first + i] = np.int32(min(max(value, 0.0), 255.0))
+        for x in range(width):
+            for channel in range(3):
+                out[y, x, channel] = values[channel, x] if first <= x < last else fill[channel]
     return out
 
 
 @compiled
-def _cubic(p: float, q: float, r: float, s: float, t: float) -> float:
-    """Cubic through q at t = 0 and r at t = 1, with the slopes r - p and s - q (a = -1 in Keys' terms)."""
-    return q + t * (r - p + t * (2.0 * (p - q) + r - s + t * (q - p + s - r)))
+def look_up(image: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Returns `table[image]` for uint8 arrays [H, W, 3] and [256], which takes NumPy ten times as long."""
+    height, width = image.shape[:2]
+    out = np.empty((height, width, 3), np.uint8)
+    for y in range(height):
+        for x in range(width):
+            for channel in range(3):
+                out[y, x, channel] = table[image[y, x, channel]]
+    return out
+
+
+@compiled
+def mirror(image: np.ndarray) -> np.ndarray:
+    """Returns uint8 [H, W, 3] with left and right exchanged."""
+    height, width = image.shape[:2]
+    out = np.empty((height, width, 3), np.uint8)
+    for y in range(height):
+        for x in range(width):
+            for channel in range(3):
+                out[y, x, channel] = image[y, width - 1 - x, channel]
+    return out

@@ -103,9 +103,15 @@ def _prepared_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
         return read_only_builder.builder_from_files(config.source, data_dir=config.dir or None)
     except tfds.core.DatasetNotFoundError as error:
         place = config.dir or "TFDS's default folder"
+        is_imagenet = config.source.partition(":")[0] == "imagenet2012"
+        command = (
+            "python -m train.prepare imagenet2012 --tars DIR --data_dir DIR"
+            if is_imagenet
+            else f"tfds build {config.source} --file_format=array_record --data_dir=DIR"
+        )
         raise InputError(
-            f"data.source: {config.source} is not prepared in {place} (data.dir); prepare it with "
-            f"`tfds build {config.source} --file_format=array_record --data_dir=...`, or use 'digits' or 'folder'"
+            f"data.source: {config.source} is not prepared in {place} (data.dir); prepare it with `{command}`, "
+            "or use 'digits' or 'folder'"
         ) from error
     except ValueError as error:
         raise InputError(f"data.source: {config.source!r}: {str(error).splitlines()[0]}") from error

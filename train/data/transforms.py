@@ -1,51 +1,50 @@
 """Record transforms for classification, the same pixels as torchvision and timm make with PIL.
 
-Training and evaluation are each an ordered list. Between `Decode` and `ToArray` a record's "image" is an RGB
-`PIL.Image.Image`, which is where further augmentations belong.
+Training and evaluation are each an ordered list. Between the first and the last transform a record's "image" is a
+contiguous uint8 array [H, W, 3], which is where further augmentations belong.
 """
 
 import dataclasses
-import io
 import math
 from typing import Any
 
 import grain
 import numpy as np
-from PIL import Image
 
+from train.data import pixels
+from train.data.augment import RandAugment
 from train.data.config import DataConfig
+from train.data.decode import decode
 from train.data.records import Record
-from twins_jax.errors import InputError
 
 Transforms = list[grain.transforms.Map | grain.transforms.RandomMap]
 
 
 def train_transforms(config: DataConfig) -> Transforms:
     """Returns the transforms from a `Record` to {"image": uint8 [S, S, 3], "label": int32 []}, S = image_size."""
-    return [
+    transforms: Transforms = [
         Decode(),
         RandomResizedCrop(config.image_size, config.crop_scale, config.crop_ratio),
         RandomHorizontalFlip(config.flip),
-        ToArray(),
     ]
+    if config.rand_augment_layers:
+        augment = RandAugment(config.rand_augment_layers, config.rand_augment_magnitude, config.rand_augment_std)
+        transforms.append(augment)
+    return [*transforms, ToExample()]
 
 
 def eval_transforms(config: DataConfig) -> Transforms:
     """Returns the transforms from a `Record` to {"image": uint8 [S, S, 3], "label": int32 []}, S = image_size."""
     # timm.data.transforms_factory.transforms_imagenet_eval rounds down too.
     resize = math.floor(config.image_size / config.eval_crop)
-    return [Decode(), ResizeShorterSide(resize), CenterCrop(config.image_size), ToArray()]
+    return [Decode(), ResizedCenterCrop(resize, config.image_size), ToExample()]
 
 
 class Decode(grain.transforms.Map):
-    """Encoded image -> RGB PIL image; raises InputError that names the record if PIL cannot read all of it."""
+    """Encoded image -> uint8 [H, W, 3]; raises InputError that names the record if PIL cannot read all of it."""
 
     def map(self, element: Record) -> dict[str, Any]:
-        try:
-            image = Image.open(io.BytesIO(element["image"])).convert("RGB")
-        except Exception as error:  # PIL's readers raise anything from OSError to SyntaxError on a damaged file
-            raise InputError(f"{element['name']}: not a readable image: {error}") from error
-        return {**element, "image": image}
+        return {**element, "image": decode(element["image"], element["name"])}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +57,12 @@ class RandomResizedCrop(grain.transforms.RandomMap):
 
     def random_map(self, element: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         image = element["image"]
-        left, top, width, height = self.sample_box(image.width, image.height, rng)
-        # Not resize(box=...): its filter would reach across the edges of the crop.
-        image = image.crop((left, top, left + width, top + height))
-        return {**element, "image": image.resize((self.size, self.size), Image.Resampling.BICUBIC)}
+        height, width = image.shape[:2]
+        left, top, width, height = self.sample_box(width, height, rng)
+        # A copy of the part, not a window of the whole: the filter must not reach across the edges of the crop.
+        crop = image[top : top + height, left : left + width]
+        size = self.size, self.size
+        return {**element, "image": pixels.resize(crop, size, (0, 0), size)}
 
     def sample_box(self, width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
         """Returns (left, top, width, height) of a random crop of an image of the given size, in pixels."""
@@ -93,37 +94,31 @@ class RandomHorizontalFlip(grain.transforms.RandomMap):
     def random_map(self, element: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         if rng.random() >= self.probability:
             return element
-        return {**element, "image": element["image"].transpose(Image.Transpose.FLIP_LEFT_RIGHT)}
+        return {**element, "image": pixels.mirror(element["image"])}
 
 
 @dataclasses.dataclass(frozen=True)
-class ResizeShorterSide(grain.transforms.Map):
-    """Resizes the shorter side to `size`, keeping the aspect ratio (torchvision.transforms.Resize, bicubic)."""
+class ResizedCenterCrop(grain.transforms.Map):
+    """Resizes the shorter side to `resize`, keeping the aspect ratio, and crops the central square of side `size`.
 
-    size: int
+    The pixels are those of torchvision.transforms.Resize (bicubic) and CenterCrop, which resize all of the image.
+    """
 
-    def map(self, element: dict[str, Any]) -> dict[str, Any]:
-        width, height = element["image"].size
-        longer = int(self.size * max(width, height) / min(width, height))
-        size = (self.size, longer) if width <= height else (longer, self.size)
-        return {**element, "image": element["image"].resize(size, Image.Resampling.BICUBIC)}
-
-
-@dataclasses.dataclass(frozen=True)
-class CenterCrop(grain.transforms.Map):
-    """Crops the central square of an image that is at least as large (torchvision.transforms.CenterCrop)."""
-
+    resize: int
     size: int
 
     def map(self, element: dict[str, Any]) -> dict[str, Any]:
         image = element["image"]
+        height, width = image.shape[:2]
+        longer = int(self.resize * max(width, height) / min(width, height))
+        full_size = (longer, self.resize) if width <= height else (self.resize, longer)
         # Halves go to the even neighbour, as in torchvision.
-        left, top = round((image.width - self.size) / 2), round((image.height - self.size) / 2)
-        return {**element, "image": image.crop((left, top, left + self.size, top + self.size))}
+        window = round((full_size[0] - self.size) / 2), round((full_size[1] - self.size) / 2)
+        return {**element, "image": pixels.resize(image, full_size, window, (self.size, self.size))}
 
 
-class ToArray(grain.transforms.Map):
-    """PIL image -> uint8 [H, W, 3]; the label becomes int32 and what does not belong in a batch is dropped."""
+class ToExample(grain.transforms.Map):
+    """Makes the label int32 and drops what does not belong in a batch."""
 
     def map(self, element: dict[str, Any]) -> dict[str, np.ndarray | np.int32]:
-        return {"image": np.asarray(element["image"]), "label": np.int32(element["label"])}
+        return {"image": element["image"], "label": np.int32(element["label"])}

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from train.losses import cross_entropy, smooth_targets
 from train.step import Batch, normalise
@@ -13,18 +15,18 @@ from twins_jax import Params
 Sums = dict[str, jax.Array]
 
 
-def make_eval_step(apply: Callable[..., jax.Array]) -> Callable[[Params, Batch], Sums]:
+def make_eval_step(apply: Callable[..., jax.Array], mesh: Mesh) -> Callable[[Params, Batch], Sums]:
     """Makes the jitted step.
 
     Args:
         apply: `split_model`'s pure function, (params, images) -> logits [B, classes].
+        mesh: over which parameters and batches are laid out; every process gets the sums.
 
     Returns:
         (params, {"image": uint8 [B, H, W, 3], "label": int32 [B], "mask": bool [B]}) -> sums over the rows where the
         mask holds: "top1", "top5" and "examples" int32 [], "loss" float32 [].
     """
 
-    @jax.jit
     def eval_step(params: Params, batch: Batch) -> Sums:
         logits = apply(params, normalise(batch["image"])).astype(jnp.float32)
         labels, mask = batch["label"], batch["mask"]
@@ -42,7 +44,7 @@ def make_eval_step(apply: Callable[..., jax.Array]) -> Callable[[Params, Batch],
             "examples": mask.sum(dtype=jnp.int32),
         }
 
-    return eval_step
+    return jax.jit(eval_step, out_shardings=NamedSharding(mesh, P()))
 
 
 def evaluate(

@@ -3,10 +3,34 @@
 from collections.abc import Callable
 
 from train.config import TrainConfig
+from train.recipes.cifar import cifar10
 from train.recipes.digits import digits
-
-RECIPES: dict[str, Callable[[], TrainConfig]] = {recipe.__name__: recipe for recipe in (digits,)}
-"""What `python -m train.main RECIPE` takes."""
+from train.recipes.finetune import finetune_384, finetune_folder
+from train.recipes.imagenet import (
+    imagenet_pcpvt_base,
+    imagenet_pcpvt_large,
+    imagenet_pcpvt_small,
+    imagenet_svt_base,
+    imagenet_svt_large,
+    imagenet_svt_small,
+)
 
 DEFAULT = digits
 """What `python -m train.main` runs."""
+
+RECIPES: dict[str, Callable[[], TrainConfig]] = {
+    recipe.__name__: recipe
+    for recipe in (
+        digits,
+        cifar10,
+        imagenet_pcpvt_small,
+        imagenet_pcpvt_base,
+        imagenet_pcpvt_large,
+        imagenet_svt_small,
+        imagenet_svt_base,
+        imagenet_svt_large,
+        finetune_folder,
+        finetune_384,
+    )
+}
+"""What `python -m train.main RECIPE` takes."""

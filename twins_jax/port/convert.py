@@ -1,92 +1,159 @@
-"""Turns what a file holds into the complete parameters of one model, or says everything that does not fit."""
+"""Turns what a file holds into the complete parameters of one model and back, or says everything that does not fit."""
 
-import os
-from collections.abc import Mapping
+import dataclasses
+import functools
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 
 from twins_jax.errors import InputError
-from twins_jax.functional import Params
-from twins_jax.port import orbax_io, torch_io
 from twins_jax.port.infer import Inferred, Shape, infer
-from twins_jax.port.rules import to_ours, to_torch
+from twins_jax.port.rules import LAYOUTS, Layout
+
+Tensors = dict[str, np.ndarray]
+"""name or path -> array."""
 
 
-class Weights(NamedTuple):
+class Declared(NamedTuple):
+    """What stands beside the weights (a `config.json`) about the model they belong to."""
+
+    name: str | None = None
+    num_classes: int | None = None
+
+
+NOTHING_DECLARED = Declared()
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
     """Tensors as a file holds them, not yet known to fit any model.
 
     Attributes:
         label: what they were read from, for errors.
-        tensors: name -> array in the file's names, layout and dtypes.
-        is_torch: names and layout are PyTorch's; otherwise ours.
+        container: where in it they were.
+        tensors: name -> array in the file's names, axes and dtypes.
+        declared: what the file's neighbours say about them.
     """
 
     label: str
-    tensors: Mapping[str, np.ndarray]
-    is_torch: bool
+    container: str
+    tensors: Tensors
+    declared: Declared = NOTHING_DECLARED
 
-    def infer(self, name: str | None = None) -> Inferred:
-        """Which model these weights belong to; `name` is its variant, if that is known.
-
-        Raises:
-            InputError: they look like no known variant.
-        """
-        shapes = {}
-        for tensor_name, tensor in self.tensors.items():
-            if not self.is_torch:
-                shapes[tensor_name] = tensor.shape
-            elif (match := to_ours(tensor_name)) and len(match.axes) == tensor.ndim:
-                shapes[match.name] = tuple(tensor.shape[axis] for axis in match.axes)
-        return infer(shapes, self.label, name)
-
-    def fit(self, expected: Mapping[str, Shape]) -> Params:
-        """The parameters of a model, using every tensor exactly once.
-
-        Args:
-            expected: path -> shape of every parameter of the model, in our names and layout.
-
-        Returns:
-            Nested dicts of arrays in our layout and the file's dtypes.
-
-        Raises:
-            InputError: lists every name, in the file's own terms, that is missing, left over or of another shape.
-        """
-        if not self.is_torch:
-            self._check_names(expected)
-            return traverse_util.unflatten_dict(dict(self.tensors), sep="/")
-        expected_in_torch, paths = {}, {}
-        for path, shape in expected.items():
-            match = to_torch(path)
-            if match is None:
-                raise KeyError(f"the table of names has no row for {path}")
-            expected_in_torch[match.name] = tuple(shape[axis] for axis in np.argsort(match.axes))
-            paths[path] = match
-        self._check_names(expected_in_torch)
-        params = {path: np.transpose(self.tensors[match.name], match.axes) for path, match in paths.items()}
-        return traverse_util.unflatten_dict(params, sep="/")
-
-    def _check_names(self, expected: Mapping[str, Shape]) -> None:
-        found = {name: tensor.shape for name, tensor in self.tensors.items()}
-        problems = [f"  - {name} {shape} is missing" for name, shape in expected.items() if name not in found]
-        problems += [f"  + {name} {shape} is left over" for name, shape in found.items() if name not in expected]
-        problems += [
-            f"  ! {name} has shape {found[name]}, expected {shape}"
-            for name, shape in expected.items()
-            if name in found and found[name] != shape
-        ]
-        if problems:
-            raise InputError("\n".join([f"{self.label}: {len(problems)} tensors do not fit the model", *problems]))
+    @functools.cached_property
+    def layout(self) -> Layout:
+        """The layout that has most of these names; raises InputError where none has any."""
+        known = {layout: sum(layout.to_ours(name) is not None for name in self.tensors) for layout in LAYOUTS}
+        layout = max(known, key=lambda layout: known[layout])
+        if not known[layout]:
+            names = ", ".join(list(self.tensors)[:3])
+            raise InputError(
+                f"{self.label}: holds no Twins parameters, but {len(self.tensors)} tensors such as {names}"
+            )
+        return layout
 
 
-def read_weights(source: str | os.PathLike[str]) -> Weights:
-    """Reads an Orbax folder of our parameters, or a PyTorch checkpoint with the names of timm or upstream.
+class Ported(NamedTuple):
+    """The complete parameters of one model.
+
+    Attributes:
+        model: which model.
+        params: path -> array in our axes and the file's dtypes; mostly views of the file's tensors. Paths are below
+            "backbone/" for a backbone alone, too.
+        not_ported: names of the file's tensors that are no part of the model: heads without rows in the table, and what
+            upstream's dense backbones keep of a classifier.
+    """
+
+    model: Inferred
+    params: Tensors
+    not_ported: tuple[str, ...]
+
+
+def port(weights: Weights, name: str | None = None) -> Ported:
+    """Finds the model that weights belong to, and uses every tensor of it exactly once.
+
+    Args:
+        weights: of any layout.
+        name: the variant; read off the weights where it is None.
 
     Raises:
-        InputError: the source is missing or cannot be read; see `orbax_io` and `torch_io`.
+        InputError: no variant fits; or lists every tensor, in the file's own terms, that is missing, left over, of
+            another shape, or holds integers, NaN or infinity.
     """
-    source = os.fspath(source)
-    if os.path.isdir(source):
-        return Weights(source, orbax_io.read_params(source), is_torch=False)
-    return Weights(source, torch_io.read_state_dict(source), is_torch=True)
+    matches = {tensor_name: weights.layout.to_ours(tensor_name) for tensor_name in weights.tensors}
+    shapes = {}
+    for tensor_name, tensor in weights.tensors.items():
+        if (match := matches[tensor_name]) and len(match.axes) == tensor.ndim:
+            shapes[match.name] = tuple(tensor.shape[axis] for axis in match.axes)
+    model = infer(shapes, weights.label, is_dense=bool(weights.layout.prefix), name=name)
+    _check_declared(weights, model)
+
+    expected, transpose = {}, {}
+    for path, shape in model.expected().items():
+        row = weights.layout.to_theirs(path)
+        if row is None:
+            raise KeyError(f"the table of names has no row for {path}")
+        expected[row.name] = tuple(shape[axis] for axis in np.argsort(row.axes))
+        transpose[path] = row
+    not_ported = dict.fromkeys(  # a set that keeps the file's order
+        tensor_name
+        for tensor_name, match in matches.items()
+        if tensor_name not in expected
+        and (not match.name.startswith("backbone/") if match else not _is_ours(tensor_name, weights.layout))
+        and model.num_classes is None
+    )
+    problems = _misfits(weights.tensors, expected, not_ported)
+    if problems:
+        message = f"{weights.label}: {len(problems)} tensors do not fit {model.name}"
+        raise InputError("\n".join([message, *problems]))
+    params = {path: np.transpose(weights.tensors[row.name], row.axes) for path, row in transpose.items()}
+    return Ported(model, params, tuple(not_ported))
+
+
+def to_layout(params: Mapping[str, np.ndarray], layout: Layout) -> Tensors:
+    """Parameters under a layout's names and with its axes, each contiguous: the inverse of `port`.
+
+    Args:
+        params: path -> array in our axes, as `Ported` has them.
+        layout: one that has a row for each of them.
+    """
+    tensors = {}
+    for path, array in params.items():
+        row = layout.to_theirs(path)
+        if row is None:
+            raise KeyError(f"the table of names has no row for {path} in the layout of {layout.label}")
+        tensors[row.name] = np.ascontiguousarray(np.transpose(array, np.argsort(row.axes)))
+    return tensors
+
+
+def _is_ours(tensor_name: str, layout: Layout) -> bool:
+    """Whether a name must be in the table: left over, it means another architecture and not another head."""
+    return tensor_name.startswith(layout.prefix)
+
+
+def _check_declared(weights: Weights, model: Inferred) -> None:
+    for what, says, found in (
+        ("architecture", weights.declared.name, model.name),
+        ("num_classes", weights.declared.num_classes, model.num_classes),
+    ):
+        if says is not None and found is not None and says != found:
+            raise InputError(f"{weights.label}: its config.json says {what} {says!r}, its weights are of {found!r}")
+
+
+def _misfits(tensors: Tensors, expected: Mapping[str, Shape], not_ported: Collection[str]) -> list[str]:
+    problems = [f"  - {name} {shape} is missing" for name, shape in expected.items() if name not in tensors]
+    left_over = [name for name in tensors if name not in expected and name not in not_ported]
+    problems += [f"  + {name} {tensors[name].shape} is left over" for name in left_over]
+    for name, shape in expected.items():
+        tensor = tensors.get(name)
+        if tensor is None:
+            continue
+        if tensor.shape != shape:
+            problems.append(f"  ! {name} has shape {tensor.shape}, expected {shape}")
+        elif not jnp.issubdtype(tensor.dtype, jnp.floating):
+            problems.append(f"  ! {name} has dtype {tensor.dtype}, expected floating-point")
+        elif not np.isfinite(tensor).all():
+            problems.append(f"  ! {name} holds NaN or infinity")
+    return problems

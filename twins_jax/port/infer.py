@@ -1,24 +1,59 @@
-"""Reads variant, channels and classes off the names and shapes of a model's parameters."""
+"""Reads variant, channels, classes and norms off the names and shapes of a model's parameters."""
 
+import dataclasses
+import functools
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
 
-from twins_jax.config import VARIANTS, variant_config
+from flax import nnx, traverse_util
+
+from twins_jax.backbone import TwinsBackbone
+from twins_jax.classifier import TwinsClassifier
+from twins_jax.config import VARIANTS, TwinsConfig, variant_config
 from twins_jax.errors import InputError
+from twins_jax.functional import get_params
 
 Shape = tuple[int, ...]
 
 
-class Inferred(NamedTuple):
-    """What a set of weights belongs to: arguments of `create_model`."""
+@dataclasses.dataclass(frozen=True)
+class Inferred:
+    """The model that a set of weights belongs to.
+
+    Attributes:
+        name: the variant.
+        in_channels: of the images.
+        num_classes: outputs of the head; 0: a classifier without head; None: a backbone alone.
+        stage_norms: whether the backbone's outputs are normed.
+    """
 
     name: str
     in_channels: int
-    num_classes: int
+    num_classes: int | None
+    stage_norms: bool
+
+    def config(self) -> TwinsConfig:
+        """The backbone's configuration."""
+        return dataclasses.replace(
+            variant_config(self.name), in_channels=self.in_channels, stage_norms=self.stage_norms
+        )
+
+    def expected(self) -> Mapping[str, Shape]:
+        """Path -> shape of every parameter, with paths below "backbone/" for a backbone alone, too."""
+        return _expected(self)
 
 
-def infer(shapes: Mapping[str, Shape], label: str, name: str | None = None) -> Inferred:
+@functools.cache
+def _expected(model: Inferred) -> Mapping[str, Shape]:
+    config, num_classes = model.config(), model.num_classes
+    if num_classes is None:
+        params = {"backbone": get_params(nnx.eval_shape(lambda: TwinsBackbone(config, rngs=nnx.Rngs(0))))}
+    else:
+        params = get_params(nnx.eval_shape(lambda: TwinsClassifier(config, num_classes, rngs=nnx.Rngs(0))))
+    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(params, sep="/").items()}
+
+
+def infer(shapes: Mapping[str, Shape], label: str, *, is_dense: bool, name: str | None = None) -> Inferred:
     """Finds the model that parameters belong to.
 
     Only what tells variants apart is looked at (blocks and channels of each stage, and whether there is LSA), so that
@@ -27,19 +62,23 @@ def infer(shapes: Mapping[str, Shape], label: str, name: str | None = None) -> I
     Args:
         shapes: path -> shape of the parameters, in our names and layout.
         label: what the weights were read from, for the error.
+        is_dense: the file is of a dense task, so that a classifier's norm and head in it are left-overs.
         name: the variant, if it is known already.
 
     Raises:
-        InputError: no variant has these stages; says what they look like and what the variants have.
+        InputError: no variant, or more than one, has these stages; says what they look like and what the variants have.
     """
     if name is not None:
         variant_config(name)
-    patch_kernel = shapes.get("backbone/stages/0/patch_embed/proj/kernel", ())
+    stage_norms = any(path.startswith("backbone/norms/") for path in shapes)
+    has_classifier = any(not path.startswith("backbone/") for path in shapes)
     head = shapes.get("head/bias") or shapes.get("head/kernel") or (0,)
+    patch_kernel = shapes.get("backbone/stages/0/patch_embed/proj/kernel", ())
     return Inferred(
         name=name or _infer_variant(shapes, label),
-        in_channels=patch_kernel[2] if len(patch_kernel) == 4 else 3,
-        num_classes=head[-1],
+        in_channels=max(patch_kernel[2], 1) if len(patch_kernel) == 4 else 3,
+        num_classes=head[-1] if has_classifier and not is_dense and not stage_norms else None,
+        stage_norms=stage_norms,
     )
 
 
@@ -52,12 +91,18 @@ def _infer_variant(shapes: Mapping[str, Shape], label: str) -> str:
         dims.append(peg_bias[0] if peg_bias else None)
     has_lsa = any("/attn/qkv/" in path for path in shapes)
 
-    for name, config in VARIANTS.items():
-        same_dims = all(dim in (None, expected) for dim, expected in zip(dims, config.embed_dims, strict=True))
-        if same_dims and config.depths == tuple(depths) and has_lsa == (config.window_size is not None):
-            return name
-    known = "; ".join(f"{name}: {c.depths} and {c.embed_dims}" for name, c in VARIANTS.items())
+    fitting = [
+        name
+        for name, config in VARIANTS.items()
+        if config.depths == tuple(depths)
+        and has_lsa == (config.window_size is not None)
+        and all(dim in (None, expected) for dim, expected in zip(dims, config.embed_dims, strict=True))
+    ]
+    if len(fitting) == 1:
+        return fitting[0]
+    known = "; ".join(f"{key}: {VARIANTS[key].depths} and {VARIANTS[key].embed_dims}" for key in fitting or VARIANTS)
     raise InputError(
-        f"{label} holds no known Twins variant: it looks like depths {tuple(depths)} and channels {tuple(dims)} "
-        f"{'with' if has_lsa else 'without'} LSA; known are {known}"
+        f"{label}: {'could be more than one' if fitting else 'holds no known'} Twins variant: it looks like depths "
+        f"{tuple(depths)} and channels {tuple(dims)} {'with' if has_lsa else 'without'} LSA; "
+        f"{'fitting' if fitting else 'known'} are {known}"
     )

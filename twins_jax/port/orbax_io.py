@@ -1,35 +1,41 @@
-"""Reads and writes parameters as an Orbax folder."""
+"""Reads and writes parameters as Orbax folders, a training run's checkpoints included."""
 
+import contextlib
+import logging
 import os
+from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
 from twins_jax.errors import InputError
-from twins_jax.functional import Params
+from twins_jax.port.convert import Tensors
+from twins_jax.port.text import one_line
+
+PARAMS, EMA = "params", "ema"
+"""The items of a training checkpoint: the parameters, and their exponential moving average."""
 
 
-def write_params(folder: str | os.PathLike[str], params: Params) -> None:
-    """Writes parameters into a new Orbax folder, which appears only once it is complete.
+def write_params(folder: str, params: Tensors) -> None:
+    """Writes parameters into a new Orbax folder, as `StandardCheckpointer` writes those of a model.
 
     Args:
-        folder: must not exist yet; Orbax writes beside it and renames.
-        params: nested dicts of arrays, as `split_model` gives them.
-
-    Raises:
-        InputError: the folder exists.
+        folder: must not exist yet.
+        params: path -> array.
     """
     import orbax.checkpoint as ocp
 
-    folder = os.path.abspath(folder)
-    if os.path.exists(folder):
-        raise InputError(f"{folder}: exists already, and is not overwritten")
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder, params)
+    # Orbax copies numpy arrays before it writes them, but not those of JAX: this way there are two copies, not three.
+    # Without x64 JAX would round float64.
+    with jax.enable_x64(True):
+        arrays = {path: jnp.array(array) for path, array in params.items()}
+    with _quiet(), ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(os.path.abspath(folder), traverse_util.unflatten_dict(arrays, sep="/"))
 
 
-def read_params(folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+def read_params(folder: str) -> Tensors:
     """Reads the parameters of an Orbax folder as host arrays, whatever devices wrote them.
 
     Returns:
@@ -42,12 +48,59 @@ def read_params(folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
     folder = os.path.abspath(folder)
     try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
+        with _quiet(), ocp.PyTreeCheckpointer() as checkpointer:
             tree = checkpointer.metadata(folder).item_metadata.tree
             restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-            params = checkpointer.restore(folder, restore_args=restore_args)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        # Orbax and TensorStore raise each of these for folders that are not, or no longer, whole checkpoints.
-        detail = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise InputError(f"{folder}: not a readable Orbax folder of parameters: {detail}") from error
-    return traverse_util.flatten_dict(params, sep="/")
+            params = traverse_util.flatten_dict(checkpointer.restore(folder, restore_args=restore_args), sep="/")
+    except Exception as error:  # Orbax and TensorStore raise many kinds for folders that are not whole checkpoints
+        raise InputError(f"{folder}: not a readable Orbax folder of parameters: {one_line(error)}") from error
+    others = [path for path, leaf in params.items() if not isinstance(leaf, np.ndarray)]
+    if others or not params:
+        raise InputError(f"{folder}: holds more than arrays, or none: {', '.join(others[:5])}")
+    return params
+
+
+def find_params(folder: str, *, ema: bool = False) -> str:
+    """Finds the Orbax folder of parameters in what a training run wrote.
+
+    Args:
+        folder: an Orbax folder of parameters; or a checkpoint, a folder of checkpoints (the newest complete one is
+            taken), or the run's working directory.
+        ema: take the moving average.
+
+    Raises:
+        InputError: there is none.
+    """
+    if is_params(folder):
+        if ema:
+            raise InputError(f"{folder}: is one tree of parameters, which has no moving average beside it")
+        return folder
+    item = EMA if ema else PARAMS
+    checkpoints = os.path.join(folder, "checkpoints")
+    if os.path.isdir(checkpoints):
+        return find_params(checkpoints, ema=ema)
+    names = os.listdir(folder)
+    # Orbax gives a checkpoint its number as its name once it is complete.
+    steps = sorted((int(name) for name in names if name.isascii() and name.isdigit()), reverse=True)
+    for place in [folder, *(os.path.join(folder, str(step)) for step in steps)]:
+        if is_params(os.path.join(place, item)):
+            return os.path.join(place, item)
+    holds = ", ".join(sorted(names)[:5]) or "nothing"
+    raise InputError(f"{folder}: no Orbax folder of parameters, and no checkpoint with {item!r} in it: holds {holds}")
+
+
+def is_params(folder: str) -> bool:
+    """Whether a folder is one tree that Orbax wrote."""
+    return os.path.isfile(os.path.join(folder, "_METADATA"))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences what Orbax logs about checkpoints' items, which have no metadata of a checkpoint of their own."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

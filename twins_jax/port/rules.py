@@ -1,9 +1,13 @@
-"""The one table that ties PyTorch's names of Twins parameters to the paths in our models.
+"""The one table that ties the names of Twins parameters in PyTorch to the paths in our models.
 
-The PyTorch names are timm's, which are those of upstream's `gvt.py`. Paths are written with slashes, as in
+The PyTorch names are those of upstream's `gvt.py`, which timm kept. Paths are written with slashes, as in
 "backbone/stages/0/blocks/1/attn/kv/kernel". `{s}` stands for a stage and `{b}` for a block within it.
+
+A `Layout` says how one kind of file writes the names of the table; the table itself serves every kind, both ways. A
+head of another task is a group of rows like `CLASSIFIER`, added to the layouts whose files hold it.
 """
 
+import dataclasses
 import functools
 import re
 from typing import NamedTuple
@@ -28,7 +32,9 @@ LINEAR = (Leaf("weight", "kernel", (1, 0)), BIAS)  # [out, in] -> [in, out]
 CONV = (Leaf("weight", "kernel", (2, 3, 1, 0)), BIAS)  # [out, in / groups, h, w] -> [h, w, in / groups, out]
 NORM = (Leaf("weight", "scale", (0,)), BIAS)
 
-MODULES: tuple[tuple[str, str, tuple[Leaf, ...]], ...] = (
+Modules = tuple[tuple[str, str, tuple[Leaf, ...]], ...]
+
+BACKBONE: Modules = (
     ("patch_embeds.{s}.proj", "backbone/stages/{s}/patch_embed/proj", CONV),
     ("patch_embeds.{s}.norm", "backbone/stages/{s}/patch_embed/norm", NORM),
     ("pos_block.{s}.proj.0", "backbone/stages/{s}/peg", CONV),
@@ -42,41 +48,63 @@ MODULES: tuple[tuple[str, str, tuple[Leaf, ...]], ...] = (
     ("blocks.{s}.{b}.norm2", "backbone/stages/{s}/blocks/{b}/norm2", NORM),
     ("blocks.{s}.{b}.mlp.fc1", "backbone/stages/{s}/blocks/{b}/mlp/fc1", LINEAR),
     ("blocks.{s}.{b}.mlp.fc2", "backbone/stages/{s}/blocks/{b}/mlp/fc2", LINEAR),
+    ("norm_list.{s}", "backbone/norms/{s}", NORM),  # upstream's dense SVT backbones only
+)
+CLASSIFIER: Modules = (
     ("norm", "norm", NORM),
     ("head", "head", LINEAR),
 )
 
 
 class Match(NamedTuple):
-    """What the table says of one tensor: its name on the other side, and the axes from PyTorch's tensor to ours."""
+    """What the table says of one tensor: its name on the other side, and the axes from the file's tensor to ours."""
 
     name: str
     axes: tuple[int, ...]
 
 
-def to_ours(torch_name: str) -> Match | None:
-    """The path of a PyTorch parameter in our models, or None where the table has no such name."""
-    return _translate(torch_name, _compiled()[0])
+class Row(NamedTuple):
+    """A row of a layout: a file's name, our path, both with `{s}` and `{b}`, and the axes from the file's to ours."""
+
+    theirs: str
+    path: str
+    axes: tuple[int, ...]
 
 
-def to_torch(path: str) -> Match | None:
-    """The PyTorch name of a parameter of ours, or None where the table has no such path."""
-    return _translate(path, _compiled()[1])
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How one kind of file names the parameters of the table, and lays out their axes.
 
+    Attributes:
+        label: for people.
+        is_torch: names and axes are PyTorch's.
+        prefix: what begins the names that must all be in the table; the file may hold others, such as heads that have
+            no rows yet, which do not begin so.
+        rows: the names.
+    """
 
-_Rows = tuple[tuple[re.Pattern[str], str, tuple[int, ...]], ...]
+    label: str
+    is_torch: bool
+    prefix: str
+    rows: tuple[Row, ...]
 
+    def to_ours(self, name: str) -> Match | None:
+        """The path in our models of a file's name, or None where the table has no such name."""
+        for (pattern, _), row in zip(self._patterns, self.rows, strict=True):
+            if match := pattern.fullmatch(name):
+                return Match(row.path.format(**match.groupdict()), row.axes)
+        return None
 
-@functools.cache
-def _compiled() -> tuple[_Rows, _Rows]:
-    """The table as (pattern, template of the other side, axes), once for each direction."""
-    torch_rows, our_rows = [], []
-    for torch_module, our_module, leaves in MODULES:
-        for leaf in leaves:
-            torch_name, path = f"{torch_module}.{leaf.torch}", f"{our_module}/{leaf.ours}"
-            torch_rows.append((_pattern(torch_name), path, leaf.axes))
-            our_rows.append((_pattern(path), torch_name, leaf.axes))
-    return tuple(torch_rows), tuple(our_rows)
+    def to_theirs(self, path: str) -> Match | None:
+        """The file's name of a path in our models, or None where the table has no such path."""
+        for (_, pattern), row in zip(self._patterns, self.rows, strict=True):
+            if match := pattern.fullmatch(path):
+                return Match(row.theirs.format(**match.groupdict()), row.axes)
+        return None
+
+    @functools.cached_property
+    def _patterns(self) -> tuple[tuple[re.Pattern[str], re.Pattern[str]], ...]:
+        return tuple((_pattern(row.theirs), _pattern(row.path)) for row in self.rows)
 
 
 def _pattern(template: str) -> re.Pattern[str]:
@@ -84,8 +112,25 @@ def _pattern(template: str) -> re.Pattern[str]:
     return re.compile(re.sub(r"\\\{(\w)\\\}", r"(?P<\1>0|[1-9][0-9]*)", escaped))
 
 
-def _translate(name: str, rows: _Rows) -> Match | None:
-    for pattern, template, axes in rows:
-        if match := pattern.fullmatch(name):
-            return Match(template.format(**match.groupdict()), axes)
-    return None
+def _torch_rows(modules: Modules, prefix: str) -> tuple[Row, ...]:
+    return tuple(
+        Row(f"{prefix}{torch_module}.{leaf.torch}", f"{our_module}/{leaf.ours}", leaf.axes)
+        for torch_module, our_module, leaves in modules
+        for leaf in leaves
+    )
+
+
+def _own_rows(modules: Modules, without: str = "") -> tuple[Row, ...]:
+    paths = [(f"{our_module}/{leaf.ours}", leaf) for _, our_module, leaves in modules for leaf in leaves]
+    return tuple(Row(path.removeprefix(without), path, tuple(range(len(leaf.axes)))) for path, leaf in paths)
+
+
+TORCH = Layout("timm or upstream classification", True, "", _torch_rows(BACKBONE + CLASSIFIER, ""))
+# The classifier's rows are there because upstream's dense backbones keep its norm and head, and never use them.
+TORCH_DENSE = Layout(
+    "upstream segmentation or detection", True, "backbone.", _torch_rows(BACKBONE + CLASSIFIER, "backbone.")
+)
+OURS = Layout("twins_jax", False, "", _own_rows(BACKBONE + CLASSIFIER))
+OURS_BACKBONE = Layout("twins_jax backbone", False, "", _own_rows(BACKBONE, without="backbone/"))
+
+LAYOUTS = (TORCH, TORCH_DENSE, OURS, OURS_BACKBONE)

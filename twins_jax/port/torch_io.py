@@ -1,100 +1,181 @@
-"""Reads PyTorch state dicts from .safetensors (without torch) and from torch's own files (tensors only, no code)."""
+"""Reads and writes files of torch's own format, tensors only: nothing in them is ever run."""
 
 import argparse
-import os
-import pickle
+import io
+import pickletools
+import warnings
+import zipfile
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
 from twins_jax.errors import InputError
+from twins_jax.port.convert import Tensors
+from twins_jax.port.text import one_line
 
-StateDict = dict[str, np.ndarray]
+CONTAINERS = ("model", "state_dict", "model_ema", "state_dict_ema")
+"""The keys under which training scripts (upstream's, timm's, OpenMMLab's) store state dicts, tried in this order."""
 
-CONTAINERS = ("model", "state_dict", "model_ema")
-"""The keys under which upstream's training scripts and others store a state dict, tried in this order."""
+EMA_CONTAINERS = ("model_ema", "state_dict_ema")
+"""Those of them that hold the exponential moving average of the weights."""
+
+ZIP_MAGIC = b"PK\x03\x04"  # torch.save since 1.6
+PICKLE_MAGIC = b"\x80"  # torch.save before: pickles in sequence
 
 
-def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
-    """Reads the tensors of a PyTorch checkpoint.
+class Contents(NamedTuple):
+    """A state dict as numpy arrays, and the key it was found under ("" for the whole file)."""
+
+    tensors: Tensors
+    container: str
+
+
+def read_torch(path: str, *, ema: bool = False) -> Contents:
+    """Reads the tensors of a file that `torch.save` wrote.
 
     Args:
-        path: a .safetensors file, or a file that `torch.save` wrote (.pth, .pt, .bin): a state dict, or a dict that
-            holds one under one of `CONTAINERS`. The prefix that DistributedDataParallel puts before every name,
-            `module.`, is taken off.
+        path: an existing file that holds a state dict, or a dict that holds one under one of `CONTAINERS`.
+        ema: take the one under `EMA_CONTAINERS`.
 
     Returns:
-        name -> array, in the file's dtypes (bfloat16 as ml_dtypes has it).
+        Arrays in the file's dtypes (bfloat16 as ml_dtypes has it), which map the file where its format allows: their
+        bytes are read as they are used.
 
     Raises:
-        InputError: the file is missing, damaged, not a checkpoint, or holds more than tensors and plain values, which
-            loading would have to execute; or it is torch's own format and torch is not installed.
+        InputError: the file is damaged, not a checkpoint, or holds more than tensors and plain values, which loading
+            would have to run; or torch is not installed.
     """
-    path = os.fspath(path)
-    if not os.path.isfile(path):
-        raise InputError(f"{path}: no such file")
-    tensors = _read_safetensors(path) if path.endswith(".safetensors") else _read_torch(path)
-    if not tensors:
-        raise InputError(f"{path}: holds no tensors")
-    if all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    return tensors
-
-
-def _read_safetensors(path: str) -> StateDict:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="np") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no dict
-    except SafetensorError as error:
-        raise InputError(f"{path}: not a readable .safetensors file: {error}") from error
-
-
-def _read_torch(path: str) -> StateDict:
     try:
         import torch
     except ImportError as error:
         raise InputError(
             f"{path}: torch is needed to read this format (pip install 'twins-jax[torch]'); .safetensors need none"
         ) from error
+    with open(path, "rb") as file:
+        is_zip = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
+    if is_zip:
+        _check_zip(path)
     try:
         # Training scripts store their parsed arguments beside the weights; a Namespace runs nothing when loaded.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        detail = next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line), "not a torch checkpoint")
-        raise InputError(f"{path}: refused, only tensors and plain values are loaded: {detail}") from error
-    except (RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError, IndexError, OSError) as error:
-        # What torch raises on bytes that are no checkpoint depends on the bytes.
-        detail = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise InputError(f"{path}: not a readable torch checkpoint: {detail}") from error
-    return {name: _to_numpy(tensor) for name, tensor in _find_tensors(loaded, path).items()}
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore")  # what torch warns of (pickle protocols) it also refuses
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except Exception as error:  # what torch raises depends on the bytes
+        if refused := _refused_globals(path, is_zip):
+            raise InputError(
+                f"{path}: refused, loading it would run code: only tensors and plain values are allowed, "
+                f"found {', '.join(refused)}"
+            ) from error
+        raise InputError(f"{path}: not a readable torch checkpoint: {one_line(error)}") from error
+    return _find_state_dict(loaded, path, ema)
 
 
-def _find_tensors(loaded: Any, path: str) -> Mapping[str, Any]:
+def write_torch(path: str, tensors: Tensors) -> None:
+    """Writes arrays as a plain state dict with `torch.save`; sharing their memory, so that there is no second copy."""
     import torch
 
+    torch.save({name: to_torch(array) for name, array in tensors.items()}, path)
+
+
+def _check_zip(path: str) -> None:
+    """Compares every byte with the archive's checksums: torch does not."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # torch.serialization.set_crc32_options(False) writes 0 for every checksum.
+            has_checksums = any(member.CRC for member in archive.infolist())
+            damaged = archive.testzip() if has_checksums else None
+    except Exception as error:  # zipfile and the decompressors raise many kinds, which depend on the bytes
+        raise InputError(f"{path}: damaged or truncated torch checkpoint: {one_line(error)}") from error
+    if damaged is not None:
+        raise InputError(f"{path}: damaged torch checkpoint: {damaged!r} does not match its checksum")
+
+
+ALLOWED_MODULES = ("torch", "collections", "argparse")
+"""Modules of which torch's restricted unpickler allows some names."""
+
+
+def _refused_globals(path: str, is_zip: bool) -> list[str]:
+    """What the pickles of a file would import beyond the modules that checkpoints need, without running them."""
+    try:
+        if is_zip:
+            with zipfile.ZipFile(path) as archive:
+                pickles = [archive.read(name) for name in archive.namelist() if name.endswith("data.pkl")]
+        else:
+            with open(path, "rb") as file:
+                pickles = [file.read()]
+    except Exception:  # then it is not the imports that are wrong with the file
+        return []
+    found: dict[str, None] = {}
+    for data in pickles:
+        stream = io.BytesIO(data)
+        try:
+            while stream.tell() < len(data):  # the old format has several in sequence
+                found |= dict.fromkeys(_globals(stream))
+        except Exception:  # the end of the pickles, or damage
+            continue
+    return [name for name in found if name.partition(".")[0] not in ALLOWED_MODULES]
+
+
+def _globals(stream: io.BytesIO) -> list[str]:
+    names, strings = [], ["", ""]
+    for opcode, argument, _ in pickletools.genops(stream):
+        if opcode.name in ("GLOBAL", "INST"):
+            names.append(str(argument).replace(" ", "."))
+        elif opcode.name == "STACK_GLOBAL":
+            names.append(".".join(strings[-2:]))
+        elif isinstance(argument, str):
+            strings.append(argument)
+    return names
+
+
+def _find_state_dict(loaded: Any, path: str, ema: bool) -> Contents:
+    import torch
+
+    container = ""
     if isinstance(loaded, Mapping):
-        for key in CONTAINERS:
+        for key in EMA_CONTAINERS if ema else CONTAINERS:
             if isinstance(loaded.get(key), Mapping):
-                loaded = loaded[key]
+                container, loaded = key, loaded[key]
                 break
     if not isinstance(loaded, Mapping):
-        raise InputError(
-            f"{path}: holds a {type(loaded).__name__}, allowed is a state dict, plain or under {CONTAINERS}"
-        )
-    others = [str(name) for name, value in loaded.items() if not isinstance(value, torch.Tensor)]
+        raise InputError(f"{path}: holds a {type(loaded).__name__}, allowed is a state dict, or one under {CONTAINERS}")
+    if ema and not container:
+        raise InputError(f"{path}: has no {' or '.join(EMA_CONTAINERS)}, only {', '.join(map(repr, list(loaded)[:5]))}")
+    others = [repr(name) for name, value in loaded.items() if not (isinstance(name, str) and _is_tensor(value))]
     if others:
-        raise InputError(f"{path}: a state dict holds tensors only, found also {', '.join(others[:5])}")
-    return loaded
+        raise InputError(
+            f"{path}: holds more than the tensors of a state dict, such as {', '.join(others[:5])}; allowed is a state "
+            f"dict, or one under {CONTAINERS}"
+        )
+    tensors = {}
+    for name, tensor in loaded.items():
+        try:
+            tensors[name] = _to_numpy(tensor.detach(), torch.bfloat16)
+        except (RuntimeError, TypeError) as error:
+            raise InputError(f"{path}: {name} is no plain tensor: {one_line(error)}") from error
+    return Contents(tensors, container)
 
 
-def _to_numpy(tensor: Any) -> np.ndarray:
+def _is_tensor(value: Any) -> bool:
     import torch
 
-    if tensor.dtype == torch.bfloat16:  # numpy has no bfloat16 of its own: hand the bits over
-        return tensor.contiguous().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+    return isinstance(value, torch.Tensor)
+
+
+def _to_numpy(tensor: Any, bfloat16: Any) -> np.ndarray:
+    import torch
+
+    if tensor.dtype == bfloat16:  # numpy has no bfloat16 of its own: hand the bits over
+        return tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
     return tensor.numpy()
+
+
+def to_torch(array: np.ndarray) -> Any:
+    """A tensor that shares an array's memory, bfloat16 included."""
+    import torch
+
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(array)

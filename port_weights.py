@@ -1,0 +1,112 @@
+"""Ports Twins weights between PyTorch and twins_jax, either way: `python port_weights.py SRC DST`."""
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+from twins_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from twins_jax.port.convert import Weights
+
+DESCRIPTION = """\
+Ports Twins weights between PyTorch and twins_jax; the direction follows from SRC.
+
+SRC in PyTorch: a .safetensors or .pth file with the names of timm or upstream (classification, segmentation or
+detection), a Hugging Face snapshot folder, or hf-hub:OWNER/NAME. It becomes an Orbax folder, or with a DST that ends
+in .safetensors a file of this project's names.
+
+SRC of this project: an Orbax folder, a training run's folder, or a .safetensors file. It becomes a PyTorch file that
+timm loads, .safetensors or .pth as DST ends, or with another DST an Orbax folder of the parameters alone."""
+
+EPILOG = """\
+Exit codes: 0: all that was asked for is done and, with --verify, held; 1: --verify found a difference;
+2: an error, named on one line, and nothing written."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports errors on one line, as the rest of the program does."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    parser = Parser(description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("src", metavar="SRC", help="what to read")
+    parser.add_argument("dst", metavar="DST", nargs="?", help="what to write")
+    parser.add_argument("--model", metavar="NAME", help="the variant (default: read off the weights)")
+    parser.add_argument("--ema", action="store_true", help="take the moving average in a training checkpoint")
+    parser.add_argument("--overwrite", action="store_true", help="replace DST if it exists")
+    parser.add_argument("--inspect", action="store_true", help="describe SRC; write nothing")
+    parser.add_argument("--verify", action="store_true", help="run both models, timm's and ours, and compare")
+    parser.add_argument("--report", metavar="FILE", help="write --verify's outcome as JSON, too")
+    args = parser.parse_args(argv)
+    if args.inspect and (args.dst or args.verify or args.overwrite):
+        parser.error("--inspect takes SRC alone")
+    if not args.inspect and not args.dst:
+        parser.error("DST is missing (or --inspect)")
+    if args.report and not args.verify:
+        parser.error("--report is of --verify")
+    try:
+        return _inspect(args) if args.inspect else _port(args)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from twins_jax.port.convert import port
+    from twins_jax.port.inspect import describe
+    from twins_jax.port.source import read_weights
+
+    weights = read_weights(args.src, ema=args.ema)
+    print(describe(weights, port(weights, args.model)))
+    return 0
+
+
+def _port(args: argparse.Namespace) -> int:
+    from twins_jax.port.convert import port
+    from twins_jax.port.files import check_paths, plan_target, write_target
+    from twins_jax.port.source import read_weights
+
+    check_paths(args.src, args.dst, *([args.report] if args.report else []), overwrite=args.overwrite)
+    weights = read_weights(args.src, ema=args.ema)
+    ported = port(weights, args.model)
+    target = plan_target(weights, ported, args.dst)
+    if args.verify:
+        from twins_jax.port.verify import import_timm
+
+        import_timm()
+        if weights.layout.is_torch == target.layout.is_torch:
+            raise InputError(f"{args.dst}: --verify compares with PyTorch, and neither SRC nor DST is of it")
+
+    write_target(ported, target, args.dst, overwrite=args.overwrite)
+    model = ported.model
+    print(f"{weights.label}: {weights.container} of {weights.layout.label} names: {model.name}")
+    if ported.not_ported:
+        print(f"not ported: {len(ported.not_ported)} tensors: {', '.join(ported.not_ported)}")
+    print(f"{args.dst}: {target.label} of {target.layout.label} names: {len(ported.params)} tensors")
+    return _verify(args, weights) if args.verify else 0
+
+
+def _verify(args: argparse.Namespace, weights: "Weights") -> int:
+    from twins_jax.port.source import read_weights
+    from twins_jax.port.target import staged
+    from twins_jax.port.verify import verify
+
+    if weights.layout.is_torch:
+        report = verify(weights, args.dst, name=args.model)
+    else:
+        report = verify(read_weights(args.dst), args.src, name=args.model, ema=args.ema)
+    print(report.to_text())
+    if args.report:
+        with staged(args.report, overwrite=args.overwrite) as path, open(path, "w", encoding="utf-8") as file:
+            file.write(json.dumps(report.to_json(), indent=2) + "\n")
+    return 0 if report.holds else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+import math
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import twins_jax
+from tests.models.helpers import named, random_array, random_module
+from twins_jax import TwinsBackbone, TwinsClassifier
+
+COUNTS = {  # counted on timm's models
+    "twins_pcpvt_small": 24_106_216,
+    "twins_pcpvt_base": 43_828_456,
+    "twins_pcpvt_large": 60_989_672,
+    "twins_svt_small": 24_060_776,
+    "twins_svt_base": 56_070_952,
+    "twins_svt_large": 99_271_400,
+}
+SUB_SAMPLING_RATIOS = (8, 4, 2)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_number_of_parameters(name: str) -> None:
+    model = nnx.eval_shape(lambda: twins_jax.create_model(name, rngs=nnx.Rngs(0)))
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model))) == COUNTS[name]
+
+
+def test_list_models() -> None:
+    assert twins_jax.list_models() == sorted([*COUNTS, "twins_svt_tiny"])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: twins_jax.create_model("twins_pcpvt_small", num_classes=5, rngs=nnx.Rngs(0)),
+        lambda: twins_jax.create_model("twins_svt_tiny", num_classes=5, rngs=nnx.Rngs(0)),
+        lambda: twins_jax.create_backbone("twins_svt_tiny", stage_norms=True, rngs=nnx.Rngs(0)),
+    ],
+    ids=["PCPVT", "SVT", "SVT backbone with stage norms"],
+)
+def test_every_parameter_gets_a_gradient(make: type[TwinsBackbone | TwinsClassifier]) -> None:
+    apply, params = twins_jax.split_model(random_module(make))
+    # 64x64 leaves 2x2 positions in the last stage; with only one, queries and keys would not matter there.
+    images = random_array(2, 64, 64, 3)
+
+    def loss(params: twins_jax.functional.Params) -> jax.Array:
+        # Weights of both signs: LayerNorm's outputs add up to the same for any input.
+        outputs = jax.tree.leaves(apply(params, images))
+        return sum((output * random_array(*output.shape, seed=i)).sum() for i, output in enumerate(outputs))
+
+    for path, gradient in named(jax.jit(jax.grad(loss))(params)).items():
+        assert np.isfinite(gradient).all(), path
+        assert np.abs(gradient).max() > 0, path
+
+
+@pytest.fixture(scope="module")
+def fresh() -> dict[str, np.ndarray]:
+    model = twins_jax.create_model("twins_svt_tiny", num_classes=100, in_channels=1, rngs=nnx.Rngs(0))
+    return named(twins_jax.get_params(model))
+
+
+def reference_std(path: str, shape: tuple[int, ...]) -> float:
+    """The standard deviation of upstream's initialiser."""
+    if len(shape) == 2:
+        return 0.02
+    height, width, _, out_channels = shape
+    groups = out_channels if path.endswith("peg/kernel") else 1
+    return math.sqrt(2 / (height * width * out_channels / groups))
+
+
+def test_initial_kernels(fresh: dict[str, np.ndarray]) -> None:
+    for path, kernel in fresh.items():
+        if not path.endswith("kernel"):
+            continue
+        z = kernel / reference_std(path, kernel.shape)
+        # Five standard errors of a mean and of a standard deviation, over about 60 kernels.
+        assert abs(z.mean()) < 5 / math.sqrt(z.size), path
+        assert abs(z.std() - 1) < 5 / math.sqrt(2 * z.size), path
+    assert fresh["backbone/stages/0/patch_embed/proj/kernel"].shape == (4, 4, 1, 32)
+
+
+def test_initial_biases_and_norms(fresh: dict[str, np.ndarray]) -> None:
+    for path, values in fresh.items():
+        if path.endswith("bias"):
+            assert not values.any(), path
+        elif path.endswith("scale"):
+            assert (values == 1).all(), path
+
+
+def test_no_two_kernels_start_alike(fresh: dict[str, np.ndarray]) -> None:
+    starts = [
+        tuple(kernel.ravel()[:4] / reference_std(path, kernel.shape))
+        for path, kernel in fresh.items()
+        if path.endswith("kernel")
+    ]
+    assert len(set(starts)) == len(starts)

@@ -1,0 +1,86 @@
+"""Dropout and stochastic depth."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.models.helpers import random_array, random_module, run, tiny
+from twins_jax.backbone import Block
+from twins_jax.config import variant_config
+from twins_jax.layers import drop, drop_path
+
+CONFIG = variant_config("twins_svt_tiny")
+IMAGES = random_array(2, 40, 40, 3)
+
+
+def test_rates_rise_linearly_over_all_blocks() -> None:
+    config = dataclasses.replace(variant_config("twins_pcpvt_small"), drop_path_rate=0.3)
+    expected = [0.3 * i / 15 for i in range(16)]
+    assert [rate for rates in config.drop_path_rates() for rate in rates] == pytest.approx(expected)
+    assert [len(rates) for rates in config.drop_path_rates()] == [3, 4, 6, 3]
+
+
+def test_a_single_block_a_stage_has_rates() -> None:
+    config = dataclasses.replace(CONFIG, depths=(1, 1, 1, 1), drop_path_rate=0.3)
+    assert config.drop_path_rates() == [[0.0], [pytest.approx(0.1)], [pytest.approx(0.2)], [pytest.approx(0.3)]]
+
+
+def test_a_model_has_the_rates_of_its_configuration() -> None:
+    model = tiny(drop_path_rate=0.2, dropout_rate=0.1)
+    rates = [[block.drop_path.rate for block in stage.blocks] for stage in model.backbone.stages]
+    assert rates == model.config.drop_path_rates()
+    for stage in model.backbone.stages:
+        assert stage.dropout.rate == 0.1
+        assert all(block.attn.dropout.rate == block.mlp.dropout.rate == 0.1 for block in stage.blocks)
+
+
+@pytest.mark.parametrize("rates", [{"drop_path_rate": 0.9}, {"dropout_rate": 0.5}], ids=str)
+def test_only_a_key_makes_a_model_random(rates: dict[str, float]) -> None:
+    model = tiny(**rates)
+    deterministic = run(model, IMAGES)
+    np.testing.assert_array_equal(deterministic, run(tiny(), IMAGES))
+    one, again, other = (run(model, IMAGES, jax.random.key(seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, again)
+    assert (one != other).any()
+    assert (one != deterministic).any()
+
+
+@pytest.mark.parametrize("rate", [0.25, 0.5])
+def test_drop_path_drops_or_scales_whole_samples(rate: float) -> None:
+    count = 4096
+    x = random_array(count, 2, 3, 4)
+    dropped = np.asarray(drop(drop_path(rate), jnp.asarray(x), nnx.Rngs(dropout=jax.random.key(0))))
+    kept = dropped.any(axis=(1, 2, 3))
+    assert not dropped[~kept].any()
+    # Division and multiplication by the inverse differ by one rounding.
+    np.testing.assert_allclose(dropped[kept], x[kept] / (1 - rate), rtol=2e-7)
+    # Five standard errors of the share of samples that are kept: with the scaling, the mean is preserved.
+    assert abs(kept.mean() - (1 - rate)) < 5 * (rate * (1 - rate) / count) ** 0.5
+
+
+@pytest.mark.parametrize("branch", ["attn", "mlp"])
+def test_a_dropped_branch_leaves_a_sample_as_it_was(branch: str) -> None:
+    rate = 0.5
+    block = random_module(lambda: Block(0, 0, drop_path_rate=rate, config=CONFIG, rngs=nnx.Rngs(0)))
+    silent = block.mlp.fc2 if branch == "attn" else block.attn.proj
+    silent.kernel[...], silent.bias[...] = (jnp.zeros_like(p[...]) for p in (silent.kernel, silent.bias))
+    x = jnp.asarray(random_array(64, 7, 7, 32))
+    full = np.asarray(block(x) - x)
+    y = np.asarray(block(x, nnx.Rngs(dropout=jax.random.key(0))))
+
+    dropped = (y == x).all(axis=(1, 2, 3))
+    assert 16 <= dropped.sum() <= 48  # four standard deviations about 32
+    # x is added before and subtracted after: a few roundings of 6e-8 at values of up to 10.
+    np.testing.assert_allclose((y - x)[~dropped], full[~dropped] / (1 - rate), atol=1e-5)
+
+
+def test_attention_and_mlp_are_dropped_independently() -> None:
+    block = random_module(lambda: Block(0, 0, drop_path_rate=0.5, config=CONFIG, rngs=nnx.Rngs(0)))
+    x = jnp.asarray(random_array(64, 7, 7, 32))
+    y = np.asarray(block(x, nnx.Rngs(dropout=jax.random.key(0))))
+    both_dropped = (y == x).all(axis=(1, 2, 3)).sum()
+    assert 3 <= both_dropped <= 30  # four standard deviations about 16; dropped together, about 32

@@ -1,0 +1,67 @@
+"""How much arithmetic a run does, and how fast the device could do it."""
+
+import dataclasses
+import time
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+
+if TYPE_CHECKING:
+    from train.run import Run
+
+TRAINING_FACTOR = 3
+"""A training step costs about three forward passes: the backward pass has two matrix products for each of the first."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Performance:
+    """Sizes and rates of a run.
+
+    Attributes:
+        parameters: of the model.
+        forward_flops: floating-point operations of one image's forward pass.
+        peak_flops: operations a second in large matrix products of the model's dtype, measured on one device.
+        devices: over all processes.
+    """
+
+    parameters: int
+    forward_flops: float
+    peak_flops: float
+    devices: int
+
+    def mfu(self, images_per_s: float) -> float:
+        """Model-FLOPs utilisation of training: operations the model needs over those the devices could do."""
+        return TRAINING_FACTOR * self.forward_flops * images_per_s / (self.peak_flops * self.devices)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.parameters / 1e6:.1f} M parameters, {self.forward_flops / 1e9:.2f} GFLOPs an image forward, "
+            f"{self.devices} device(s) of {self.peak_flops / 1e9:.0f} GFLOP/s in matrix products"
+        )
+
+
+def describe(run: "Run") -> Performance:
+    """Counts parameters and operations of a run's model, and measures the device."""
+    side = run.config.data.image_size
+    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    return Performance(
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(run.state.params)),
+        forward_flops=jax.jit(run.apply).lower(run.state.params, image).cost_analysis()["flops"],  # type: ignore[index]
+        peak_flops=matmul_rate(jnp.dtype(run.config.model.dtype)),
+        devices=jax.device_count(),
+    )
+
+
+def matmul_rate(dtype: jnp.dtype) -> float:
+    """Operations a second of a large square matrix product on one device, the median of five runs."""
+    side = 1024 if jax.default_backend() == "cpu" else 8192
+    matrix = jnp.ones((side, side), dtype)
+    product = jax.jit(jnp.matmul)
+    product(matrix, matrix).block_until_ready()
+    seconds = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        product(matrix, matrix).block_until_ready()
+        seconds.append(time.perf_counter() - begin)
+    return 2 * side**3 / sorted(seconds)[2]

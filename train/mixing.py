@@ -1,0 +1,167 @@
+"""Mixup, cutmix and random erasing, on the device inside the jitted training step.
+
+All three act on normalised images: erased pixels are normal noise of the images' own mean and deviation, which uint8
+batches could not hold, and mixed pixels lie between the grey levels. In the order of timm's training script: normalise,
+`random_erase`, `mix`.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from twins_jax.errors import InputError
+
+# timm.data.random_erasing.RandomErasing's defaults, from Zhong et al. 2017.
+ERASE_AREA = 0.02, 1 / 3
+ERASE_ASPECT = 0.3, 1 / 0.3
+ERASE_TRIES = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class MixConfig:
+    """How training images are mixed with each other and erased; nothing happens by default.
+
+    Raises:
+        InputError: A field is out of range; the message names it as `mix.FIELD`.
+    """
+
+    mixup_alpha: float = 0.0
+    """Mixup: both parameters of the Beta distribution of its weight (0: no mixup; the paper's recipe has 0.8)."""
+
+    cutmix_alpha: float = 0.0
+    """Cutmix: both parameters of the Beta distribution of the area that is kept (0: no cutmix; the recipe has 1)."""
+
+    switch_probability: float = 0.5
+    """Probability of cutmix where both are on; mixup otherwise."""
+
+    probability: float = 1.0
+    """Probability that a batch is mixed at all."""
+
+    erase_probability: float = 0.0
+    """Probability that a rectangle of an image is replaced by noise (0: never; the recipe has 0.25)."""
+
+    def __post_init__(self) -> None:
+        for field, value in vars(self).items():
+            if field.endswith("alpha"):
+                ok, allowed = 0 <= value < math.inf, "a number that is at least 0"
+            else:
+                ok, allowed = 0 <= value <= 1, "from 0 to 1"
+            if not ok:
+                raise InputError(f"mix.{field}: {value!r}; it must be {allowed}")
+
+
+def mix(key: jax.Array, images: jax.Array, targets: jax.Array, config: MixConfig) -> tuple[jax.Array, jax.Array]:
+    """Mixes each image of a batch with the one at the same place in the reversed batch, by mixup or cutmix.
+
+    One weight, and one box, is drawn for the whole batch: timm.data.Mixup's mode "batch". Zhang et al. 2017 (mixup),
+    Yun et al. 2019 (cutmix).
+
+    Args:
+        key: Decides everything that is drawn.
+        images: float [B, H, W, C], normalised.
+        targets: float [B, classes], with label smoothing if any; mixing smoothed targets is smoothing mixed ones.
+        config: Static.
+
+    Returns:
+        Images and targets of the same shapes and dtypes.
+    """
+    if not config.mixup_alpha and not config.cutmix_alpha:
+        return images, targets
+    weights = draw_weights(key, images.shape[1], images.shape[2], config)
+    return blend(images, targets, weights)
+
+
+def draw_weights(key: jax.Array, height: int, width: int, config: MixConfig) -> jax.Array:
+    """Draws how much of each pixel stays: float32 [H, W]. Ones where the batch is not mixed."""
+    apply_key, switch_key, mixup_key, cutmix_key, box_key = jax.random.split(key, 5)
+    use_cutmix: bool | jax.Array = config.cutmix_alpha > 0
+    weights = jnp.ones((height, width))
+    if config.mixup_alpha:
+        weights *= jax.random.beta(mixup_key, config.mixup_alpha, config.mixup_alpha)
+        use_cutmix = use_cutmix & jax.random.bernoulli(switch_key, config.switch_probability)
+    if config.cutmix_alpha:
+        kept = jax.random.beta(cutmix_key, config.cutmix_alpha, config.cutmix_alpha)
+        center = jax.random.randint(box_key, (2,), 0, jnp.array([height, width]))
+        weights = jnp.where(use_cutmix, cutmix_weights(height, width, kept, center), weights)
+    return jnp.where(jax.random.bernoulli(apply_key, config.probability), weights, 1.0)
+
+
+def cutmix_weights(height: int, width: int, kept: jax.Array, center: jax.Array) -> jax.Array:
+    """Returns float32 [H, W], 0 in a box of the images' aspect ratio and 1 outside.
+
+    Args:
+        height: Of the images.
+        width: Of the images.
+        kept: float32 [], the area outside the box as a fraction of the image's, where the box lies inside the image.
+        center: int [2], row and column of the box's centre; what then lies beyond the edges is cut off.
+    """
+    side = jnp.sqrt(1.0 - kept)
+    inside = []
+    for length, middle in zip((height, width), center, strict=True):
+        box = jnp.int32(length * side)
+        position = jnp.arange(length)
+        inside.append((position >= middle - box // 2) & (position < middle + (box + 1) // 2))
+    return 1.0 - (inside[0][:, None] & inside[1]).astype(jnp.float32)
+
+
+def blend(images: jax.Array, targets: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Weighs images [B, H, W, C] and targets [B, classes] against the reversed batch by `weights`, float32 [H, W].
+
+    The targets' weight is the mean of the pixels': the weight of mixup, and the area that cutmix really keeps.
+    """
+    pixel_weights = weights[:, :, None].astype(images.dtype)
+    images = pixel_weights * images + (1 - pixel_weights) * images[::-1]
+    share = weights.mean().astype(targets.dtype)
+    return images, share * targets + (1 - share) * targets[::-1]
+
+
+def random_erase(key: jax.Array, images: jax.Array, probability: float) -> jax.Array:
+    """Replaces a random rectangle by standard normal noise in images that are drawn with `probability`.
+
+    timm.data.RandomErasing in mode "pixel" (Zhong et al. 2017): noise of its own in every pixel and channel, 1/50 to
+    1/3 of the area and an aspect ratio of 0.3 to 1/0.3. Of ten rectangles the first that is smaller than the image in
+    both directions is taken; if none is, the image stays.
+
+    Args:
+        key: Decides everything that is drawn.
+        images: float [B, H, W, C], normalised.
+        probability: Static; 0 leaves out the computation.
+
+    Returns:
+        Images of the same shape and dtype.
+    """
+    if not probability:
+        return images
+    noise_key, key = jax.random.split(key)
+    boxes = draw_boxes(key, images.shape[0], images.shape[1], images.shape[2], probability)
+    noise = jax.random.normal(noise_key, images.shape, images.dtype)
+    return jnp.where(box_mask(boxes, images.shape[1], images.shape[2])[..., None], noise, images)
+
+
+def draw_boxes(key: jax.Array, count: int, height: int, width: int, probability: float) -> jax.Array:
+    """Draws the rectangles to erase: int32 [count, 4] of top, left, height, width; 0, 0, 0, 0 where there is none."""
+    apply_key, area_key, aspect_key, top_key, left_key = jax.random.split(key, 5)
+    low, high = ERASE_AREA
+    areas = height * width * jax.random.uniform(area_key, (count, ERASE_TRIES), minval=low, maxval=high)
+    low, high = map(math.log, ERASE_ASPECT)
+    aspects = jnp.exp(jax.random.uniform(aspect_key, (count, ERASE_TRIES), minval=low, maxval=high))
+    heights = jnp.round(jnp.sqrt(areas * aspects)).astype(jnp.int32)
+    widths = jnp.round(jnp.sqrt(areas / aspects)).astype(jnp.int32)
+    fits = (heights < height) & (widths < width)
+    first = (jnp.arange(count), fits.argmax(1))
+    # Rectangles that do not fit are not used; the bound keeps their ranges from being empty.
+    top = jax.random.randint(top_key, (count,), 0, jnp.maximum(height - heights[first], 0) + 1)
+    left = jax.random.randint(left_key, (count,), 0, jnp.maximum(width - widths[first], 0) + 1)
+    erased = fits.any(1) & jax.random.bernoulli(apply_key, probability, (count,))
+    return jnp.where(erased[:, None], jnp.stack([top, left, heights[first], widths[first]], 1), 0)
+
+
+def box_mask(boxes: jax.Array, height: int, width: int) -> jax.Array:
+    """Boxes int [B, 4] of top, left, height, width -> bool [B, H, W], True inside."""
+    top, left, box_height, box_width = (side[:, None] for side in boxes.T)
+    rows, columns = jnp.arange(height), jnp.arange(width)
+    in_rows = (rows >= top) & (rows < top + box_height)
+    in_columns = (columns >= left) & (columns < left + box_width)
+    return in_rows[:, :, None] & in_columns[:, None, :]

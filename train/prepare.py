@@ -1,0 +1,69 @@
+"""python -m train.prepare imagenet2012 --tars DIR: makes the data set that source "imagenet2012" reads."""
+
+import dataclasses
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import tensorflow_datasets as tfds
+import tyro
+
+from twins_jax.errors import InputError
+
+TARS = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareConfig:
+    """Writes a TFDS data set in the format array_record, which is read without TensorFlow; downloads nothing.
+
+    Needs TensorFlow: `pip install "twins-jax[prepare]"`.
+    """
+
+    dataset: tyro.conf.Positional[Literal["imagenet2012"]]
+    """The data set."""
+
+    tars: str
+    """Folder of ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, as https://image-net.org offers them."""
+
+    data_dir: str = ""
+    """Folder that holds TFDS data sets, to be given as `data.dir` later (empty: TFDS's own default)."""
+
+
+def prepare(config: PrepareConfig) -> Path:
+    """Prepares the data set, unless it is there already, and returns its folder.
+
+    Raises:
+        InputError: A tar file or TensorFlow is missing.
+    """
+    tars = Path(config.tars).expanduser()
+    if missing := [name for name in TARS if not (tars / name).is_file()]:
+        raise InputError(f"tars: {tars} lacks {' and '.join(missing)}; download them from https://image-net.org")
+    if importlib.util.find_spec("tensorflow") is None:
+        raise InputError(
+            f"dataset: preparing {config.dataset} needs TensorFlow, which is not installed; "
+            'install it with `pip install "twins-jax[prepare]"`'
+        )
+    builder = tfds.builder(config.dataset, data_dir=config.data_dir or None)
+    # A copy that someone else prepared would be a download.
+    downloads = tfds.download.DownloadConfig(manual_dir=str(tars), try_download_gcs=False)
+    builder.download_and_prepare(download_config=downloads, file_format="array_record")
+    return Path(builder.data_dir)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prepares what the arguments say and returns the exit code: 0, or 2 after an error that a user can correct."""
+    config = tyro.cli(PrepareConfig, prog="python -m train.prepare", args=list(arguments), use_underscores=True)
+    try:
+        directory = prepare(config)
+    except InputError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    sys.stdout.write(f"{config.dataset} is in {directory}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

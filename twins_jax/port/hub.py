@@ -1,0 +1,75 @@
+"""Snapshots of Hugging Face model repositories: a folder with weights and a config.json, or such a folder's name."""
+
+import json
+import os
+from typing import Any
+
+from twins_jax.errors import InputError
+from twins_jax.port.convert import NOTHING_DECLARED, Declared
+from twins_jax.port.text import one_line
+
+PREFIX = "hf-hub:"
+"""What begins the names of repositories, as timm has it: "hf-hub:timm/twins_svt_small.in1k", optionally "@revision"."""
+
+CONFIG_FILE = "config.json"
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+"""The names that timm and transformers give to weights, in order of preference."""
+
+
+def download(source: str) -> str:
+    """Finds the snapshot of a repository in Hugging Face's local cache, or downloads config and weights into it.
+
+    Args:
+        source: `PREFIX`, owner and name.
+
+    Returns:
+        The weights' path, in the snapshot's folder.
+
+    Raises:
+        InputError: huggingface_hub is not installed, or neither the cache nor the server has the repository.
+    """
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
+    except ImportError as error:
+        raise InputError(f"{source}: huggingface_hub is needed for this (pip install huggingface_hub)") from error
+    repository, _, revision = source.removeprefix(PREFIX).partition("@")
+
+    def fetch(name: str) -> str | None:
+        try:
+            return hf_hub_download(repository, name, revision=revision or None)
+        except EntryNotFoundError:
+            return None
+        except Exception as error:  # connection, permission, name: many kinds, from several libraries
+            raise InputError(f"{source}: could not be downloaded: {one_line(error)}") from error
+
+    fetch(CONFIG_FILE)
+    for name in WEIGHT_FILES:
+        if path := fetch(name):
+            return path
+    raise InputError(f"{source}: neither the cache nor the server has {' or '.join(WEIGHT_FILES)}")
+
+
+def find_weights(folder: str) -> str | None:
+    """The weights' path in a snapshot's folder, or None where it is no such folder."""
+    paths = (os.path.join(folder, name) for name in WEIGHT_FILES)
+    return next((path for path in paths if os.path.isfile(path)), None)
+
+
+def read_config(folder: str) -> Declared:
+    """What a snapshot's config.json, in timm's form, says about the model; nothing where there is none.
+
+    Raises:
+        InputError: it is no JSON object.
+    """
+    path = os.path.join(folder, CONFIG_FILE)
+    if not os.path.isfile(path):
+        return NOTHING_DECLARED
+    try:
+        with open(path, encoding="utf-8") as file:
+            config: Any = json.load(file)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not readable: {one_line(error)}") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: holds no JSON object")
+    return Declared(config.get("architecture"), config.get("num_classes"))

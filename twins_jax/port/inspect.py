@@ -1,0 +1,59 @@
+"""Describes a checkpoint in a few lines and a table by stage."""
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from twins_jax.port.convert import Ported, Weights
+
+PARTS = ("patch_embed", "peg", "blocks")
+
+
+def describe(weights: Weights, ported: Ported) -> str:
+    """The text that `--inspect` prints: what was found where, then parameters by stage.
+
+    Args:
+        weights: what was read.
+        ported: the same, complete and fitting.
+    """
+    model, params = ported.model, ported.params
+    config = model.config()
+    classes = {None: "no classifier", 0: "no head"}.get(model.num_classes, str(model.num_classes))
+    facts = {
+        "variant": model.name + (" with stage norms" if model.stage_norms else ""),
+        "parameters": f"{_count(params):,}",
+        "classes": classes,
+        "channels": str(model.in_channels),
+        "container": weights.container,
+        "names": weights.layout.label,
+        "dtype": _dtypes(params),
+    }
+    if ported.not_ported:
+        facts["not ported"] = f"{len(ported.not_ported)} tensors: {', '.join(ported.not_ported)}"
+    lines = [f"{key + ':':12}{value}" for key, value in facts.items()]
+
+    parts = "".join(f"{part:>13}" for part in (*PARTS, "total"))
+    lines += ["", f"{'':10}{'channels':>9}{'blocks':>8}{parts}  dtype"]
+    for stage, (dim, depth) in enumerate(zip(config.embed_dims, config.depths, strict=True)):
+        root = f"backbone/stages/{stage}/"
+        counts = [_count(_below(params, f"{root}{part}/")) for part in PARTS] + [_count(_below(params, root))]
+        cells = "".join(f"{count:>13,}" for count in counts)
+        lines.append(f"stage {stage + 1:<4}{dim:>9}{depth:>8}{cells}  {_dtypes(_below(params, root))}")
+    rest = {path: array for path, array in params.items() if not re.match(r"backbone/stages/", path)}
+    for name in dict.fromkeys(path.rpartition("/")[0] for path in rest):
+        found = _below(rest, f"{name}/")
+        lines.append(f"{name.removeprefix('backbone/'):10}{'':17}{'':39}{_count(found):>13,}  {_dtypes(found)}")
+    return "\n".join(lines)
+
+
+def _below(params: Mapping[str, np.ndarray], root: str) -> dict[str, np.ndarray]:
+    return {path: array for path, array in params.items() if path.startswith(root)}
+
+
+def _count(params: Mapping[str, np.ndarray]) -> int:
+    return sum(array.size for array in params.values())
+
+
+def _dtypes(params: Mapping[str, np.ndarray]) -> str:
+    return ", ".join(sorted({str(array.dtype) for array in params.values()}))

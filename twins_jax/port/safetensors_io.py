@@ -1,0 +1,38 @@
+"""Reads and writes .safetensors files, without torch."""
+
+from twins_jax.errors import InputError
+from twins_jax.port.convert import Tensors
+from twins_jax.port.text import one_line
+
+
+def is_safetensors(head: bytes) -> bool:
+    """Whether a file that begins with these bytes means to be .safetensors: a length of 8 bytes, then JSON."""
+    return head[8:9] == b"{"
+
+
+def read_safetensors(path: str) -> Tensors:
+    """Reads all tensors in the file's dtypes (bfloat16 as ml_dtypes has it).
+
+    Raises:
+        InputError: the file is damaged, truncated or of another format.
+    """
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no dict
+    except Exception as error:  # what the library raises depends on the bytes (SafetensorError, KeyError, TypeError)
+        raise InputError(f"{path}: not a readable .safetensors file: {one_line(error)}") from error
+
+
+def write_safetensors(path: str, tensors: Tensors, *, framework: str) -> None:
+    """Writes contiguous arrays.
+
+    Args:
+        path: the file.
+        tensors: name -> array.
+        framework: whose names they are, "pt" or "jax"; stored where Hugging Face's tools look for it.
+    """
+    from safetensors.numpy import save_file
+
+    save_file(tensors, path, metadata={"format": framework})

@@ -1,0 +1,304 @@
+"""Compares a model here with the same model in PyTorch, number by number."""
+
+import copy
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from twins_jax.backbone import TwinsBackbone
+from twins_jax.classifier import TwinsClassifier
+from twins_jax.config import variant_config
+from twins_jax.errors import InputError
+from twins_jax.functional import Params, split_model
+from twins_jax.port.convert import Weights, port
+from twins_jax.port.infer import Inferred
+from twins_jax.port.text import one_line
+from twins_jax.port.torch_io import to_torch
+from twins_jax.pretrained import backbone_from_pretrained, from_pretrained
+
+BOUND = 2.0
+"""How many times PyTorch's own rounding error ours may be."""
+
+FLOOR = 2.0**-24
+"""The error of rounding the exact result to float32, below which PyTorch's own is luck."""
+
+
+class Input(NamedTuple):
+    """Sizes of one batch of random images."""
+
+    batch: int
+    height: int
+    width: int
+
+
+INPUTS = (Input(2, 224, 224), Input(1, 256, 320), Input(3, 97, 131))
+"""Maps that windows tile, maps that they do not, and sizes with remainders in every patch embedding."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Errors of one output in float32 against PyTorch in float64: largest difference over largest value.
+
+    Attributes:
+        output: "stage 1" to "stage 4", then "logits" or "features" of a classifier.
+        pytorch_error: of PyTorch in float32.
+        our_error: of the model here in float32.
+    """
+
+    output: str
+    pytorch_error: float
+    our_error: float
+
+    @property
+    def ratio(self) -> float:
+        """Our error over PyTorch's."""
+        return self.our_error / max(self.pytorch_error, FLOOR)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the two agree to within rounding; not if our error is NaN."""
+        return self.ratio <= BOUND
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The outcome of a verification.
+
+    Attributes:
+        model: the variant.
+        inputs: the batches compared.
+        by_input: for each of them, a comparison of every output, in the order of computation.
+        top1_agreement: fraction of images whose largest logit is the same here and in the float64 truth; None for
+            models without a head.
+    """
+
+    model: str
+    inputs: tuple[Input, ...]
+    by_input: tuple[tuple[Comparison, ...], ...]
+    top1_agreement: float | None
+
+    @property
+    def comparisons(self) -> tuple[Comparison, ...]:
+        """The largest errors of every output over all inputs."""
+        return tuple(
+            Comparison(
+                same[0].output,
+                float(np.max([comparison.pytorch_error for comparison in same])),
+                float(np.max([comparison.our_error for comparison in same])),
+            )
+            for same in zip(*self.by_input, strict=True)
+        )
+
+    @property
+    def first_difference(self) -> str | None:
+        """The first output that differs by more than rounding for some input."""
+        for same in zip(*self.by_input, strict=True):
+            if not all(comparison.holds for comparison in same):
+                return same[0].output
+        return None
+
+    @property
+    def holds(self) -> bool:
+        """Whether every output agrees for every input."""
+        return self.first_difference is None
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain values; a NaN error, which JSON cannot hold, is null."""
+
+        def errors(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+            return [
+                {
+                    "output": comparison.output,
+                    "pytorch_error": _finite(comparison.pytorch_error),
+                    "our_error": _finite(comparison.our_error),
+                    "ratio": _finite(comparison.ratio),
+                }
+                for comparison in comparisons
+            ]
+
+        return {
+            "model": self.model,
+            "bound": BOUND,
+            "holds": self.holds,
+            "first_difference": self.first_difference,
+            "top1_agreement": self.top1_agreement,
+            "outputs": errors(self.comparisons),
+            "inputs": [
+                {**sizes._asdict(), "outputs": errors(comparisons)}
+                for sizes, comparisons in zip(self.inputs, self.by_input, strict=True)
+            ],
+        }
+
+    def to_text(self) -> str:
+        """The report as a table and a verdict."""
+        sizes = ", ".join("x".join(map(str, sizes)) for sizes in self.inputs)
+        lines = [
+            f"verify {self.model}: relative error in float32 against PyTorch in float64, batch x H x W {sizes}",
+            f"{'':10}{'PyTorch':>10}{'here':>10}{'ratio':>7}",
+        ]
+        lines += [
+            f"{row.output:10}{row.pytorch_error:>10.1e}{row.our_error:>10.1e}{row.ratio:>7.2g}"
+            for row in self.comparisons
+        ]
+        if self.top1_agreement is not None:
+            lines.append(f"top-1 agreement: {self.top1_agreement:.1%}")
+        if self.holds:
+            lines.append(f"holds: no output is more than {BOUND:g} times PyTorch's own rounding error away")
+        else:
+            lines.append(f"fails: the two part at {self.first_difference}")
+        return "\n".join(lines)
+
+
+def verify(
+    torch_weights: Weights,
+    ours: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    ema: bool = False,
+    inputs: Sequence[Input] = INPUTS,
+) -> Report:
+    """Runs timm's model and ours on the same random images.
+
+    The PyTorch side loads its weights by their own names, so that an error in the table of names shows. Ours runs
+    under the matmul precision "highest"; see `twins_jax.matmul` for why.
+
+    Args:
+        torch_weights: of a PyTorch layout.
+        ours: the source of what should be the same weights, for `from_pretrained` or `backbone_from_pretrained`.
+        name: the variant; read off the weights where it is None.
+        ema: of `ours`, as in `from_pretrained`.
+        inputs: the batches to compare.
+
+    Raises:
+        InputError: timm is not installed, or one side's weights cannot be used.
+    """
+    model = port(torch_weights, name).model
+    run_torch = _torch_model(torch_weights, model)
+    run_ours = _our_model(ours, model, ema)
+    outputs = [f"stage {stage + 1}" for stage in range(4)]
+    if model.num_classes is not None:
+        outputs.append("logits" if model.num_classes else "features")
+
+    by_input, agreeing = [], []
+    rng = np.random.default_rng(0)
+    for sizes in inputs:
+        shape = (sizes.batch, sizes.height, sizes.width, model.in_channels)
+        images = rng.standard_normal(shape, dtype=np.float32)
+        truth, in_torch, here = run_torch(images, np.float64), run_torch(images, np.float32), run_ours(images)
+        by_input.append(
+            tuple(
+                Comparison(output, _relative_error(torch_value, exact), _relative_error(our_value, exact))
+                for output, exact, torch_value, our_value in zip(outputs, truth, in_torch, here, strict=True)
+            )
+        )
+        if model.num_classes:
+            agreeing.append(np.argmax(truth[-1], axis=-1) == np.argmax(here[-1], axis=-1))
+    top1_agreement = float(np.mean(np.concatenate(agreeing))) if agreeing else None
+    return Report(model.name, tuple(inputs), tuple(by_input), top1_agreement)
+
+
+def import_timm() -> Any:
+    """The module timm.
+
+    Raises:
+        InputError: it, or torch, cannot be imported.
+    """
+    try:
+        import timm.models.twins
+    except Exception as error:  # an unfit torchvision makes timm's import fail with RuntimeError
+        raise InputError(f"timm, which verifying needs, cannot be imported: {one_line(error)}") from error
+    return timm
+
+
+def _torch_model(weights: Weights, model: Inferred) -> Callable[[np.ndarray, Any], list[np.ndarray]]:
+    """A function of NHWC images and a dtype that gives PyTorch's outputs as NHWC arrays, logits last."""
+    timm = import_timm()
+    import torch
+
+    layout = weights.layout
+    state = {name.removeprefix(layout.prefix): to_torch(np.array(array)) for name, array in weights.tensors.items()}
+    norms = [
+        (state[f"norm_list.{stage}.weight"].float(), state[f"norm_list.{stage}.bias"].float())
+        for stage in range(4 if model.stage_norms else 0)
+    ]
+    network = _create_in_timm(timm, model)
+    if model.num_classes is None:  # timm has no backbone without a final norm, which is not looked at
+        network.norm = torch.nn.Identity()
+        state = {name: state[name] for name in network.state_dict()}
+    network.load_state_dict(state)
+    network.float().eval()
+    networks: dict[Any, Any] = {np.float32: network, np.float64: copy.deepcopy(network).double()}
+
+    def run(images: np.ndarray, dtype: Any) -> list[np.ndarray]:
+        with torch.no_grad():
+            x = torch.from_numpy(images.astype(dtype)).permute(0, 3, 1, 2)
+            final, maps = networks[dtype].forward_intermediates(x)
+            maps = [feature.permute(0, 2, 3, 1) for feature in maps]
+            for stage, (weight, bias) in enumerate(norms):
+                features = maps[stage]
+                maps[stage] = torch.nn.functional.layer_norm(
+                    features, features.shape[-1:], weight.to(x.dtype), bias.to(x.dtype), eps=1e-6
+                )
+            if model.num_classes is not None:
+                maps.append(networks[dtype].forward_head(final))
+            return [output.numpy() for output in maps]
+
+    return run
+
+
+def _create_in_timm(timm: Any, model: Inferred) -> Any:
+    num_classes = model.num_classes or 0
+    if timm.is_model(model.name):
+        return timm.create_model(model.name, num_classes=num_classes, in_chans=model.in_channels)
+    config = variant_config(model.name)
+    if config.window_size is None:
+        raise InputError(f"{model.name}: timm has no such model")
+    return timm.models.twins.Twins(
+        num_classes=num_classes,
+        in_chans=model.in_channels,
+        embed_dims=config.embed_dims,
+        num_heads=config.num_heads,
+        mlp_ratios=config.mlp_ratios,
+        depths=config.depths,
+        sr_ratios=config.sub_sampling_ratios,
+        wss=(config.window_size,) * 4,
+    )
+
+
+def _our_model(source: str | os.PathLike[str], model: Inferred, ema: bool) -> Callable[[np.ndarray], list[np.ndarray]]:
+    """A function of NHWC images that gives our outputs, logits last."""
+    ours: TwinsClassifier | TwinsBackbone
+    if model.num_classes is None:
+        backbone = ours = backbone_from_pretrained(source, name=model.name, ema=ema)
+    else:
+        ours = from_pretrained(source, name=model.name, ema=ema)
+        backbone = ours.backbone
+    apply_backbone, _ = split_model(backbone)
+    apply, params = split_model(ours)
+
+    @jax.jit
+    def outputs(params: Params, images: jax.Array) -> list[jax.Array]:
+        if ours is backbone:
+            return list(apply_backbone(params, images))
+        return [*apply_backbone(params["backbone"], images), apply(params, images)]
+
+    def run(images: np.ndarray) -> list[np.ndarray]:
+        with jax.default_matmul_precision("highest"):
+            return [np.asarray(output) for output in outputs(params, jnp.asarray(images))]
+
+    return run
+
+
+def _relative_error(values: np.ndarray, truth: np.ndarray) -> float:
+    if values.shape != truth.shape:
+        raise InputError(f"the two models give outputs of different shapes, {values.shape} and {truth.shape}")
+    return float(np.max(np.abs(values - truth)) / np.max(np.abs(truth)))
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None

@@ -1,0 +1,60 @@
+"""How parameters, optimizer state and batches are laid out over a mesh of devices.
+
+The mesh has two axes. Examples are split over both; parameters, and whatever has their names in its path, are split
+over "fsdp" alone by `RULES` and copied over "data".
+"""
+
+import re
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jax.tree_util import keystr
+
+from twins_jax.errors import InputError
+
+AXES = ("data", "fsdp")
+
+RULES: tuple[tuple[str, P], ...] = (
+    # The first pattern found in a parameter's path decides.
+    (r"(patch_embed/proj|sub_sample)/kernel$", P(None, None, None, "fsdp")),  # [h, w, in, out]
+    (r"(qkv|q|kv|fc1)/kernel$", P(None, "fsdp")),  # [in, out]
+    (r"(attn/proj|fc2|head)/kernel$", P("fsdp", None)),  # [in, out]
+    (r"", P()),  # biases, norms and the PEG are small
+)
+
+
+def make_mesh(fsdp: int = 1) -> Mesh:
+    """A mesh over all devices, of every process, with `fsdp` devices along "fsdp" and the others along "data".
+
+    Raises:
+        InputError: `fsdp` does not divide the number of devices.
+    """
+    devices = jax.device_count()
+    if fsdp < 1 or devices % fsdp:
+        raise InputError(f"fsdp={fsdp}: allowed are the divisors of the number of devices, {devices}")
+    # Auto axes: under Explicit ones the window reshape of LSA would need shardings spelt out.
+    return jax.make_mesh((devices // fsdp, fsdp), AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Splits the first axis of an array over all devices."""
+    return NamedSharding(mesh, P(AXES))
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """The sharding of each leaf of a pytree of arrays, from its path by `RULES`.
+
+    A leaf whose axis the mesh does not split evenly is copied to every device instead.
+    """
+
+    def of_leaf(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        name = keystr(path, simple=True, separator="/")
+        spec = next(spec for pattern, spec in RULES if re.search(pattern, name))
+        fits = len(spec) <= len(leaf.shape) and all(
+            axis is None or size % mesh.shape[axis] == 0 for axis, size in zip(spec, leaf.shape, strict=False)
+        )
+        return NamedSharding(mesh, spec if fits else P())
+
+    return jax.tree_util.tree_map_with_path(of_leaf, tree)
