@@ -173,6 +173,9 @@ class TrainConfig:
     eval_only: bool = False
     """Evaluate the newest checkpoint in `workdir`, or else `init`, and stop."""
 
+    report: bool = False
+    """After the last evaluation write WORKDIR/report: a confusion matrix and a page of misclassified images."""
+
     profile: bool = False
     """Write a trace of a few steps into WORKDIR/profile, for TensorBoard or Perfetto."""
 

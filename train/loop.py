@@ -23,6 +23,7 @@ from train.data.classification import eval_batches, train_batches
 from train.distributed import StopRequest, initialize, is_main_process, to_global
 from train.errors import DivergedError, PreemptedError
 from train.evaluators.classification import evaluate
+from train.evaluators.report import write_report
 from train.metrics import MetricWriter
 from train.profile import Profiler
 from train.run import Run, build
@@ -47,6 +48,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
         PreemptedError: SIGTERM came; the state is saved.
     """
     initialize(config.distributed)
+    if config.report and jax.process_count() > 1:
+        raise InputError(f"report: allowed with one process only, this run has {jax.process_count()}")
     run = build(config)
     workdir = Path(config.workdir).expanduser()
     if config.eval_only:
@@ -116,7 +119,7 @@ def _train(
             if preempted and not is_last:
                 raise PreemptedError(f"SIGTERM: saved step {step} of {total} in {workdir}; start again to go on")
     # Where every step had been done before there is no evaluation yet.
-    return {**(evaluation or _evaluate(run, state)), "step": total}
+    return _final(run, workdir, state, evaluation or _evaluate(run, state))
 
 
 def _evaluate_only(run: Run, workdir: Path) -> dict[str, Any]:
@@ -127,7 +130,13 @@ def _evaluate_only(run: Run, workdir: Path) -> dict[str, Any]:
     if state is None and not run.config.init:
         raise InputError(f"eval_only: {workdir} holds no checkpoint, and no init is given")
     state = state or run.state
-    return {**_evaluate(run, state), "step": int(state.step)}
+    return _final(run, workdir, state, _evaluate(run, state))
+
+
+def _final(run: Run, workdir: Path, state: TrainState, evaluation: dict[str, Any]) -> dict[str, Any]:
+    if run.config.report:
+        write_report(workdir / "report", run.apply, state.params, _eval_batches(run), run.info.class_names)
+    return {**evaluation, "step": int(state.step)}
 
 
 def _evaluate(run: Run, state: TrainState) -> dict[str, Any]:

@@ -89,6 +89,61 @@ def test_restored_iterator_goes_on(config: DataConfig, workers: bool) -> None:
     restored.close()
 
 
+def augmented(config: DataConfig) -> DataConfig:
+    return DataConfig(**{**vars(config), "rand_augment_layers": 2, "repeated_augmentation": 3})
+
+
+def test_augmentations_are_restored(config: DataConfig) -> None:
+    dataset = train_batches(augmented(config), BATCH, seed=5)
+    uninterrupted = take(iter(dataset), 8)
+    iterator = iter(dataset)
+    take(iterator, 3)
+    restored = iter(train_batches(augmented(config), BATCH, seed=5))
+    restored.set_state(json.loads(json.dumps(iterator.get_state())))
+    assert_equal(take(restored, 5), uninterrupted[3:])
+
+
+def test_rand_augment_acts(config: DataConfig) -> None:
+    plain = take(iter(train_batches(config, BATCH, seed=0)), 5)
+    config = DataConfig(**{**vars(config), "rand_augment_layers": 2})
+    others = take(iter(train_batches(config, BATCH, seed=0)), 5)
+    same = [np.array_equal(a, b) for x, y in zip(plain, others, strict=True) for a, b in zip(x["image"], y["image"])]
+    assert 2 <= sum(same) <= 20  # 40 images, of which a quarter has no operation
+
+
+def test_repeated_augmentation(config: DataConfig) -> None:
+    config = DataConfig(**{**vars(config), "repeated_augmentation": 3})
+    batches = take(iter(train_batches(config, 12, seed=0)), 10)  # two epochs
+    seen = numbers(batches)
+    assert seen[0::3] == seen[1::3] == seen[2::3]
+    first, second = seen[:60:3], seen[60::3]
+    assert sorted(first) == sorted(second) == list(range(20))
+    assert first != second
+    images = np.concatenate([batch["image"] for batch in batches])
+    assert not any(np.array_equal(images[i], images[i + 1]) for i in range(119))
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+@pytest.mark.parametrize("shards", [2, 3])
+def test_train_shards_deal_out_the_stream(config: DataConfig, shards: int, repeats: int) -> None:
+    config = DataConfig(**{**vars(config), "repeated_augmentation": repeats})
+    whole = take(iter(train_batches(config, 4 * shards, seed=1)), 6)
+    parts = [take(iter(train_batches(config, 4, seed=1, shard=shard, shards=shards)), 6) for shard in range(shards)]
+    for shard, batches in enumerate(parts):
+        assert_equal(batches, [{key: value[shard::shards] for key, value in batch.items()} for batch in whole])
+
+
+@pytest.mark.parametrize("shards", [2, 3, 12])
+def test_eval_shards_cover_each_example_once(config: DataConfig, shards: int) -> None:
+    seen = []
+    for shard in range(shards):
+        batches = list(eval_batches(config, 4, shard=shard, shards=shards))
+        seen += [
+            number for batch in batches for number, real in zip(numbers([batch]), batch["mask"], strict=True) if real
+        ]
+    assert sorted(seen) == list(range(11))
+
+
 @pytest.mark.parametrize("workers", [False, True])
 def test_eval_covers_each_example_once_in_order(config: DataConfig, workers: bool) -> None:
     dataset = eval_batches(with_workers(config) if workers else config, 4)

@@ -12,7 +12,12 @@ def noise(height: int, width: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (9, 8), (37, 53), (224, 224), (375, 500), (601, 17)])
-@pytest.mark.parametrize("full_size", [(1, 1), (8, 9), (37, 53), (256, 341), (300, 5)])
+@pytest.mark.parametrize(
+    "full_size",
+    # The last five against 375 x 500: as wide and lower, less than twice, twice and more than twice as much off the
+    # height as off the width, and wider but lower: where Pillow starts with the height.
+    [(1, 1), (8, 9), (37, 53), (256, 341), (300, 5), (374, 500), (370, 497), (369, 497), (368, 497), (374, 510)],
+)
 def test_resize_equals_pil(size: tuple[int, int], full_size: tuple[int, int]) -> None:
     image = noise(*size)
     expected = np.asarray(Image.fromarray(image).resize(full_size[::-1], Image.Resampling.BICUBIC))

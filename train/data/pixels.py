@@ -37,9 +37,13 @@ def resize(image: np.ndarray, full_size: tuple[int, int], window: tuple[int, int
     columns, column_counts, column_weights = _filter(image.shape[1], full_size[1], window[1], size[1])
     top, bottom = rows[0], rows[-1] + row_counts[-1]
     left, right = columns[0], columns[-1] + column_counts[-1]
-    # Weighted sums of whole rows are what a CPU does fast, so the horizontal pass works on the transposed image.
-    # It comes first because it does in PIL, and the result of each pass is rounded to 8 bits.
-    turned = _weighted_rows(transpose(image[top:bottom, left:right]), columns - left, column_counts, column_weights)
+    part = image[top:bottom, left:right]
+    # Weighted sums of whole rows are what a CPU does fast, so the horizontal pass works on the transposed image. The
+    # order counts because the result of each pass is rounded to 8 bits; it is that of Pillow 13.
+    if image.shape[0] - full_size[0] > max(0, 2 * (image.shape[1] - full_size[1])):
+        flat = _weighted_rows(part.copy(), rows - top, row_counts, row_weights)
+        return transpose(_weighted_rows(transpose(flat), columns - left, column_counts, column_weights))
+    turned = _weighted_rows(transpose(part), columns - left, column_counts, column_weights)
     return _weighted_rows(transpose(turned), rows - top, row_counts, row_weights)
 
 

@@ -76,12 +76,12 @@ class RandomResizedCrop(grain.transforms.RandomMap):
                 left = int(rng.integers(0, width - w + 1))
                 return left, top, w, h
 
-        # The largest centre crop whose aspect ratio is allowed.
+        # The largest centre crop whose aspect ratio is allowed; of a line of pixels torchvision can leave none.
         w, h = width, height
         if width / height < self.ratio[0]:
-            h = round(width / self.ratio[0])
+            h = max(1, round(width / self.ratio[0]))
         elif width / height > self.ratio[1]:
-            w = round(height * self.ratio[1])
+            w = max(1, round(height * self.ratio[1]))
         return (width - w) // 2, (height - h) // 2, w, h
 
 

@@ -113,7 +113,7 @@ def port(weights: Weights, name: str | None = None) -> Ported:
 
 
 def to_layout(params: Mapping[str, np.ndarray], layout: Layout) -> Tensors:
-    """Parameters under a layout's names and with its axes, each contiguous: the inverse of `port`.
+    """Parameters under a layout's names and with its axes, as views: the inverse of `port`.
 
     Args:
         params: path -> array in our axes, as `Ported` has them.
@@ -124,7 +124,7 @@ def to_layout(params: Mapping[str, np.ndarray], layout: Layout) -> Tensors:
         row = layout.to_theirs(path)
         if row is None:
             raise KeyError(f"the table of names has no row for {path} in the layout of {layout.label}")
-        tensors[row.name] = np.ascontiguousarray(np.transpose(array, np.argsort(row.axes)))
+        tensors[row.name] = np.transpose(array, np.argsort(row.axes))
     return tensors
 
 

@@ -19,7 +19,7 @@ PARAMS, EMA = "params", "ema"
 
 
 def write_params(folder: str, params: Tensors) -> None:
-    """Writes parameters into a new Orbax folder, as `StandardCheckpointer` writes those of a model.
+    """Writes parameters into a new Orbax folder, which `StandardCheckpointer` reads like those of a model.
 
     Args:
         folder: must not exist yet.
@@ -27,11 +27,11 @@ def write_params(folder: str, params: Tensors) -> None:
     """
     import orbax.checkpoint as ocp
 
-    # Orbax copies numpy arrays before it writes them, but not those of JAX: this way there are two copies, not three.
-    # Without x64 JAX would round float64.
+    # Orbax copies numpy arrays before it writes them, but not JAX's, and holds all that it has compressed until the
+    # end, a third copy, which saves 7 % of the disk space of trained weights. Without x64 JAX would round float64.
     with jax.enable_x64(True):
         arrays = {path: jnp.array(array) for path, array in params.items()}
-    with _quiet(), ocp.StandardCheckpointer() as checkpointer:
+    with _quiet(), ocp.PyTreeCheckpointer(use_compression=False) as checkpointer:
         checkpointer.save(os.path.abspath(folder), traverse_util.unflatten_dict(arrays, sep="/"))
 
 

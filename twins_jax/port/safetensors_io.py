@@ -1,5 +1,7 @@
 """Reads and writes .safetensors files, without torch."""
 
+import numpy as np
+
 from twins_jax.errors import InputError
 from twins_jax.port.convert import Tensors
 from twins_jax.port.text import one_line
@@ -26,7 +28,7 @@ def read_safetensors(path: str) -> Tensors:
 
 
 def write_safetensors(path: str, tensors: Tensors, *, framework: str) -> None:
-    """Writes contiguous arrays.
+    """Writes arrays.
 
     Args:
         path: the file.
@@ -35,4 +37,5 @@ def write_safetensors(path: str, tensors: Tensors, *, framework: str) -> None:
     """
     from safetensors.numpy import save_file
 
-    save_file(tensors, path, metadata={"format": framework})
+    contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    save_file(contiguous, path, metadata={"format": framework})

@@ -73,10 +73,10 @@ def read_torch(path: str, *, ema: bool = False) -> Contents:
 
 
 def write_torch(path: str, tensors: Tensors) -> None:
-    """Writes arrays as a plain state dict with `torch.save`; sharing their memory, so that there is no second copy."""
+    """Writes arrays as a plain state dict of contiguous tensors with `torch.save`."""
     import torch
 
-    torch.save({name: to_torch(array) for name, array in tensors.items()}, path)
+    torch.save({name: to_torch(np.ascontiguousarray(array)) for name, array in tensors.items()}, path)
 
 
 def _check_zip(path: str) -> None:

@@ -1,0 +1,39 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def test_small_run(timm: ModuleType, tmp_path: Path) -> None:  # noqa: ARG001 - runs in a process of its own
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(3):
+            pixels = rng.integers(0, 256, (60, 50, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{number}.jpg")
+    out = tmp_path / "out.json"
+    # In a process of its own, because it pins itself to one core.
+    command = [sys.executable, "-m", "train.data.benchmark", str(tmp_path / "images"), "--passes", "2"]
+    root = Path(__file__).parents[2]
+    result = subprocess.run([*command, "--out", str(out)], cwd=root, capture_output=True, text=True, check=True)
+    assert [line.split()[0] for line in result.stdout.splitlines()[2:]] == ["train", "eval"]
+    figures = json.loads(out.read_text())
+    assert figures["images"] == 6
+    for name in ("train", "eval"):
+        ours, theirs, ratios = (figures[name][key] for key in ("images_per_second", "timm_images_per_second", "ratio"))
+        assert len(ours) == 2
+        assert min(ours + theirs) > 0
+        assert ratios == pytest.approx([a / b for a, b in zip(ours, theirs, strict=True)])
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    from train.data import benchmark
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr("os.sched_setaffinity", raising=False)
+        assert benchmark.main([str(tmp_path / "none")]) == 2
