@@ -3,12 +3,9 @@
 import argparse
 import json
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from twins_jax.errors import InputError
-
-if TYPE_CHECKING:
-    from twins_jax.port.convert import Weights
 
 DESCRIPTION = """\
 Ports Twins weights between PyTorch and twins_jax; the direction follows from SRC.
@@ -83,22 +80,23 @@ def _port(args: argparse.Namespace) -> int:
         if weights.layout.is_torch == target.layout.is_torch:
             raise InputError(f"{args.dst}: --verify compares with PyTorch, and neither SRC nor DST is of it")
 
-    write_target(ported, target, args.dst, overwrite=args.overwrite)
-    model = ported.model
-    print(f"{weights.label}: {weights.container} of {weights.layout.label} names: {model.name}")
+    is_torch, count = weights.layout.is_torch, len(ported.params)
+    print(f"{weights.label}: {weights.container} of {weights.layout.label} names: {ported.model.name}")
     if ported.not_ported:
         print(f"not ported: {len(ported.not_ported)} tensors: {', '.join(ported.not_ported)}")
-    print(f"{args.dst}: {target.label} of {target.layout.label} names: {len(ported.params)} tensors")
-    return _verify(args, weights) if args.verify else 0
+    del weights  # with it, write_target could not let go of what it has written
+    write_target(ported, target, args.dst, overwrite=args.overwrite)
+    print(f"{args.dst}: {target.label} of {target.layout.label} names: {count} tensors")
+    return _verify(args, is_torch) if args.verify else 0
 
 
-def _verify(args: argparse.Namespace, weights: "Weights") -> int:
+def _verify(args: argparse.Namespace, from_torch: bool) -> int:
     from twins_jax.port.source import read_weights
     from twins_jax.port.target import staged
     from twins_jax.port.verify import verify
 
-    if weights.layout.is_torch:
-        report = verify(weights, args.dst, name=args.model)
+    if from_torch:
+        report = verify(read_weights(args.src, ema=args.ema), args.dst, name=args.model)
     else:
         report = verify(read_weights(args.dst), args.src, name=args.model, ema=args.ema)
     print(report.to_text())

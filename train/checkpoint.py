@@ -1,9 +1,10 @@
 """Checkpoints of a run: WORKDIR/checkpoints/STEP/{params,opt_state,data} and, with a moving average, ema."""
 
+import contextlib
 import dataclasses
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -34,9 +35,7 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, config: CheckpointConfig) -> None:
         self._workdir = workdir.absolute()
-        best = preservation_policy.BestN(
-            get_metric_fn=lambda metrics: metrics["top1"], n=1, keep_checkpoints_without_metrics=False
-        )
+        self._best = _Best()
         self._manager = ocp.CheckpointManager(
             self._workdir / "checkpoints",
             item_handlers={name: ocp.StandardCheckpointHandler() for name in ("params", "opt_state", "ema")}
@@ -44,10 +43,13 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 save_decision_policy=save_decision_policy.FixedIntervalPolicy(config.every_steps),
                 preservation_policy=preservation_policy.AnyPreservationPolicy(
-                    [preservation_policy.LatestN(config.keep), best]
+                    [preservation_policy.LatestN(config.keep), self._best]
                 ),
             ),
         )
+        for step in self._manager.all_steps():
+            with contextlib.suppress(Exception):  # not evaluated, or damaged, which is `restore`'s to report
+                self._best.top1[step] = self._manager.metadata(step).custom_metadata["top1"]
 
     def is_due(self, step: int) -> bool:
         """Whether the state after `step` steps is to be saved."""
@@ -61,7 +63,10 @@ class Checkpoints:
             return
         items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
         args = ocp.args.Composite(**items, data=grain.checkpoint.CheckpointSave(data))
-        self._manager.save(step, args=args, metrics=dict(evaluation) if evaluation else None, force=True)
+        about: dict[str, Any] = {"checksums": {name: int(_checksum(tree)) for name, tree in _items(state).items()}}
+        if evaluation:
+            about["top1"] = self._best.top1[step] = evaluation["top1"]
+        self._manager.save(step, args=args, custom_metadata=about, force=True)
 
     def restore(self, state: TrainState, data: grain.DatasetIterator | None) -> TrainState | None:
         """Restores the newest checkpoint that can be read; what cannot is reported and put into WORKDIR/damaged.
@@ -100,10 +105,13 @@ class Checkpoints:
         if data is None:
             del wanted["opt_state"]
         folder = self._manager.directory / str(step)
-        metadata = self._manager.item_metadata(step)
+        metadata = self._manager.metadata(step)
+        checksums = metadata.custom_metadata.get("checksums", {})
+        if not checksums or not all(metadata.item_metadata.get(name) for name in checksums):
+            raise OSError("its metadata is damaged")
         problems = []
         for name, tree in wanted.items():
-            saved = _shapes(metadata[name].tree) if metadata.get(name) else {}
+            saved = _shapes(metadata.item_metadata[name].tree) if name in checksums else {}
             problems += _differences(saved, _shapes(tree), prefix=f"{name}/")
         if problems:
             head = f"workdir: {folder} does not fit; it was written by a run with another model or optimizer:"
@@ -113,6 +121,9 @@ class Checkpoints:
         if data is not None:
             args["data"] = grain.checkpoint.CheckpointRestore(data)
         restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+        for name in wanted:
+            if int(_checksum(restored[name])) != checksums[name]:
+                raise OSError(f"the values of {name} are not those that were saved")
         trees = {name: _fill(getattr(state, name), restored[name]) for name in wanted}
         at_step = jax.device_put(jnp.asarray(step, jnp.int32), state.step.sharding)
         return dataclasses.replace(state, step=at_step, **trees)
@@ -134,6 +145,39 @@ class Checkpoints:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._manager.close()
+
+
+@dataclasses.dataclass
+class _Best(preservation_policy.PreservationPolicy):
+    """Preserves the checkpoint with the best top-1, of equal ones the newest; Orbax's `BestN` knows only its own run's.
+
+    Attributes:
+        top1: by step, of the checkpoints whose step was evaluated.
+    """
+
+    top1: dict[int, float] = dataclasses.field(default_factory=dict)
+
+    def should_preserve(
+        self, checkpoints: Sequence[Any], *, context: preservation_policy.PreservationContext
+    ) -> Sequence[bool]:
+        del context
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        best = max((step for step in steps if step in self.top1), key=lambda step: (self.top1[step], step), default=-1)
+        return [step == best for step in steps]
+
+
+@jax.jit
+def _checksum(tree: Tree) -> jax.Array:
+    """uint32 [] of all bits of a tree of 4-byte numbers; the file formats have none, and a wrong bit would go unseen.
+
+    Integer sums are exact in any order, so the layout over devices does not matter; odd weights let no change of a
+    single number vanish.
+    """
+
+    def weighted_sum(words: jax.Array) -> jax.Array:
+        return (words * (2 * jnp.arange(words.size, dtype=jnp.uint32) + 1).reshape(words.shape)).sum(dtype=jnp.uint32)
+
+    return weighted_sum(jnp.stack([weighted_sum(leaf.view(jnp.uint32)) for leaf in jax.tree.leaves(tree)]))
 
 
 def _items(state: TrainState) -> dict[str, Tree]:

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,25 +44,24 @@ def run(config: TrainConfig) -> dict[str, Any]:
 
     Raises:
         InputError: a setting, the data or a checkpoint is not what it must be.
-        DivergedError: a loss or gradient is not finite.
+        DivergedError: a loss or gradient, or the loss of an evaluation, is not finite.
         PreemptedError: SIGTERM came; the state is saved.
     """
     initialize(config.distributed)
     if config.report and jax.process_count() > 1:
         raise InputError(f"report: allowed with one process only, this run has {jax.process_count()}")
-    run = build(config)
     workdir = Path(config.workdir).expanduser()
     if config.eval_only:
-        return _evaluate_only(run, workdir)
-    if is_main_process():
-        workdir.mkdir(parents=True, exist_ok=True)
-        _write_json(workdir / "config.json", dataclasses.asdict(config))
-    local_batch_size = config.batch_size // jax.process_count()
-    data = iter(
-        train_batches(config.data, local_batch_size, config.seed, shard=jax.process_index(), shards=jax.process_count())
-    )
-    with contextlib.closing(data), Checkpoints(workdir, config.checkpoint) as checkpoints, StopRequest() as stop:
-        return _train(run, workdir, data, checkpoints, stop)
+        return _evaluate_only(build(config), workdir)
+    with StopRequest() as stop:  # before the compilation, which may take minutes
+        run = build(config)
+        if is_main_process():
+            _write_config(workdir, config)
+        local_batch_size = config.batch_size // jax.process_count()
+        shard, shards = jax.process_index(), jax.process_count()
+        data = iter(train_batches(config.data, local_batch_size, config.seed, shard=shard, shards=shards))
+        with contextlib.closing(data), Checkpoints(workdir, config.checkpoint) as checkpoints:
+            return _train(run, workdir, data, checkpoints, stop)
 
 
 def _train(
@@ -80,8 +79,11 @@ def _train(
 
     pending: list[dict[str, jax.Array]] = []  # metrics of the steps since the last log, still on the device
     evaluation: dict[str, Any] | None = None
-    profiler = Profiler(workdir, start, enabled=config.profile)
-    with MetricWriter(workdir, start) as writer, _progress_bar(start, total) as progress:
+    with (
+        MetricWriter(workdir, start) as writer,
+        Profiler(workdir, start, enabled=config.profile) as profiler,
+        _progress_bar(start, total) as progress,
+    ):
         last_log = time.perf_counter()
         for step in range(start + 1, total + 1):
             profiler.before(step)
@@ -109,6 +111,7 @@ def _train(
             evaluation = None
             if is_eval:
                 evaluation = _evaluate(run, state)
+                _check_finite(step, evaluation)
                 writer.write(step, "eval", evaluation)
                 if is_main_process():
                     progress.write(f"step {step}: " + " ".join(f"{k} {v:.4g}" for k, v in evaluation.items()))
@@ -171,13 +174,17 @@ def _means(metrics: list[dict[str, jax.Array]], last_step: int) -> dict[str, flo
     """
     on_host = jax.device_get(metrics)
     for step, values in enumerate(on_host, start=last_step - len(on_host) + 1):
-        if not all(math.isfinite(value) for value in values.values()):
-            found = ", ".join(f"{name} {value}" for name, value in values.items())
-            raise DivergedError(
-                f"step {step}: {found}. The last checkpoint is good. Try a lower optim.learning_rate, a longer "
-                "optim.warmup_epochs, a smaller optim.clip_norm, or model.dtype float32"
-            )
+        _check_finite(step, values)
     return {key: float(np.mean([values[key] for values in on_host])) for key in on_host[0]}
+
+
+def _check_finite(step: int, values: Mapping[str, Any]) -> None:
+    if not all(math.isfinite(value) for value in values.values()):
+        found = ", ".join(f"{name} {value}" for name, value in values.items())
+        raise DivergedError(
+            f"step {step}: {found}. The last checkpoint is good. Try a lower optim.learning_rate, a longer "
+            "optim.warmup_epochs, a smaller optim.clip_norm, or model.dtype float32"
+        )
 
 
 def _progress_bar(start: int, total: int) -> tqdm:
@@ -186,7 +193,11 @@ def _progress_bar(start: int, total: int) -> tqdm:
     return tqdm(total=total, initial=start, unit="step", mininterval=interval, disable=not is_main_process())
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(aside, path)
+def _write_config(workdir: Path, config: TrainConfig) -> None:
+    aside = workdir / "config.tmp"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        aside.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+        os.replace(aside, workdir / "config.json")
+    except OSError as error:
+        raise InputError(f"workdir: {workdir} cannot be written to: {error.strerror}") from error

@@ -69,23 +69,30 @@ def mix(key: jax.Array, images: jax.Array, targets: jax.Array, config: MixConfig
     """
     if not config.mixup_alpha and not config.cutmix_alpha:
         return images, targets
-    weights = draw_weights(key, images.shape[1], images.shape[2], config)
-    return blend(images, targets, weights)
+    weights, share = draw_weights(key, images.shape[1], images.shape[2], config)
+    return blend(images, targets, weights, share)
 
 
-def draw_weights(key: jax.Array, height: int, width: int, config: MixConfig) -> jax.Array:
-    """Draws how much of each pixel stays: float32 [H, W]. Ones where the batch is not mixed."""
+def draw_weights(key: jax.Array, height: int, width: int, config: MixConfig) -> tuple[jax.Array, jax.Array]:
+    """Draws how much stays of each pixel, float32 [H, W], and of the targets, float32 []: ones if nothing is mixed.
+
+    The targets' share is the weight of mixup, or the area that cutmix really keeps.
+    """
     apply_key, switch_key, mixup_key, cutmix_key, box_key = jax.random.split(key, 5)
-    use_cutmix: bool | jax.Array = config.cutmix_alpha > 0
-    weights = jnp.ones((height, width))
+    weights, share = jnp.ones((height, width)), jnp.ones(())
+    use_cutmix: bool | jax.Array = True
     if config.mixup_alpha:
-        weights *= jax.random.beta(mixup_key, config.mixup_alpha, config.mixup_alpha)
-        use_cutmix = use_cutmix & jax.random.bernoulli(switch_key, config.switch_probability)
+        share = jax.random.beta(mixup_key, config.mixup_alpha, config.mixup_alpha)
+        weights = jnp.full((height, width), share)
+        use_cutmix = jax.random.bernoulli(switch_key, config.switch_probability)
     if config.cutmix_alpha:
         kept = jax.random.beta(cutmix_key, config.cutmix_alpha, config.cutmix_alpha)
         center = jax.random.randint(box_key, (2,), 0, jnp.array([height, width]))
-        weights = jnp.where(use_cutmix, cutmix_weights(height, width, kept, center), weights)
-    return jnp.where(jax.random.bernoulli(apply_key, config.probability), weights, 1.0)
+        outside = cutmix_weights(height, width, kept, center)
+        weights = jnp.where(use_cutmix, outside, weights)
+        share = jnp.where(use_cutmix, outside.mean(), share)
+    mixed = jax.random.bernoulli(apply_key, config.probability)
+    return jnp.where(mixed, weights, 1.0), jnp.where(mixed, share, 1.0)
 
 
 def cutmix_weights(height: int, width: int, kept: jax.Array, center: jax.Array) -> jax.Array:
@@ -106,14 +113,10 @@ def cutmix_weights(height: int, width: int, kept: jax.Array, center: jax.Array) 
     return 1.0 - (inside[0][:, None] & inside[1]).astype(jnp.float32)
 
 
-def blend(images: jax.Array, targets: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Weighs images [B, H, W, C] and targets [B, classes] against the reversed batch by `weights`, float32 [H, W].
-
-    The targets' weight is the mean of the pixels': the weight of mixup, and the area that cutmix really keeps.
-    """
-    pixel_weights = weights[:, :, None].astype(images.dtype)
+def blend(images: jax.Array, targets: jax.Array, weights: jax.Array, share: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Weighs images [B, H, W, C] by [H, W] and targets [B, classes] by [], against the same in reversed order."""
+    pixel_weights, share = weights[:, :, None].astype(images.dtype), share.astype(targets.dtype)
     images = pixel_weights * images + (1 - pixel_weights) * images[::-1]
-    share = weights.mean().astype(targets.dtype)
     return images, share * targets + (1 - share) * targets[::-1]
 
 

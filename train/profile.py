@@ -1,13 +1,17 @@
 """A trace of a few training steps."""
 
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
 
 
 class Profiler:
-    """Traces the steps `FIRST` to `LAST` after the start of a run into WORKDIR/profile."""
+    """Traces the steps `FIRST` to `LAST` after the start of a run, or as many as there are, into WORKDIR/profile.
+
+    A context manager; leaving it ends a trace that is under way.
+    """
 
     FIRST, LAST = 6, 10  # the first steps still allocate and fill the input queues
 
@@ -15,14 +19,29 @@ class Profiler:
         self._folder = workdir / "profile"
         self._start = start
         self._enabled = enabled
+        self._tracing = False
 
     def before(self, step: int) -> None:
         """To be called before each step."""
         if self._enabled and step - self._start == self.FIRST:
             jax.profiler.start_trace(str(self._folder))
+            self._tracing = True
 
     def after(self, step: int, metrics: Any) -> None:
         """To be called after each step with what it returned; waits for it at the end of the trace."""
-        if self._enabled and step - self._start == self.LAST:
+        if step - self._start == self.LAST:
             jax.block_until_ready(metrics)
+            self._stop()
+
+    def _stop(self) -> None:
+        if self._tracing:
             jax.profiler.stop_trace()
+            self._tracing = False
+
+    def __enter__(self) -> "Profiler":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()

@@ -37,6 +37,14 @@ def test_resize_of_a_part_equals_that_of_a_copy() -> None:
     np.testing.assert_array_equal(pixels.resize(part, (32, 32), (0, 0), (32, 32)), np.asarray(expected))
 
 
+def test_mirrored_window() -> None:
+    image = noise(60, 70)
+    for full_size in ((40, 50), (20, 69)):  # the two orders of the passes
+        window = pixels.resize(image, full_size, (5, 10), (15, 20))
+        mirrored = pixels.resize(image, full_size, (5, 10), (15, 20), True)
+        np.testing.assert_array_equal(mirrored, window[:, ::-1])
+
+
 def test_resize_of_extremes_equals_pil() -> None:
     """Overshoot at black and white edges is clipped."""
     image = np.zeros((20, 24, 3), np.uint8)
@@ -64,6 +72,5 @@ def test_shift_rows_equals_pil(size: tuple[int, int]) -> None:
 def test_rearrangements(size: tuple[int, int]) -> None:
     image = noise(*size)
     table = np.random.default_rng(1).integers(0, 256, 256, np.uint8)
-    np.testing.assert_array_equal(pixels.mirror(image), image[:, ::-1])
     np.testing.assert_array_equal(pixels.transpose(image), image.swapaxes(0, 1))
     np.testing.assert_array_equal(pixels.look_up(image, table), table[image])

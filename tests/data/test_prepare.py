@@ -1,7 +1,6 @@
 import importlib.util
 import io
 import socket
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -104,7 +103,3 @@ def test_bad_arguments(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         prepare.main(arguments)
     assert stop.value.code == 2
-
-
-def test_importing_needs_no_tensorflow() -> None:
-    assert not any(name == "tensorflow" for name in sys.modules) or importlib.util.find_spec("tensorflow")

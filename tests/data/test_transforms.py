@@ -12,7 +12,6 @@ from train.data.config import DataConfig
 from train.data.folder import FolderSource
 from train.data.transforms import (
     Decode,
-    RandomHorizontalFlip,
     RandomResizedCrop,
     ResizedCenterCrop,
     ToExample,
@@ -107,7 +106,7 @@ def test_random_resized_crop_equals_torchvision(
 ) -> None:
     transforms = torchvision.transforms
     reference = transforms.RandomResizedCrop(32, scale, ratio, transforms.InterpolationMode.BICUBIC)
-    ours = RandomResizedCrop(32, scale, ratio)
+    ours = RandomResizedCrop(32, scale, ratio, flip=0.0)
     image = noise(*size)
     torch = transforms.transforms.torch
     for seed in range(100):
@@ -125,25 +124,26 @@ def test_random_resized_crop_equals_torchvision(
 
 def test_flip() -> None:
     image = np.array(noise(5, 4))
+    crop = RandomResizedCrop(5, (1.0, 1.0), (1.25, 1.25), flip=0.3)
+    straight = np.asarray(noise(5, 4).resize((5, 5), Image.Resampling.BICUBIC))
     rng = np.random.default_rng(0)
     flips = 0
     for _ in range(2000):
-        out = RandomHorizontalFlip(0.3).random_map({"image": image}, rng)["image"]
-        flipped = np.array_equal(out, image[:, ::-1])
-        assert flipped or np.array_equal(out, image)
+        out = crop.random_map({"image": image}, rng)["image"]
+        flipped = np.array_equal(out, straight[:, ::-1])
+        assert flipped or np.array_equal(out, straight)
         flips += flipped
     assert abs(flips / 2000 - 0.3) < 0.05
-    for probability in (0.0, 1.0):
-        flip = RandomHorizontalFlip(probability)
-        assert all((flip.random_map({"image": image}, rng)["image"] is not image) == probability for _ in range(50))
+    for probability, expected in ((0.0, straight), (1.0, straight[:, ::-1])):
+        crop = RandomResizedCrop(5, (1.0, 1.0), (1.25, 1.25), probability)
+        assert all(np.array_equal(crop.random_map({"image": image}, rng)["image"], expected) for _ in range(50))
 
 
 def test_training_list() -> None:
     config = DataConfig(image_size=40, crop_scale=(0.2, 0.9), crop_ratio=(0.5, 2.0), flip=0.1)
-    decode, crop, flip, to_example = train_transforms(config)
+    decode, crop, to_example = train_transforms(config)
     assert isinstance(decode, Decode)
-    assert crop == RandomResizedCrop(40, (0.2, 0.9), (0.5, 2.0))
-    assert flip == RandomHorizontalFlip(0.1)
+    assert crop == RandomResizedCrop(40, (0.2, 0.9), (0.5, 2.0), 0.1)
     example = to_example.map({"image": np.array(noise(3, 2)), "label": 7, "name": "x"})
     assert {key: (value.dtype, value.shape) for key, value in example.items()} == {
         "image": (np.uint8, (2, 3, 3)),
@@ -155,7 +155,7 @@ def test_training_list() -> None:
 def test_training_list_with_rand_augment() -> None:
     config = DataConfig(rand_augment_layers=3, rand_augment_magnitude=7.5, rand_augment_std=0.1)
     *others, augment, to_example = train_transforms(config)
-    assert [type(transform) for transform in others] == [Decode, RandomResizedCrop, RandomHorizontalFlip]
+    assert [type(transform) for transform in others] == [Decode, RandomResizedCrop]
     assert augment == RandAugment(3, 7.5, 0.1)
     assert isinstance(to_example, ToExample)
 

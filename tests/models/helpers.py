@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import math
 import zlib
 from collections.abc import Callable, Iterator
@@ -10,8 +11,20 @@ import numpy as np
 from flax import nnx, traverse_util
 
 import twins_jax
+from twins_jax import TwinsConfig
 
 Module = TypeVar("Module", bound=nnx.Module)
+
+# One of each family with the fewest blocks that have every kind of layer: what takes time is compiling blocks.
+PCPVT = TwinsConfig(
+    embed_dims=(16, 32, 48, 64),
+    num_heads=(1, 2, 3, 4),
+    mlp_ratios=(8, 8, 4, 4),
+    depths=(1, 1, 1, 1),
+    sub_sampling_ratios=(8, 4, 2, 1),
+    window_size=None,
+)
+SVT = dataclasses.replace(PCPVT, mlp_ratios=(4, 4, 4, 4), depths=(2, 1, 1, 1), window_size=7)
 
 
 @contextlib.contextmanager
@@ -40,16 +53,15 @@ def random_module(make: Callable[[], Module]) -> Module:
     return module
 
 
-def tiny(**arguments: Any) -> twins_jax.TwinsClassifier:
-    arguments = {"num_classes": 10} | arguments
-    return random_module(lambda: twins_jax.create_model("twins_svt_tiny", rngs=nnx.Rngs(0), **arguments))
+def classifier(config: TwinsConfig, num_classes: int = 10) -> twins_jax.TwinsClassifier:
+    return random_module(lambda: twins_jax.TwinsClassifier(config, num_classes, rngs=nnx.Rngs(0)))
 
 
-def tiny_backbone(**arguments: Any) -> twins_jax.TwinsBackbone:
-    return random_module(lambda: twins_jax.create_backbone("twins_svt_tiny", rngs=nnx.Rngs(0), **arguments))
+def backbone(config: TwinsConfig) -> twins_jax.TwinsBackbone:
+    return random_module(lambda: twins_jax.TwinsBackbone(config, rngs=nnx.Rngs(0)))
 
 
-def run(model: nnx.Module, images: jax.Array, key: jax.Array | None = None) -> Any:
+def run(model: nnx.Module, images: np.ndarray, key: jax.Array | None = None) -> Any:
     """The model's outputs, jitted."""
     apply, params = twins_jax.split_model(model)
     return jax.jit(apply)(params, images, key)
@@ -59,9 +71,13 @@ def random_array(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
+IMAGES = random_array(2, 45, 70, 3)
+"""Of sides that are multiples of nothing."""
+
+
 def named(params: dict[str, Any]) -> dict[str, np.ndarray]:
     """path -> array."""
-    return {path: np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(params, sep="/").items()}
+    return {"/".join(map(str, path)): np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(params).items()}
 
 
 def relative_error(actual: Any, expected: Any) -> float:

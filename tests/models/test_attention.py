@@ -2,7 +2,7 @@
 
 import dataclasses
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -21,8 +21,9 @@ from twins_jax.config import WindowPadding, variant_config
 
 DIM, HEADS = 8, 2
 CONFIG = variant_config("twins_svt_tiny")
-sides = st.integers(1, 20)
-window_sizes = st.integers(2, 8)
+sides = st.integers(1, 15)
+window_sizes = st.sampled_from([2, 3, 7])
+window_paddings = st.sampled_from(["zero", "mask"])
 
 
 def lsa(window_size: int, window_padding: WindowPadding = "zero", dtype: type = np.float32) -> LocallyGroupedAttention:
@@ -53,37 +54,34 @@ def test_windows_and_their_positions_are_in_row_major_order() -> None:
 
 
 def slow_lsa(layer: LocallyGroupedAttention, x: np.ndarray) -> np.ndarray:
-    """LSA of one map [H, W, C], written position by position."""
-    kernel, bias = np.asarray(layer.qkv.kernel[...]), np.asarray(layer.qkv.bias[...])
-    height, width, dim = x.shape
-    size, head_dim = layer.window_size, dim // HEADS
-    one_sided = height % size == 0 or width % size == 0
+    """LSA of one map [H, W, C], window by window and head by head."""
+    size, (height, width, dim) = layer.window_size, x.shape
+    head_dim = dim // HEADS
+    leave_padding_out = layer.window_padding == "mask" and height % size and width % size
     attended = np.zeros_like(x)
-    for i, j in np.ndindex(height, width):
-        top, left = i // size * size, j // size * size
-        positions = [(top + k, left + l) for k, l in np.ndindex(size, size)]
-        real = np.array([k < height and l < width for k, l in positions])
-        tokens = np.stack([x[p] if is_real else np.zeros(dim) for p, is_real in zip(positions, real, strict=True)])
-        if layer.window_padding == "mask" and not one_sided:
-            tokens = tokens[real]
-        query = x[i, j] @ kernel[:, :dim] + bias[:dim]
-        keys = tokens @ kernel[:, dim : 2 * dim] + bias[dim : 2 * dim]
-        values = tokens @ kernel[:, 2 * dim :] + bias[2 * dim :]
-        for head in range(HEADS):
-            part = slice(head * head_dim, (head + 1) * head_dim)
-            weights = np.exp(keys[:, part] @ query[part] / head_dim**0.5)
-            attended[i, j, part] = weights / weights.sum() @ values[:, part]
+    for top in range(0, height, size):
+        for left in range(0, width, size):
+            window = np.s_[top : top + size, left : left + size]
+            real = x[window].reshape(-1, dim)
+            padding = np.zeros((0 if leave_padding_out else size * size - len(real), dim))
+            qkv = np.concatenate([real, padding]) @ np.asarray(layer.qkv.kernel[...]) + np.asarray(layer.qkv.bias[...])
+            query, key, value = np.split(qkv, 3, axis=1)
+            for head in range(HEADS):
+                part = np.s_[:, head * head_dim : (head + 1) * head_dim]
+                weights = np.exp(query[: len(real)][part] @ key[part].T / head_dim**0.5)
+                output = weights / weights.sum(1, keepdims=True) @ value[part]
+                attended[(*window, part[1])] = output.reshape(*x[window].shape[:2], head_dim)
     return attended @ np.asarray(layer.proj.kernel[...]) + np.asarray(layer.proj.bias[...])
 
 
-@settings(max_examples=25)
-@given(height=sides, width=sides, size=window_sizes, window_padding=st.sampled_from(["zero", "mask"]))
+@settings(max_examples=15)
+@given(height=sides, width=sides, size=window_sizes, window_padding=window_paddings)
 def test_padding_equals_a_slow_computation(height: int, width: int, size: int, window_padding: WindowPadding) -> None:
     with float64_mode():
         layer = lsa(size, window_padding, np.float64)
         x = np.random.default_rng(0).standard_normal((1, height, width, DIM))
         # Two ways to sum the same terms in float64.
-        assert relative_error(layer(jnp.asarray(x))[0], slow_lsa(layer, x[0])) < 1e-12
+        assert relative_error(jax.jit(layer)(x)[0], slow_lsa(layer, x[0])) < 1e-12
 
 
 @pytest.mark.parametrize(("height", "width"), [(14, 21), (14, 17), (10, 21)])
@@ -91,31 +89,21 @@ def test_mask_acts_only_where_both_sides_are_padded(height: int, width: int) -> 
     x = random_array(2, height, width, DIM)
     assert padding_bias(height, width, 7) is None
     np.testing.assert_array_equal(lsa(7, "mask")(x), lsa(7, "zero")(x))
+    assert padding_bias(10, 17, 7) is not None
 
 
-def test_masked_padding_has_no_influence() -> None:
-    x = random_array(2, 10, 17, DIM)
-    masked, zero = lsa(7, "mask"), lsa(7, "zero")
-    window = np.s_[:, 7:, 14:]  # 3x3 positions, alone in their window
-    assert (masked(x) != zero(x)).any()
-    alone = attend_all(masked, x[window])
-    # float32, and the sums of 9 terms are not in the same order as those of 9 and 40 zeros.
-    assert relative_error(masked(x)[window], alone) < 1e-6
-    np.testing.assert_allclose(masked(x)[:, :7, :14], zero(x)[:, :7, :14], rtol=0, atol=0)
-
-
-@settings(max_examples=25)
-@given(data=st.data(), height=sides, width=sides, window_padding=st.sampled_from(["zero", "mask"]))
+@settings(max_examples=15)
+@given(data=st.data(), height=sides, width=sides, window_padding=window_paddings)
 def test_lsa_sees_its_own_window_only(
     data: st.DataObject, height: int, width: int, window_padding: WindowPadding
 ) -> None:
     size = 7
     i, j = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
-    layer = lsa(size, window_padding)
+    layer = jax.jit(lsa(size, window_padding))
     x = random_array(1, height, width, DIM)
     other = x.copy()
     other[0, i, j] += 1
-    changed = (layer(jnp.asarray(x)) != layer(jnp.asarray(other))).any(axis=-1)[0]
+    changed = (layer(x) != layer(other)).any(axis=-1)[0]
     window = np.zeros((height, width), bool)
     window[i // size * size :, j // size * size :][:size, :size] = True
     np.testing.assert_array_equal(changed, window)

@@ -1,27 +1,23 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from flax import nnx
 
 import twins_jax
-from tests.models.helpers import named, random_array, run, tiny, tiny_backbone
-
-IMAGES = random_array(2, 40, 40, 3)
+from tests.models.helpers import IMAGES, PCPVT, SVT, classifier, named, run
 
 
-def test_apply_equals_the_model() -> None:
-    model = tiny(drop_path_rate=0.5)
-    apply, params = twins_jax.split_model(model)
-    # Both run op by op, and so round alike.
-    np.testing.assert_array_equal(apply(params, IMAGES), model(IMAGES))
-    key = jax.random.key(3)
-    np.testing.assert_array_equal(apply(params, IMAGES, key), model(IMAGES, rngs=nnx.Rngs(dropout=key)))
+def test_apply_equals_the_model(logits: jax.Array) -> None:
+    model = classifier(SVT)
+    np.testing.assert_array_equal(nnx.jit(lambda model, images: model(images))(model, IMAGES), logits)
 
 
-def test_apply_of_a_backbone_gives_its_maps() -> None:
-    maps = run(tiny_backbone(), IMAGES)
-    assert [m.shape for m in maps] == [(2, 10, 10, 32), (2, 5, 5, 64), (2, 2, 2, 128), (2, 1, 1, 256)]
+def test_apply_with_a_key_equals_the_model_with_rngs() -> None:
+    model, key = classifier(dataclasses.replace(PCPVT, drop_path_rate=0.5)), jax.random.key(3)
+    run_model = nnx.jit(lambda model, images, rngs: model(images, rngs=rngs))
+    np.testing.assert_array_equal(run(model, IMAGES, key), run_model(model, IMAGES, nnx.Rngs(dropout=key)))
 
 
 def test_params_are_nested_dicts_with_string_keys() -> None:
@@ -33,37 +29,30 @@ def test_params_are_nested_dicts_with_string_keys() -> None:
         else:
             assert isinstance(tree, jax.Array)
 
-    _, params = twins_jax.split_model(tiny())
+    _, params = twins_jax.split_model(classifier(PCPVT))
     check(params)
-    assert params["backbone"]["stages"]["0"]["peg"]["kernel"].shape == (3, 3, 1, 32)
+    assert params["backbone"]["stages"]["0"]["peg"]["kernel"].shape == (3, 3, 1, 16)
 
 
 def test_a_models_state_is_its_parameters_only() -> None:
-    state = nnx.state(tiny(drop_path_rate=0.5, dropout_rate=0.5))
-    assert all(
-        isinstance(leaf, nnx.Param) for leaf in jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, nnx.Variable))
-    )
+    state = nnx.state(classifier(dataclasses.replace(SVT, drop_path_rate=0.5, dropout_rate=0.5)))
+    leaves = jax.tree.leaves(state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+    assert {type(leaf) for leaf in leaves} == {nnx.Param}
 
 
-def test_apply_does_not_depend_on_the_models_own_parameters() -> None:
-    model = tiny()
-    apply, params = twins_jax.split_model(model)
-    before = apply(params, IMAGES)
+def test_params_are_a_snapshot_of_the_model() -> None:
+    model = classifier(SVT)
+    _, params = twins_jax.split_model(model)
     twins_jax.set_params(model, jax.tree.map(jnp.zeros_like, params))
-    np.testing.assert_array_equal(apply(params, IMAGES), before)
+    assert all(values.any() for values in named(params).values())
+    assert not any(values.any() for values in named(twins_jax.get_params(model)).values())
 
 
-def test_set_params_puts_back_what_get_params_took() -> None:
-    params = twins_jax.get_params(tiny())
-    other = jax.tree.map(lambda leaf: leaf + 1, params)
-    model = tiny()
-    twins_jax.set_params(model, other)
-    expected, actual = named(other), named(twins_jax.get_params(model))
-    assert actual.keys() == expected.keys()
-    for path, values in expected.items():
+def test_set_params_puts_in_what_get_params_takes_out() -> None:
+    model = classifier(SVT)
+    expected = jax.tree.map(lambda leaf: leaf + 1, twins_jax.get_params(model))
+    twins_jax.set_params(model, expected)
+    actual = named(twins_jax.get_params(model))
+    assert actual.keys() == named(expected).keys()
+    for path, values in named(expected).items():
         np.testing.assert_array_equal(actual[path], values)
-
-
-def test_params_of_another_model_do_not_fit() -> None:
-    with pytest.raises(ValueError, match="leaves|structure|key"):
-        twins_jax.set_params(tiny(num_classes=0), twins_jax.get_params(tiny_backbone()))

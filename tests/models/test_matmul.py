@@ -7,18 +7,20 @@ from twins_jax.matmul import BLOCK, dot
 
 UNIT_ROUNDOFF = 2.0**-24
 """The largest relative error of one float32 operation."""
-LENGTHS = [1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 100, 3 * BLOCK, 1000]
+LENGTHS = [1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, 1000]
 
 
 def bound(x: np.ndarray, kernel: np.ndarray, additions: int) -> np.ndarray:
     """What no float32 dot product with this many additions in a row can be off by (Higham 2002, section 3.1)."""
     n = additions + 1
-    return (
-        n * UNIT_ROUNDOFF / (1 - n * UNIT_ROUNDOFF) * (np.abs(x).astype(np.float64) @ np.abs(kernel).astype(np.float64))
-    )
+    return n * UNIT_ROUNDOFF / (1 - n * UNIT_ROUNDOFF) * product(np.abs(x), np.abs(kernel))
 
 
-@pytest.mark.parametrize("batch", [(), (3,), (2, 3, 5)], ids=str)
+def product(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    return x.astype(np.float64) @ kernel.astype(np.float64)
+
+
+@pytest.mark.parametrize("batch", [(), (2, 3, 5)], ids=str)
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("precision", [None, "highest", "float32"])
 def test_equals_numpy(precision: str | None, length: int, batch: tuple[int, ...]) -> None:
@@ -27,20 +29,19 @@ def test_equals_numpy(precision: str | None, length: int, batch: tuple[int, ...]
         actual = dot(x, kernel)
     assert actual.shape == (*batch, 7)
     assert actual.dtype == np.float32
-    assert (np.abs(actual - x.astype(np.float64) @ kernel.astype(np.float64)) <= bound(x, kernel, length)).all()
+    assert (np.abs(actual - product(x, kernel)) <= bound(x, kernel, length)).all()
 
 
 def test_highest_sums_in_blocks() -> None:
     length = 4096
     x, kernel = random_array(64, length), random_array(length, 64, seed=1)
-    truth = x.astype(np.float64) @ kernel.astype(np.float64)
+    truth = product(x, kernel)
 
     def error(precision: str | None) -> np.ndarray:
         with jax.default_matmul_precision(precision):
             return np.abs(np.asarray(dot(x, kernel)) - truth)
 
     assert np.sqrt((error("highest") ** 2).mean()) < 0.5 * np.sqrt((error(None) ** 2).mean())
-    # Ones and zeros: sums in sequence lose each 2^-24 that is added to 1, blocks only those of the block with the 1.
     assert (error("highest") <= bound(x, kernel, BLOCK + length // BLOCK)).all()
 
 

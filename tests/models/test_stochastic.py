@@ -1,6 +1,7 @@
 """Dropout and stochastic depth."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +9,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.models.helpers import random_array, random_module, run, tiny
+import twins_jax
+from tests.models.helpers import IMAGES, SVT, classifier, random_array, random_module
+from twins_jax.attention import GlobalSubSampledAttention, LocallyGroupedAttention
 from twins_jax.backbone import Block
 from twins_jax.config import variant_config
-from twins_jax.layers import drop, drop_path
+from twins_jax.layers import Mlp, drop, drop_path
 
-CONFIG = variant_config("twins_svt_tiny")
-IMAGES = random_array(2, 40, 40, 3)
+DROPOUT = dataclasses.replace(SVT, dropout_rate=0.25)
 
 
 def test_rates_rise_linearly_over_all_blocks() -> None:
@@ -25,12 +27,12 @@ def test_rates_rise_linearly_over_all_blocks() -> None:
 
 
 def test_a_single_block_a_stage_has_rates() -> None:
-    config = dataclasses.replace(CONFIG, depths=(1, 1, 1, 1), drop_path_rate=0.3)
+    config = dataclasses.replace(SVT, depths=(1, 1, 1, 1), drop_path_rate=0.3)
     assert config.drop_path_rates() == [[0.0], [pytest.approx(0.1)], [pytest.approx(0.2)], [pytest.approx(0.3)]]
 
 
 def test_a_model_has_the_rates_of_its_configuration() -> None:
-    model = tiny(drop_path_rate=0.2, dropout_rate=0.1)
+    model = classifier(dataclasses.replace(SVT, drop_path_rate=0.2, dropout_rate=0.1))
     rates = [[block.drop_path.rate for block in stage.blocks] for stage in model.backbone.stages]
     assert rates == model.config.drop_path_rates()
     for stage in model.backbone.stages:
@@ -38,15 +40,31 @@ def test_a_model_has_the_rates_of_its_configuration() -> None:
         assert all(block.attn.dropout.rate == block.mlp.dropout.rate == 0.1 for block in stage.blocks)
 
 
-@pytest.mark.parametrize("rates", [{"drop_path_rate": 0.9}, {"dropout_rate": 0.5}], ids=str)
-def test_only_a_key_makes_a_model_random(rates: dict[str, float]) -> None:
-    model = tiny(**rates)
-    deterministic = run(model, IMAGES)
-    np.testing.assert_array_equal(deterministic, run(tiny(), IMAGES))
-    one, again, other = (run(model, IMAGES, jax.random.key(seed)) for seed in (1, 1, 2))
+def test_only_a_key_makes_a_model_random(logits: jax.Array) -> None:
+    apply, params = twins_jax.split_model(classifier(dataclasses.replace(SVT, drop_path_rate=0.5)))
+    apply = jax.jit(apply)
+    np.testing.assert_array_equal(apply(params, IMAGES), logits)
+    one, again, other = (apply(params, IMAGES, jax.random.key(seed)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, again)
     assert (one != other).any()
-    assert (one != deterministic).any()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: LocallyGroupedAttention(16, 2, 7, config=DROPOUT, rngs=nnx.Rngs(0)),
+        lambda: GlobalSubSampledAttention(16, 2, 1, config=DROPOUT, rngs=nnx.Rngs(0)),
+        lambda: Mlp(16, 32, config=DROPOUT, rngs=nnx.Rngs(0)),
+    ],
+    ids=["LSA", "GSA", "Mlp"],
+)
+def test_dropout_drops_values_of_a_layers_output(make: Callable[[], nnx.Module]) -> None:
+    layer = random_module(make)
+    x = jnp.asarray(random_array(8, 7, 7, 16))
+    dropped = np.asarray(layer(x, nnx.Rngs(dropout=jax.random.key(0)))) == 0
+    # Five standard errors of the share of zeros.
+    assert abs(dropped.mean() - 0.25) < 5 * (0.25 * 0.75 / dropped.size) ** 0.5
+    assert not (np.asarray(layer(x)) == 0).any()
 
 
 @pytest.mark.parametrize("rate", [0.25, 0.5])
@@ -65,10 +83,10 @@ def test_drop_path_drops_or_scales_whole_samples(rate: float) -> None:
 @pytest.mark.parametrize("branch", ["attn", "mlp"])
 def test_a_dropped_branch_leaves_a_sample_as_it_was(branch: str) -> None:
     rate = 0.5
-    block = random_module(lambda: Block(0, 0, drop_path_rate=rate, config=CONFIG, rngs=nnx.Rngs(0)))
+    block = random_module(lambda: Block(0, 0, drop_path_rate=rate, config=SVT, rngs=nnx.Rngs(0)))
     silent = block.mlp.fc2 if branch == "attn" else block.attn.proj
     silent.kernel[...], silent.bias[...] = (jnp.zeros_like(p[...]) for p in (silent.kernel, silent.bias))
-    x = jnp.asarray(random_array(64, 7, 7, 32))
+    x = jnp.asarray(random_array(64, 7, 7, 16))
     full = np.asarray(block(x) - x)
     y = np.asarray(block(x, nnx.Rngs(dropout=jax.random.key(0))))
 
@@ -79,8 +97,8 @@ def test_a_dropped_branch_leaves_a_sample_as_it_was(branch: str) -> None:
 
 
 def test_attention_and_mlp_are_dropped_independently() -> None:
-    block = random_module(lambda: Block(0, 0, drop_path_rate=0.5, config=CONFIG, rngs=nnx.Rngs(0)))
-    x = jnp.asarray(random_array(64, 7, 7, 32))
+    block = random_module(lambda: Block(0, 0, drop_path_rate=0.5, config=SVT, rngs=nnx.Rngs(0)))
+    x = jnp.asarray(random_array(64, 7, 7, 16))
     y = np.asarray(block(x, nnx.Rngs(dropout=jax.random.key(0))))
     both_dropped = (y == x).all(axis=(1, 2, 3)).sum()
     assert 3 <= both_dropped <= 30  # four standard deviations about 16; dropped together, about 32

@@ -2,6 +2,7 @@
 
 import dataclasses
 from types import ModuleType
+from typing import Any, NamedTuple
 from unittest import mock
 
 import jax
@@ -15,12 +16,26 @@ import twins_jax
 from tests.parity.reference import Outputs, compare, load, randomise
 from twins_jax import TwinsBackbone, TwinsClassifier
 
-CASES = [(name, 224, 224) for name in twins_jax.list_models() if name != "twins_svt_tiny"]
-CASES += [("twins_pcpvt_small", 230, 311), ("twins_svt_small", 230, 311)]
+PARAMETERS = {  # with 1,000 classes
+    "twins_pcpvt_small": 24_106_216,
+    "twins_pcpvt_base": 43_828_456,
+    "twins_pcpvt_large": 60_989_672,
+    "twins_svt_small": 24_060_776,
+    "twins_svt_base": 56_070_952,
+    "twins_svt_large": 99_271_400,
+}
+CASES = [(name, 224, 224) for name in PARAMETERS] + [("twins_pcpvt_small", 230, 311), ("twins_svt_small", 230, 311)]
+
+
+class Case(NamedTuple):
+    name: str
+    ours: TwinsClassifier
+    theirs: Any
+    outputs: Outputs
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}x{case[2]}")
-def outputs(request: pytest.FixtureRequest, timm: ModuleType) -> Outputs:
+def case(request: pytest.FixtureRequest, timm: ModuleType) -> Case:
     name, height, width = request.param
     torch.manual_seed(0)
     theirs = randomise(timm.create_model(name))
@@ -38,7 +53,8 @@ def outputs(request: pytest.FixtureRequest, timm: ModuleType) -> Outputs:
         return TwinsClassifier(config, ours.num_classes, rngs=nnx.Rngs(0))
 
     images = np.random.default_rng(0).standard_normal((2, height, width, 3), np.float32)
-    return compare(theirs, run, in_dtype, maps_and_logits, twins_jax.get_params(ours), images)
+    outputs = compare(theirs, run, in_dtype, maps_and_logits, twins_jax.get_params(ours), images)
+    return Case(name, ours, theirs, outputs)
 
 
 def maps_and_logits(model: TwinsClassifier, images: jax.Array) -> dict[str, jax.Array]:
@@ -55,9 +71,14 @@ def maps_and_logits(model: TwinsClassifier, images: jax.Array) -> dict[str, jax.
     return {f"map {i}": m for i, m in enumerate(maps)} | {"logits": logits}
 
 
-def test_equals_timm_in_float64(outputs: Outputs) -> None:
-    outputs.check_float64()
+def test_equals_timm_in_float64(case: Case) -> None:
+    case.outputs.check_float64()
 
 
-def test_rounds_as_little_as_timm_in_float32(outputs: Outputs) -> None:
-    outputs.check_float32()
+def test_rounds_as_little_as_timm_in_float32(case: Case) -> None:
+    case.outputs.check_float32()
+
+
+def test_number_of_parameters(case: Case) -> None:
+    assert sum(parameter.numel() for parameter in case.theirs.parameters()) == PARAMETERS[case.name]
+    assert sum(leaf.size for leaf in jax.tree.leaves(twins_jax.get_params(case.ours))) == PARAMETERS[case.name]

@@ -57,7 +57,7 @@ def timm_mix(
 def test_mixup_equals_timm(torch: ModuleType, monkeypatch: pytest.MonkeyPatch, lam: float) -> None:
     expected_images, expected_targets = timm_mix(torch, monkeypatch, cutmix=False, lam=lam, center=(0, 0))
     images, labels = batch()
-    mixed, targets = blend(images, smoothed(labels), jnp.full((24, 32), lam, jnp.float32))
+    mixed, targets = blend(images, smoothed(labels), jnp.full((24, 32), lam, jnp.float32), jnp.float32(lam))
     np.testing.assert_allclose(mixed, expected_images, atol=1e-6)
     np.testing.assert_allclose(targets, expected_targets, atol=1e-6)
 
@@ -78,30 +78,32 @@ def test_cutmix_equals_timm(
     )
     images, labels = batch(6, *image_size)
     weights = cutmix_weights(*image_size, jnp.float32(lam), jnp.array(center))
-    mixed, targets = blend(images, smoothed(labels), weights)
+    mixed, targets = blend(images, smoothed(labels), weights, weights.mean())
     np.testing.assert_array_equal(mixed, expected_images)
     np.testing.assert_allclose(targets, expected_targets, atol=1e-6)
 
 
 def test_mix_is_the_blend_with_the_drawn_weights() -> None:
     images, labels = batch()
+    draw, jitted = jax.jit(draw_weights, static_argnums=(1, 2, 3)), jax.jit(mix, static_argnums=3)
     for seed in range(8):
-        key = jax.random.key(seed)
-        expected = blend(images, smoothed(labels), draw_weights(key, 24, 32, RECIPE))
-        actual = jax.jit(mix, static_argnums=3)(key, images, smoothed(labels), RECIPE)
+        expected = blend(images, smoothed(labels), *draw(jax.random.key(seed), 24, 32, RECIPE))
+        actual = jitted(jax.random.key(seed), images, smoothed(labels), RECIPE)
         for a, b in zip(actual, expected, strict=True):
             np.testing.assert_allclose(a, b, atol=1e-6)
         np.testing.assert_allclose(actual[1].sum(1), 1, atol=1e-6)
 
 
 def drawn(config: MixConfig, count: int = 4000) -> tuple[np.ndarray, np.ndarray]:
-    """Whether a batch is cut, and the weight of its targets, for many batches."""
+    """Whether a batch is cut, and the share of its own targets, for many batches."""
     keys = jax.random.split(jax.random.key(0), count)
-    weights = np.asarray(jax.jit(jax.vmap(lambda key: draw_weights(key, 16, 16, config)))(keys))
-    cut = (weights.min((1, 2)) == 0) & (weights.max((1, 2)) <= 1)
+    weights, share = jax.jit(jax.vmap(lambda key: draw_weights(key, 16, 16, config)))(keys)
+    weights = np.asarray(weights)
+    cut = weights.min((1, 2)) == 0
     assert np.isin(weights[cut], (0, 1)).all()
     assert (weights[~cut] == weights[~cut][:, :1, :1]).all()
-    return cut, weights.mean((1, 2))
+    np.testing.assert_allclose(share, weights.mean((1, 2)), atol=1e-5)
+    return cut, np.asarray(share)
 
 
 def test_law_of_mixup() -> None:
@@ -126,7 +128,7 @@ def test_law_of_cutmix() -> None:
     assert np.mean(cut) == pytest.approx(1 - np.mean(np.asarray(expected) == 1), abs=0.01)
 
 
-@pytest.mark.parametrize(("switch", "probability"), [(0.5, 1.0), (0.2, 1.0), (0.5, 0.6), (1.0, 1.0), (0.0, 0.5)])
+@pytest.mark.parametrize(("switch", "probability"), [(0.2, 1.0), (0.5, 0.6), (1.0, 1.0)])
 def test_switch_and_probability(switch: float, probability: float) -> None:
     config = MixConfig(mixup_alpha=0.8, cutmix_alpha=0.8, switch_probability=switch, probability=probability)
     cut, share = drawn(config)
@@ -141,8 +143,7 @@ def test_nothing_by_default() -> None:
     assert random_erase(jax.random.key(0), images, MixConfig().erase_probability) is images
 
 
-@pytest.mark.parametrize("count", [1, 5])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(("count", "dtype"), [(1, jnp.float32), (5, jnp.bfloat16)])
 def test_dtypes_and_odd_batches(count: int, dtype: Any) -> None:
     images = jnp.ones((count, 8, 8, 3), dtype)
     targets = jnp.ones((count, CLASSES)) / CLASSES

@@ -139,6 +139,7 @@ OPERATIONS = {
     "TranslateXRel": Operation(translate_x, lambda level, sign: sign * (level / MAX_LEVEL * 0.45)),
     "TranslateYRel": Operation(translate_y, lambda level, sign: sign * (level / MAX_LEVEL * 0.45)),
 }
+NAMES = tuple(OPERATIONS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,9 +161,9 @@ class RandAugment(grain.transforms.RandomMap):
 
     def draw(self, rng: np.random.Generator) -> list[tuple[str, float, int]]:
         """Returns the operations to apply in turn: name, level, sign."""
-        names = rng.choice(list(OPERATIONS), self.layers)
-        return [
-            (str(name), float(np.clip(rng.normal(self.magnitude, self.std), 0, MAX_LEVEL)), int(rng.choice((-1, 1))))
-            for name in names
-            if rng.random() < 0.5
-        ]
+        drawn = []
+        for index in rng.integers(len(NAMES), size=self.layers):
+            if rng.random() < 0.5:
+                level = min(max(rng.normal(self.magnitude, self.std), 0.0), MAX_LEVEL)
+                drawn.append((NAMES[index], level, 1 if rng.random() < 0.5 else -1))
+        return drawn

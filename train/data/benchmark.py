@@ -2,8 +2,8 @@
 
 DIR is an ImageFolder, read from the page cache. Both sides read, decode, augment and collate to uint8 batches, for
 training (random resized crop, flip, rand-m9-mstd0.5-inc1, bicubic) and for evaluation (resize 256, crop 224), in one
-thread on one core. What both leave to the device is left out: normalisation and random erasing. Passes over the images
-alternate, so that what else the machine does hits both.
+thread on one core. What both leave to the device is left out: normalisation and random erasing. The seconds are those
+of CPU time, and passes over the images alternate, so that what else the machine does counts little, and for both.
 """
 
 import dataclasses
@@ -74,10 +74,10 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
         for round_number in range(config.passes + 1):
             for name, pair in pipelines.items():
                 for run_pass, values in zip(pair, rates[name], strict=True):
-                    start = time.perf_counter()
+                    start = time.process_time()
                     run_pass()
                     if round_number:  # the first compiles and fills the page cache
-                        values.append(images / (time.perf_counter() - start))
+                        values.append(images / (time.process_time() - start))
     results: dict[str, Any] = {"dir": str(root), "images": images, "versions": _versions(), "load": os.getloadavg()}
     for name, (ours, theirs) in rates.items():
         ratios = [a / b for a, b in zip(ours, theirs, strict=True)]

@@ -1,6 +1,6 @@
-"""Compiled kernels on uint8 images [H, W, 3]: PIL's bicubic resize and affine transform, equal pixel for pixel.
+"""Compiled kernels on uint8 images [H, W, 3], equal pixel for pixel to PIL's bicubic resize and to its shears.
 
-PIL computes whole images one value at a time; these compute the window that is needed, many values at a time, and
+PIL computes all of an image, one value at a time. These compute the part that is needed, many values at a time, and
 release the GIL. The arithmetic, and its order, is that of Pillow's src/libImaging/Resample.c and Geometry.c.
 """
 
@@ -15,20 +15,26 @@ FRACTION_BITS = 22
 TILE = 16
 """Rows of a tile of the transposition: its part of the output stays in the first-level cache."""
 
-
 # Compiled on the first call; later processes read the machine code from the cache beside this file.
 compiled = numba.njit(nogil=True, cache=True)
 
 
 @compiled
-def resize(image: np.ndarray, full_size: tuple[int, int], window: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-    """Returns `image.resize(full_size, BICUBIC).crop(window)` of PIL, computing no more than the window.
+def resize(
+    image: np.ndarray,
+    full_size: tuple[int, int],
+    window: tuple[int, int],
+    size: tuple[int, int],
+    mirror: bool = False,
+) -> np.ndarray:
+    """Returns a window of PIL's `image.resize(full_size, BICUBIC)`, computing no more than it needs.
 
     Args:
-        image: uint8 [H, W, 3], contiguous in its rows.
+        image: uint8 [H, W, 3].
         full_size: Height and width of the whole resized image.
         window: Top and left of the window in the resized image.
         size: Height and width of the window, which must lie inside the resized image.
+        mirror: Exchange left and right of the window.
 
     Returns:
         uint8 [*size, 3].
@@ -37,6 +43,8 @@ def resize(image: np.ndarray, full_size: tuple[int, int], window: tuple[int, int
     columns, column_counts, column_weights = _filter(image.shape[1], full_size[1], window[1], size[1])
     top, bottom = rows[0], rows[-1] + row_counts[-1]
     left, right = columns[0], columns[-1] + column_counts[-1]
+    if mirror:
+        columns, column_counts, column_weights = columns[::-1], column_counts[::-1], column_weights[::-1]
     part = image[top:bottom, left:right]
     # Weighted sums of whole rows are what a CPU does fast, so the horizontal pass works on the transposed image. The
     # order counts because the result of each pass is rounded to 8 bits; it is that of Pillow 13.
@@ -87,7 +95,7 @@ def _bicubic(x: float) -> float:
 
 @compiled
 def transpose(image: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3] -> [W, H, 3], by tiles because np.transpose copies three bytes at a time."""
+    """uint8 [H, W, 3] -> [W, H, 3], by tiles, which is several times as fast as copying NumPy's transposed view."""
     height, width = image.shape[:2]
     out = np.empty((width, height, 3), np.uint8)
     for top in range(0, height, TILE):
@@ -167,16 +175,4 @@ def look_up(image: np.ndarray, table: np.ndarray) -> np.ndarray:
         for x in range(width):
             for channel in range(3):
                 out[y, x, channel] = table[image[y, x, channel]]
-    return out
-
-
-@compiled
-def mirror(image: np.ndarray) -> np.ndarray:
-    """Returns uint8 [H, W, 3] with left and right exchanged."""
-    height, width = image.shape[:2]
-    out = np.empty((height, width, 3), np.uint8)
-    for y in range(height):
-        for x in range(width):
-            for channel in range(3):
-                out[y, x, channel] = image[y, width - 1 - x, channel]
     return out

@@ -24,8 +24,7 @@ def train_transforms(config: DataConfig) -> Transforms:
     """Returns the transforms from a `Record` to {"image": uint8 [S, S, 3], "label": int32 []}, S = image_size."""
     transforms: Transforms = [
         Decode(),
-        RandomResizedCrop(config.image_size, config.crop_scale, config.crop_ratio),
-        RandomHorizontalFlip(config.flip),
+        RandomResizedCrop(config.image_size, config.crop_scale, config.crop_ratio, config.flip),
     ]
     if config.rand_augment_layers:
         augment = RandAugment(config.rand_augment_layers, config.rand_augment_magnitude, config.rand_augment_std)
@@ -49,11 +48,15 @@ class Decode(grain.transforms.Map):
 
 @dataclasses.dataclass(frozen=True)
 class RandomResizedCrop(grain.transforms.RandomMap):
-    """Crops a random area and aspect ratio and resizes it to a square (torchvision.transforms.RandomResizedCrop)."""
+    """Crops a random area and aspect ratio, resizes it to a square and mirrors it with probability `flip`.
+
+    The pixels are those of torchvision.transforms.RandomResizedCrop (bicubic) and RandomHorizontalFlip.
+    """
 
     size: int
     scale: tuple[float, float]
     ratio: tuple[float, float]
+    flip: float
 
     def random_map(self, element: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         image = element["image"]
@@ -62,7 +65,7 @@ class RandomResizedCrop(grain.transforms.RandomMap):
         # A copy of the part, not a window of the whole: the filter must not reach across the edges of the crop.
         crop = image[top : top + height, left : left + width]
         size = self.size, self.size
-        return {**element, "image": pixels.resize(crop, size, (0, 0), size)}
+        return {**element, "image": pixels.resize(crop, size, (0, 0), size, bool(rng.random() < self.flip))}
 
     def sample_box(self, width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
         """Returns (left, top, width, height) of a random crop of an image of the given size, in pixels."""
@@ -83,18 +86,6 @@ class RandomResizedCrop(grain.transforms.RandomMap):
         elif width / height > self.ratio[1]:
             w = max(1, round(height * self.ratio[1]))
         return (width - w) // 2, (height - h) // 2, w, h
-
-
-@dataclasses.dataclass(frozen=True)
-class RandomHorizontalFlip(grain.transforms.RandomMap):
-    """Mirrors the image left to right with a given probability."""
-
-    probability: float
-
-    def random_map(self, element: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        if rng.random() >= self.probability:
-            return element
-        return {**element, "image": pixels.mirror(element["image"])}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -51,11 +51,16 @@ def plan_target(source: Weights, ported: Ported, target: str) -> Target:
 def write_target(ported: Ported, kind: Target, target: str, *, overwrite: bool = False) -> None:
     """Writes parameters, which appear at the target complete or not at all.
 
+    `ported.params` is emptied: each tensor is let go of once it is converted, so that there are never two whole copies,
+    if the caller holds no other reference to them (such as the `Weights`).
+
     Raises:
         InputError: the target exists and `overwrite` is not set, or cannot be written.
     """
     with staged(target, overwrite=overwrite) as path:
-        kind.write(path, to_layout(ported.params, kind.layout))
+        tensors = to_layout(ported.params, kind.layout)
+        ported.params.clear()
+        kind.write(path, tensors)
 
 
 def check_paths(source: str, target: str, *others: str, overwrite: bool) -> None:

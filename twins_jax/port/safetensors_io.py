@@ -32,10 +32,10 @@ def write_safetensors(path: str, tensors: Tensors, *, framework: str) -> None:
 
     Args:
         path: the file.
-        tensors: name -> array.
+        tensors: name -> array; emptied.
         framework: whose names they are, "pt" or "jax"; stored where Hugging Face's tools look for it.
     """
     from safetensors.numpy import save_file
 
-    contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    contiguous = {name: np.ascontiguousarray(tensors.pop(name)) for name in list(tensors)}
     save_file(contiguous, path, metadata={"format": framework})

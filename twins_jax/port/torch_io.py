@@ -40,8 +40,7 @@ def read_torch(path: str, *, ema: bool = False) -> Contents:
         ema: take the one under `EMA_CONTAINERS`.
 
     Returns:
-        Arrays in the file's dtypes (bfloat16 as ml_dtypes has it), which map the file where its format allows: their
-        bytes are read as they are used.
+        Arrays in the file's dtypes (bfloat16 as ml_dtypes has it).
 
     Raises:
         InputError: the file is damaged, not a checkpoint, or holds more than tensors and plain values, which loading
@@ -61,7 +60,7 @@ def read_torch(path: str, *, ema: bool = False) -> Contents:
         # Training scripts store their parsed arguments beside the weights; a Namespace runs nothing when loaded.
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")  # what torch warns of (pickle protocols) it also refuses
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what torch raises depends on the bytes
         if refused := _refused_globals(path, is_zip):
             raise InputError(
@@ -73,10 +72,10 @@ def read_torch(path: str, *, ema: bool = False) -> Contents:
 
 
 def write_torch(path: str, tensors: Tensors) -> None:
-    """Writes arrays as a plain state dict of contiguous tensors with `torch.save`."""
+    """Writes arrays, and empties their dict, as a plain state dict of contiguous tensors with `torch.save`."""
     import torch
 
-    torch.save({name: to_torch(np.ascontiguousarray(array)) for name, array in tensors.items()}, path)
+    torch.save({name: to_torch(np.ascontiguousarray(tensors.pop(name))) for name in list(tensors)}, path)
 
 
 def _check_zip(path: str) -> None:

@@ -1,0 +1,82 @@
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from twins_jax.config import variant_config
+
+torch = pytest.importorskip("torch")
+
+Tensors = dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="session")
+def make_model(timm: ModuleType) -> Callable[..., Any]:
+    """timm's model of a variant, with random values in every parameter, biases and norms included."""
+
+    @functools.cache
+    def make(name: str, num_classes: int = 10, in_chans: int = 3) -> Any:
+        if timm.is_model(name):
+            model = timm.create_model(name, num_classes=num_classes, in_chans=in_chans)
+        else:
+            config = variant_config(name)
+            model = timm.models.twins.Twins(
+                num_classes=num_classes,
+                in_chans=in_chans,
+                embed_dims=config.embed_dims,
+                num_heads=config.num_heads,
+                mlp_ratios=config.mlp_ratios,
+                depths=config.depths,
+                sr_ratios=config.sub_sampling_ratios,
+                wss=(7, 7, 7, 7),
+            )
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim == 1:
+                    parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+                else:
+                    fan_in = parameter[0].numel()
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * fan_in**-0.5)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny(make_model: Callable[..., Any]) -> dict[str, Any]:
+    """The state dict of a tiny classifier of 10 classes. Not to be changed."""
+    return make_model("twins_svt_tiny").state_dict()
+
+
+@pytest.fixture(scope="session")
+def dense(tiny: dict[str, Any]) -> dict[str, Any]:
+    """A state dict as upstream's segmentation writes them: stage norms, left-overs of a classifier, and a head."""
+    generator = torch.Generator().manual_seed(1)
+    state = {f"backbone.{name}": tensor for name, tensor in tiny.items()}
+    for stage, dim in enumerate(variant_config("twins_svt_tiny").embed_dims):
+        state[f"backbone.norm_list.{stage}.weight"] = 1 + 0.1 * torch.randn(dim, generator=generator)
+        state[f"backbone.norm_list.{stage}.bias"] = 0.1 * torch.randn(dim, generator=generator)
+    state["decode_head.conv_seg.weight"] = torch.ones(150, 8, 1, 1)
+    state["decode_head.bn.num_batches_tracked"] = torch.tensor(5)
+    return state
+
+
+@pytest.fixture(scope="session")
+def tiny_pth(tiny: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tiny") / "tiny.pth"
+    torch.save(tiny, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_orbax(tiny_pth: Path) -> Path:
+    import port_weights
+
+    folder = tiny_pth.with_name("orbax")
+    assert port_weights.main([str(tiny_pth), str(folder)]) == 0
+    return folder

@@ -1,0 +1,123 @@
+"""from_pretrained and backbone_from_pretrained against timm's outputs."""
+
+import logging
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+import twins_jax
+from twins_jax.errors import InputError
+from twins_jax.port.convert import port
+from twins_jax.port.source import read_weights
+from twins_jax.port.verify import Input, verify
+
+IMAGES = np.random.default_rng(0).standard_normal((2, 64, 96, 3), dtype=np.float32)
+
+
+def call(model, images=IMAGES):
+    apply, params = twins_jax.split_model(model)
+    with jax.default_matmul_precision("highest"):
+        return jax.tree.map(np.asarray, jax.jit(apply)(params, jnp.asarray(images)))
+
+
+def relative_error(values, truth):
+    return np.abs(values - truth).max() / np.abs(truth).max()
+
+
+def test_classifier_is_timms(make_model, tiny_pth, tiny_orbax):
+    with torch.no_grad():
+        truth = make_model("twins_svt_tiny")(torch.from_numpy(IMAGES).permute(0, 3, 1, 2)).numpy()
+    for source in (tiny_pth, tiny_orbax):
+        assert relative_error(call(twins_jax.from_pretrained(source)), truth) < 2e-6
+
+
+def test_half_precision_weights_become_float32(tiny, tmp_path):
+    torch.save({name: tensor.half() for name, tensor in tiny.items()}, tmp_path / "a.pth")
+    params = twins_jax.get_params(twins_jax.from_pretrained(tmp_path / "a.pth"))
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
+
+
+def test_fresh_head(tiny_pth):
+    with pytest.raises(InputError, match="needs rngs"):
+        twins_jax.from_pretrained(tiny_pth, num_classes=3)
+    model = twins_jax.from_pretrained(tiny_pth, num_classes=3, rngs=nnx.Rngs(0))
+    assert call(model).shape == (2, 3)
+    assert call(twins_jax.from_pretrained(tiny_pth, num_classes=0)).shape == (2, 256)
+
+
+def test_segmentation_backbone_norms_each_stage(make_model, dense, tmp_path, caplog):
+    torch.save({"state_dict": dense}, tmp_path / "a.pth")
+    with caplog.at_level(logging.WARNING):
+        backbone = twins_jax.backbone_from_pretrained(tmp_path / "a.pth", window_padding="zero")
+    assert "decode_head.conv_seg.weight" in caplog.text
+    with torch.no_grad():
+        maps = make_model("twins_svt_tiny").forward_intermediates(
+            torch.from_numpy(IMAGES).permute(0, 3, 1, 2), intermediates_only=True
+        )
+    for stage, (ours, theirs) in enumerate(zip(call(backbone), maps, strict=True)):
+        weight, bias = (dense[f"backbone.norm_list.{stage}.{leaf}"] for leaf in ("weight", "bias"))
+        features = theirs.permute(0, 2, 3, 1)
+        truth = torch.nn.functional.layer_norm(features, features.shape[-1:], weight, bias, eps=1e-6)
+        assert relative_error(ours, truth.numpy()) < 4e-6
+    assert twins_jax.backbone_from_pretrained(tmp_path / "a.pth", window_padding="mask").config.window_padding == "mask"
+    with pytest.raises(InputError, match="use backbone_from_pretrained"):
+        twins_jax.from_pretrained(tmp_path / "a.pth")
+
+
+def test_detection_pcpvt_has_no_stage_norms(make_model, tmp_path):
+    state = make_model("twins_pcpvt_small").state_dict()
+    state = {f"module.backbone.{name}": tensor for name, tensor in state.items() if name.split(".")[0] != "head"}
+    torch.save({"state_dict": state}, tmp_path / "a.pth")
+    assert port(read_weights(tmp_path / "a.pth")).not_ported == ("backbone.norm.weight", "backbone.norm.bias")
+    backbone = twins_jax.backbone_from_pretrained(tmp_path / "a.pth")
+    assert not backbone.config.stage_norms
+    assert [feature.shape[-1] for feature in call(backbone)] == [64, 128, 320, 512]
+
+
+def test_backbone_of_a_classifier(tiny_orbax):
+    backbone = twins_jax.backbone_from_pretrained(tiny_orbax, drop_path_rate=0.1)
+    classifier = twins_jax.from_pretrained(tiny_orbax)
+    for ours, theirs in zip(call(backbone), call(classifier.backbone), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_verify_covers_dense_backbones(dense, tmp_path):
+    torch.save(dense, tmp_path / "a.pth")
+    report = verify(read_weights(tmp_path / "a.pth"), tmp_path / "a.pth", inputs=[Input(1, 64, 96)])
+    assert [row.output for row in report.comparisons] == ["stage 1", "stage 2", "stage 3", "stage 4"]
+    assert report.holds, report.to_text()
+    assert report.top1_agreement is None
+
+
+@pytest.mark.parametrize("overrides", [{"depths": 3}, {"in_channels": 4}, {"stage_norms": True}, {"nonsense": 1}])
+def test_overrides_that_weights_rule_out(tiny_pth, overrides):
+    with pytest.raises(InputError, match=next(iter(overrides))):
+        twins_jax.from_pretrained(tiny_pth, **overrides)
+
+
+def test_import_loads_nothing_heavy():
+    code = "import sys, twins_jax; print([m for m in ('torch', 'timm', 'orbax', 'safetensors', 'grain') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_safetensors_are_ported_without_torch(tiny, tmp_path):
+    import safetensors.torch
+
+    safetensors.torch.save_file(tiny, tmp_path / "a.safetensors")
+    code = (
+        "import sys; sys.modules['torch'] = None; import port_weights as p;"
+        f"assert p.main(['{tmp_path}/a.safetensors', '{tmp_path}/orbax']) == 0;"
+        f"assert p.main(['{tmp_path}/orbax', '{tmp_path}/b.safetensors']) == 0;"
+        f"sys.exit(p.main(['{tmp_path}/orbax', '{tmp_path}/b.pth']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "torch" in done.stderr
+    assert done.stderr.count("\n") == 1

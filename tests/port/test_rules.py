@@ -1,0 +1,59 @@
+"""The table of names against the names that timm's models have."""
+
+import pytest
+
+from twins_jax.config import VARIANTS
+from twins_jax.port.infer import Inferred
+from twins_jax.port.rules import LAYOUTS, OURS, OURS_BACKBONE, TORCH, TORCH_DENSE
+
+PUBLISHED = [name for name in VARIANTS if name != "twins_svt_tiny"]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_names_and_shapes_are_those_of_timm(timm, name):
+    import torch
+
+    with torch.device("meta"):
+        theirs = {key: tuple(value.shape) for key, value in timm.create_model(name).state_dict().items()}
+    expected = {}
+    for path, shape in Inferred(name, 3, 1000, stage_norms=False).expected().items():
+        row = TORCH.to_theirs(path)
+        expected[row.name] = tuple(shape[row.axes.index(axis)] for axis in range(len(shape)))
+    assert expected == theirs
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.label)
+def test_every_row_goes_both_ways(layout):
+    for row in layout.rows:
+        name, path = (template.format(s=2, b=13) for template in (row.theirs, row.path))
+        assert layout.to_ours(name) == (path, row.axes)
+        assert layout.to_theirs(path) == (name, row.axes)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.label)
+def test_no_two_rows_match_one_name(layout):
+    for side in ("theirs", "path"):
+        names = [getattr(row, side) for row in layout.rows]
+        assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("layout", "name"),
+    [
+        (TORCH, "blocks.0.01.norm1.weight"),
+        (TORCH, "blocks.0.1.norm1.weight "),
+        (TORCH, "blocks.-1.1.norm1.weight"),
+        (TORCH, "xblocks.0.1.norm1.weight"),
+        (TORCH, "backbone.norm_list.0.weight"),
+        (TORCH_DENSE, "norm_list.0.weight"),
+        (OURS, "stages/0/peg/kernel"),
+        (OURS_BACKBONE, "backbone/stages/0/peg/kernel"),
+        (OURS_BACKBONE, "norm/scale"),
+    ],
+)
+def test_other_names_are_not_known(layout, name):
+    assert layout.to_ours(name) is None
+
+
+def test_stage_norms_have_a_row():
+    assert TORCH_DENSE.to_ours("backbone.norm_list.3.weight") == ("backbone/norms/3/scale", (0,))

@@ -1,0 +1,119 @@
+"""--verify: damage is traced to its stage, and the report says so in every form."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import port_weights
+from twins_jax.errors import InputError
+from twins_jax.port import verify as verify_module
+from twins_jax.port.safetensors_io import read_safetensors, write_safetensors
+from twins_jax.port.source import read_weights
+from twins_jax.port.verify import Comparison, Input, verify
+
+SMALL = (Input(1, 64, 96), Input(2, 33, 40))
+
+
+@pytest.fixture
+def small_inputs(monkeypatch):
+    original = verify_module.verify
+    monkeypatch.setattr(verify_module, "verify", lambda *args, **kwargs: original(*args, **kwargs, inputs=SMALL))
+
+
+def run(*arguments):
+    return port_weights.main([str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize(
+    ("path", "stage"),
+    [
+        ("backbone/stages/0/patch_embed/proj/kernel", "stage 1"),
+        ("backbone/stages/1/peg/bias", "stage 2"),
+        ("backbone/stages/2/blocks/1/attn/sub_sample/kernel", "stage 3"),
+        ("backbone/stages/2/blocks/0/attn/qkv/bias", "stage 3"),
+        ("backbone/stages/3/blocks/1/mlp/fc2/kernel", "stage 4"),
+        ("norm/scale", "logits"),
+        ("head/bias", "logits"),
+    ],
+)
+def test_damage_is_traced_to_its_stage(tiny_pth, tmp_path, path, stage):
+    target = tmp_path / "ours.safetensors"
+    assert run(tiny_pth, target) == 0
+    tensors = {name: np.array(tensor) for name, tensor in read_safetensors(str(target)).items()}
+    tensors[path].flat[3] += 1e-2
+    write_safetensors(str(target), tensors, framework="jax")
+    report = verify(read_weights(tiny_pth), target, inputs=SMALL)
+    assert not report.holds
+    assert report.first_difference == stage
+
+
+def test_both_directions_hold_and_are_reported(small_inputs, tiny_pth, tmp_path, capsys):
+    there, back, report = tmp_path / "orbax", tmp_path / "back.safetensors", tmp_path / "report.json"
+    assert run(tiny_pth, there, "--verify", "--report", report) == 0
+    text = capsys.readouterr().out
+    assert "top-1 agreement: 100.0%" in text
+    assert "holds" in text
+    found = json.loads(report.read_text())
+    assert (found["model"], found["holds"], found["first_difference"]) == ("twins_svt_tiny", True, None)
+    names = ["stage 1", "stage 2", "stage 3", "stage 4", "logits"]
+    assert [row["output"] for row in found["outputs"]] == names
+    assert [(batch["batch"], batch["height"], batch["width"]) for batch in found["inputs"]] == [
+        (1, 64, 96),
+        (2, 33, 40),
+    ]
+    for row in found["outputs"]:
+        assert 0 < row["our_error"] <= 2 * row["pytorch_error"] < 1e-5
+        assert row["our_error"] == max(
+            same["our_error"]
+            for batch in found["inputs"]
+            for same in batch["outputs"]
+            if same["output"] == row["output"]
+        )
+    assert run(there, back, "--verify") == 0
+
+
+def test_a_difference_is_exit_code_1(small_inputs, monkeypatch, tiny_pth, tmp_path, capsys):
+    original = verify_module.from_pretrained
+
+    def damaged(*args, **kwargs):
+        model = original(*args, **kwargs)
+        bias = model.backbone.stages[1].blocks[0].mlp.fc1.bias
+        bias[...] = bias[...].at[0].add(0.01)
+        return model
+
+    monkeypatch.setattr(verify_module, "from_pretrained", damaged)
+    report = tmp_path / "report.json"
+    assert run(tiny_pth, tmp_path / "orbax", "--verify", "--report", report) == 1
+    assert "fails: the two part at stage 2" in capsys.readouterr().out
+    assert json.loads(report.read_text())["first_difference"] == "stage 2"
+
+
+def test_half_precision_weights_are_verified_in_float32(tiny, tmp_path):
+    torch.save({name: tensor.half() for name, tensor in tiny.items()}, tmp_path / "a.pth")
+    assert run(tmp_path / "a.pth", tmp_path / "orbax") == 0
+    assert verify(read_weights(tmp_path / "a.pth"), tmp_path / "orbax", inputs=SMALL).holds
+
+
+def test_nan_never_holds():
+    assert not Comparison("logits", 1e-7, float("nan")).holds
+    assert Comparison("logits", 1e-7, 1.9e-7).holds
+    assert not Comparison("logits", 1e-7, 2.1e-7).holds
+    assert Comparison("logits", 0.0, 1e-7).holds  # PyTorch exact by luck
+
+
+def test_without_timm_nothing_is_written(monkeypatch, tiny_pth, tmp_path, capsys):
+    def fail():
+        raise InputError("timm cannot be imported")
+
+    monkeypatch.setattr(verify_module, "import_timm", fail)
+    assert run(tiny_pth, tmp_path / "orbax", "--verify") == 2
+    assert capsys.readouterr().err == "error: timm cannot be imported\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_verify_needs_one_side_in_pytorch(tiny_orbax, tmp_path, capsys):
+    assert run(tiny_orbax, tmp_path / "orbax", "--verify") == 2
+    assert "neither SRC nor DST" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
