@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import sys
 from typing import NoReturn
 
@@ -106,5 +107,12 @@ def _verify(args: argparse.Namespace, from_torch: bool) -> int:
     return 0 if report.holds else 1
 
 
+def _print_nothing_but_errors() -> None:
+    """Silences what Orbax prints of failed writes beside the exception it raises: the tracebacks of the others."""
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    sys.unraisablehook = lambda _: None
+
+
 if __name__ == "__main__":
+    _print_nothing_but_errors()
     sys.exit(main())

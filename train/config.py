@@ -1,11 +1,12 @@
 """Every setting of a training run, typed; `python -m train.main --help` shows them with their defaults."""
 
 import dataclasses
+import math
 from typing import Literal
 
 from train.data.config import DataConfig
 from train.mixing import MixConfig
-from twins_jax.config import WindowPadding, variant_config
+from twins_jax.config import MIN_IMAGE_SIZE, WindowPadding, variant_config
 from twins_jax.errors import InputError
 
 
@@ -61,7 +62,7 @@ class OptimConfig:
     """Decoupled weight decay of every parameter but biases, norms and the PEG."""
 
     clip_norm: float = 5.0
-    """Largest global norm of the gradients."""
+    """Largest global norm of the gradients; inf: no clipping."""
 
     label_smoothing: float = 0.1
     """Share of each target that is spread over all classes."""
@@ -76,10 +77,11 @@ class OptimConfig:
     """Decay of the moving average of the weights, which is evaluated beside them; 0: none."""
 
     def __post_init__(self) -> None:
-        for field in ("learning_rate", "warmup_learning_rate", "min_learning_rate", "clip_norm"):
-            require(f"optim.{field}", getattr(self, field), getattr(self, field) > 0, "positive numbers")
+        for field in ("learning_rate", "warmup_learning_rate", "min_learning_rate"):
+            require(f"optim.{field}", getattr(self, field), 0 < getattr(self, field) < math.inf, "positive numbers")
         for field in ("warmup_epochs", "weight_decay"):
-            require(f"optim.{field}", getattr(self, field), getattr(self, field) >= 0, "numbers from 0")
+            require(f"optim.{field}", getattr(self, field), 0 <= getattr(self, field) < math.inf, "numbers from 0")
+        require("optim.clip_norm", self.clip_norm, self.clip_norm > 0, "positive numbers, and inf for no clipping")
         require("optim.layer_decay", self.layer_decay, 0 < self.layer_decay <= 1, "factors in (0, 1]")
         require("optim.accumulate", self.accumulate, self.accumulate >= 1, "integers from 1")
         require("optim.ema_decay", self.ema_decay, 0 <= self.ema_decay < 1, "decays in [0, 1)")
@@ -182,10 +184,12 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require("workdir", self.workdir, bool(self.workdir), "folder names")
         require("seed", self.seed, 0 <= self.seed < 2**31, "integers from 0 to 2**31 - 1")
-        require("epochs", self.epochs, self.epochs > 0, "positive numbers")
+        require("epochs", self.epochs, 0 < self.epochs < math.inf, "positive numbers")
         require("steps", self.steps, self.steps is None or self.steps >= 1, "None and integers from 1")
         for field in ("batch_size", "eval_batch_size", "eval_every_steps", "log_every_steps", "fsdp"):
             require(field, getattr(self, field), getattr(self, field) >= 1, "integers from 1")
+        side = self.data.image_size
+        require("data.image_size", side, side >= MIN_IMAGE_SIZE, f"integers from {MIN_IMAGE_SIZE}")
         parts = self.optim.accumulate
         require("batch_size", self.batch_size, self.batch_size % parts == 0, f"multiples of optim.accumulate, {parts}")
 

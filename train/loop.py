@@ -52,7 +52,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         raise InputError(f"report: allowed with one process only, this run has {jax.process_count()}")
     workdir = Path(config.workdir).expanduser()
     if config.eval_only:
-        return _evaluate_only(build(config), workdir)
+        return _evaluate_only(config, workdir)
     with StopRequest() as stop:  # before the compilation, which may take minutes
         run = build(config)
         if is_main_process():
@@ -125,13 +125,15 @@ def _train(
     return _final(run, workdir, state, evaluation or _evaluate(run, state))
 
 
-def _evaluate_only(run: Run, workdir: Path) -> dict[str, Any]:
-    state = None
-    if (workdir / "checkpoints").is_dir():
-        with Checkpoints(workdir, run.config.checkpoint) as checkpoints:
-            state = checkpoints.restore(run.state, data=None)
-    if state is None and not run.config.init:
+def _evaluate_only(config: TrainConfig, workdir: Path) -> dict[str, Any]:
+    is_trained = any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+    if not is_trained and not config.init:
         raise InputError(f"eval_only: {workdir} holds no checkpoint, and no init is given")
+    run = build(config)
+    state = None
+    if is_trained:
+        with Checkpoints(workdir, config.checkpoint) as checkpoints:
+            state = checkpoints.restore(run.state, data=None)
     state = state or run.state
     return _final(run, workdir, state, _evaluate(run, state))
 

@@ -29,7 +29,7 @@ class Profiler:
 
     def after(self, step: int, metrics: Any) -> None:
         """To be called after each step with what it returned; waits for it at the end of the trace."""
-        if step - self._start == self.LAST:
+        if self._tracing and step - self._start == self.LAST:
             jax.block_until_ready(metrics)
             self._stop()
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from train.data import benchmark
+
 
 def test_small_run(timm: ModuleType, tmp_path: Path) -> None:  # noqa: ARG001 - runs in a process of its own
     rng = np.random.default_rng(0)
@@ -16,7 +18,7 @@ def test_small_run(timm: ModuleType, tmp_path: Path) -> None:  # noqa: ARG001 - 
         for number in range(3):
             pixels = rng.integers(0, 256, (60, 50, 3), np.uint8)
             Image.fromarray(pixels).save(tmp_path / "images" / name / f"{number}.jpg")
-    out = tmp_path / "out.json"
+    out = tmp_path / "new" / "out.json"
     # In a process of its own, because it pins itself to one core.
     command = [sys.executable, "-m", "train.data.benchmark", str(tmp_path / "images"), "--passes", "2"]
     root = Path(__file__).parents[2]
@@ -31,9 +33,11 @@ def test_small_run(timm: ModuleType, tmp_path: Path) -> None:  # noqa: ARG001 - 
         assert ratios == pytest.approx([a / b for a, b in zip(ours, theirs, strict=True)])
 
 
-def test_missing_folder(tmp_path: Path) -> None:
-    from train.data import benchmark
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delattr("os.sched_setaffinity", raising=False)
-        assert benchmark.main([str(tmp_path / "none")]) == 2
+def test_bad_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delattr("os.sched_setaffinity", raising=False)
+    assert benchmark.main(["none"]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    with pytest.raises(SystemExit) as stop:
+        benchmark.main([".", "--passes", "1"])
+    assert stop.value.code == 2

@@ -27,5 +27,5 @@ if __name__ == "__main__":
     jax.numpy.zeros(1).block_until_ready()  # starts the backend
     before = peak()
     code = port_weights.main(sys.argv[1:])
-    print((peak() - before) / size(sys.argv[1]))
+    print((peak() - before) / size(sys.argv[1]))  # noqa: T201
     sys.exit(code)

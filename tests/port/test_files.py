@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 import safetensors.torch
 import torch
-from flax import nnx, traverse_util
+from flax import traverse_util
 
 import port_weights
 import twins_jax
@@ -52,9 +52,8 @@ def test_round_trip_from_pytorch_is_exact(tiny, tmp_path, dtype, middle, suffix)
 
 
 @pytest.mark.parametrize("middle", ["there.pth", "there.safetensors"])
-def test_round_trip_from_ours_is_exact(tmp_path, middle):
-    model = twins_jax.create_model("twins_svt_tiny", num_classes=4, rngs=nnx.Rngs(3))
-    params = twins_jax.get_params(model)
+def test_round_trip_from_ours_is_exact(tiny_orbax, tmp_path, middle):
+    params = twins_jax.get_params(twins_jax.from_pretrained(tiny_orbax))
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "ours", params)
     assert run(tmp_path / "ours", tmp_path / middle) == 0
@@ -219,9 +218,8 @@ def test_unknown_and_ambiguous_variants_say_what_they_look_like(tiny, make_model
     assert "it looks like depths (2, 2, 0, 2) and channels (32, 64, 128, 256) with LSA" in error
     state = make_model("twins_svt_small").state_dict()
     base = {name: tensor for name, tensor in state.items() if name.startswith("blocks.0")}
-    base |= {
-        f"blocks.{s}.{b}.attn.qkv.bias": torch.ones(3) for s, depth in ((1, 2), (2, 18), (3, 2)) for b in range(depth)
-    }
+    for stage, depth in ((1, 2), (2, 18), (3, 2)):
+        base |= {f"blocks.{stage}.{block}.attn.qkv.bias": torch.ones(3) for block in range(depth)}
     torch.save(base, tmp_path / "b.pth")
     assert run("--inspect", tmp_path / "b.pth") == 2
     error = capsys.readouterr().err

@@ -13,7 +13,7 @@ SIZES = (Input(1, 224, 224), Input(2, 64, 96), Input(1, 97, 131))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_there_and_back_and_the_same_logits(make_model, tmp_path, name):
+def test_there_and_back_and_the_same_logits(timm, make_model, tmp_path, name):
     state = make_model(name).state_dict()
     source, orbax, back = tmp_path / "timm.pth", tmp_path / "orbax", tmp_path / "back.pth"
     torch.save(state, source)
@@ -22,6 +22,8 @@ def test_there_and_back_and_the_same_logits(make_model, tmp_path, name):
     returned = torch.load(back, weights_only=True)
     assert returned.keys() == state.keys()
     assert all(torch.equal(returned[key], state[key]) for key in state)
+
+    timm.create_model(name, num_classes=10, checkpoint_path=str(back))  # raises where a name or shape does not fit
 
     weights = read_weights(back)
     report = verify(weights, orbax, inputs=SIZES)

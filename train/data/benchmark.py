@@ -37,10 +37,14 @@ class BenchmarkConfig:
     """Folder with one folder of images per class."""
 
     passes: int = 15
-    """Measured passes over all images, for each of the pipelines; one more goes before."""
+    """Measured passes over all images, for each of the pipelines; one more goes before. At least 2."""
 
-    out: str = "data-benchmark.json"
+    out: str = "runs/data-benchmark.json"
     """File for the figures."""
+
+    def __post_init__(self) -> None:
+        if self.passes < 2:
+            raise InputError(f"passes: {self.passes!r}; it must be at least 2, for the spread")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -51,7 +55,9 @@ def main(arguments: Sequence[str]) -> int:
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    Path(config.out).write_text(json.dumps(results, indent=2) + "\n")
+    out = Path(config.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(results, indent=2) + "\n")
     sys.stdout.write(table(results))
     return 0
 

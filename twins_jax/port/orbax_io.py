@@ -96,10 +96,10 @@ def is_params(folder: str) -> bool:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences what Orbax logs about checkpoints' items, which have no metadata of a checkpoint of their own."""
+    """Silences what Orbax logs beside its exceptions, and warnings of items of checkpoints without own metadata."""
     logger = logging.getLogger("absl")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:

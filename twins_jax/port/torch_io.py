@@ -1,6 +1,7 @@
 """Reads and writes files of torch's own format, tensors only: nothing in them is ever run."""
 
 import argparse
+import contextlib
 import io
 import pickletools
 import warnings
@@ -58,9 +59,14 @@ def read_torch(path: str, *, ema: bool = False) -> Contents:
         _check_zip(path)
     try:
         # Training scripts store their parsed arguments beside the weights; a Namespace runs nothing when loaded.
-        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+        # torch is given no path: it takes names that end in .safetensors for that format, whatever they hold.
+        with (
+            open(path, "rb") as file,
+            warnings.catch_warnings(),
+            torch.serialization.safe_globals([argparse.Namespace]),
+        ):
             warnings.simplefilter("ignore")  # what torch warns of (pickle protocols) it also refuses
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # what torch raises depends on the bytes
         if refused := _refused_globals(path, is_zip):
             raise InputError(
@@ -109,11 +115,10 @@ def _refused_globals(path: str, is_zip: bool) -> list[str]:
     found: dict[str, None] = {}
     for data in pickles:
         stream = io.BytesIO(data)
-        try:
+        with contextlib.suppress(Exception), warnings.catch_warnings():  # the end of the pickles, or damage
+            warnings.simplefilter("ignore")
             while stream.tell() < len(data):  # the old format has several in sequence
                 found |= dict.fromkeys(_globals(stream))
-        except Exception:  # the end of the pickles, or damage
-            continue
     return [name for name in found if name.partition(".")[0] not in ALLOWED_MODULES]
 
 

@@ -1,0 +1,77 @@
+import dataclasses
+import re
+from typing import Any
+
+import pytest
+
+from train.config import CheckpointConfig, DistributedConfig, ModelConfig, OptimConfig, TrainConfig
+from train.recipes import digits
+from twins_jax import InputError
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("config", "prefix", "field", "values"),
+    [
+        (OptimConfig, "optim.", "learning_rate", (0.0, -1.0, NAN, INF)),
+        (OptimConfig, "optim.", "warmup_learning_rate", (0.0, NAN)),
+        (OptimConfig, "optim.", "min_learning_rate", (0.0, NAN)),
+        (OptimConfig, "optim.", "clip_norm", (0.0, NAN)),
+        (OptimConfig, "optim.", "warmup_epochs", (-1.0, NAN, INF)),
+        (OptimConfig, "optim.", "weight_decay", (-0.1, NAN, INF)),
+        (OptimConfig, "optim.", "layer_decay", (0.0, 1.1, NAN)),
+        (OptimConfig, "optim.", "accumulate", (0,)),
+        (OptimConfig, "optim.", "ema_decay", (-0.1, 1.0, NAN)),
+        (OptimConfig, "optim.", "label_smoothing", (-0.1, 1.0, NAN)),
+        (CheckpointConfig, "checkpoint.", "every_steps", (0,)),
+        (CheckpointConfig, "checkpoint.", "keep", (0,)),
+        (DistributedConfig, "distributed.", "processes", (0,)),
+        (DistributedConfig, "distributed.", "process_id", (-1, 1)),
+        (DistributedConfig, "distributed.", "timeout_seconds", (0,)),
+        (TrainConfig, "", "workdir", ("",)),
+        (TrainConfig, "", "seed", (-1, 2**31)),
+        (TrainConfig, "", "epochs", (0.0, NAN, INF)),
+        (TrainConfig, "", "steps", (0, -5)),
+        (TrainConfig, "", "batch_size", (0,)),
+        (TrainConfig, "", "eval_batch_size", (0,)),
+        (TrainConfig, "", "eval_every_steps", (0,)),
+        (TrainConfig, "", "log_every_steps", (0,)),
+        (TrainConfig, "", "fsdp", (0,)),
+    ],
+)
+def test_field_out_of_range(config: type[Any], prefix: str, field: str, values: tuple[Any, ...]) -> None:
+    start = digits() if config is TrainConfig else config()
+    for value in values:
+        with pytest.raises(InputError, match=rf"^{prefix}{field}={re.escape(repr(value))}: allowed are "):
+            dataclasses.replace(start, **{field: value})
+
+
+def test_unknown_variant() -> None:
+    with pytest.raises(InputError, match=r"'twins_svt_huge'.*allowed are .*twins_svt_tiny"):
+        ModelConfig(name="twins_svt_huge")
+
+
+def test_batch_is_cut_into_equal_parts() -> None:
+    optim = OptimConfig(accumulate=3)
+    with pytest.raises(InputError, match=r"^batch_size=64: allowed are multiples of optim.accumulate, 3$"):
+        dataclasses.replace(digits(), optim=optim)
+    dataclasses.replace(digits(), optim=optim, batch_size=66)
+
+
+@pytest.mark.parametrize(
+    ("steps", "epochs", "warmup_epochs", "expected"),
+    [
+        # 1000 examples in batches of 50 are 20 steps an epoch.
+        (None, 3.0, 1.5, (60, 30)),
+        (7, 3.0, 1.5, (7, 6)),  # the warm-up ends before the run does
+        (7, 3.0, 0.0, (7, 0)),
+        (1, 3.0, 1.5, (1, 0)),
+        (None, 0.01, 1.5, (1, 0)),  # at least one step
+        (None, 0.08, 0.01, (2, 0)),
+    ],
+)
+def test_length(steps: int | None, epochs: float, warmup_epochs: float, expected: tuple[int, int]) -> None:
+    optim = OptimConfig(warmup_epochs=warmup_epochs)
+    config = dataclasses.replace(digits(), steps=steps, epochs=epochs, batch_size=50, optim=optim)
+    assert (config.total_steps(1000), config.warmup_steps(1000)) == expected

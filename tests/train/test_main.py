@@ -1,0 +1,176 @@
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import train.loop
+from train.config import TrainConfig
+from train.errors import DivergedError, PreemptedError
+from train.main import main, parse
+from train.recipes import RECIPES, digits
+from twins_jax import InputError
+
+
+def fields(config: Any, prefix: str = "") -> list[str]:
+    found = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        name = f"{prefix}{field.name}"
+        found += fields(value, f"{name}.") if dataclasses.is_dataclass(value) else [name]
+    return found
+
+
+def flatten(config: Any) -> dict[str, Any]:
+    values = {}
+    for name in fields(config):
+        value = config
+        for part in name.split("."):
+            value = getattr(value, part)
+        values[name] = value
+    return values
+
+
+def test_no_arguments_are_the_embedded_default() -> None:
+    assert parse([]) == digits()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_by_name(name: str) -> None:
+    assert parse([name]) == RECIPES[name]()
+
+
+def test_overrides() -> None:
+    overrides = {
+        "workdir": "somewhere",
+        "seed": 7,
+        "steps": 3,
+        "batch_size": 24,
+        "eval_only": True,
+        "init": "a.safetensors",
+        "data.source": "folder",
+        "data.dir": "b",
+        "data.crop_scale": (0.3, 0.9),
+        "checkpoint.every_steps": 11,
+        "optim.learning_rate": 2e-3,
+        "optim.accumulate": 4,
+        "model.name": "twins_pcpvt_small",
+        "model.remat": True,
+        "model.dtype": "bfloat16",
+        "mix.cutmix_alpha": 1.0,
+        "distributed.mode": "off",
+    }
+    arguments = []
+    for name, value in overrides.items():
+        words = [] if value is True else map(str, value) if isinstance(value, tuple) else [str(value)]
+        arguments += [f"--{name}", *words]
+    expected = flatten(RECIPES["imagenet_svt_small"]()) | overrides
+    assert flatten(parse(["imagenet_svt_small", *arguments])) == expected
+
+
+def test_help_names_every_field_and_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    missing = [name for name in [*RECIPES, *(f"--{field}" for field in fields(digits()))] if name not in text]
+    assert missing == []
+
+
+def test_help_shows_the_recipes_own_values(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["imagenet_pcpvt_large", "--help"])
+    text = capsys.readouterr().out
+    assert "published top-1 83.1" in text
+    assert "(default: twins_pcpvt_large)" in " ".join(text.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--batch_sise", "8"], "--batch_sise"),
+        (["--model.nome", "x"], "--model.nome"),
+        (["digits", "imagenet_svt_small"], "imagenet_svt_small"),
+        (["--steps", "many"], "--steps"),
+        (["--batch_size", "8.5"], "--batch_size"),
+        (["--model.dtype", "float16"], "--model.dtype"),
+        (["--batch_size", "0"], "batch_size=0: allowed are"),
+        (["--optim.learning_rate", "-1"], "optim.learning_rate=-1.0: allowed are"),
+        (["--data.flip", "2"], "data.flip: 2.0"),
+        (["--data.image_size", "31"], "data.image_size=31: allowed are integers from 32"),
+        (["--mix.mixup_alpha", "-1"], "mix.mixup_alpha: -1.0"),
+        (["--model.name", "twins"], "'twins'"),
+    ],
+)
+def test_bad_field_or_value(arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    output = capsys.readouterr()
+    assert named in output.err
+    assert "Traceback" not in output.err
+    assert output.out == ""
+
+
+def test_unknown_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["imagenet"]) == 2
+    error = capsys.readouterr().err
+    assert error == f"error: recipe 'imagenet': allowed are {', '.join(RECIPES)}\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "prefix"),
+    [
+        (InputError("data: bad"), 2, "error: data: bad\n"),
+        (DivergedError("step 3: loss nan"), 3, "error: step 3: loss nan\n"),
+        (PreemptedError("SIGTERM: saved step 5"), 75, "SIGTERM: saved step 5\n"),
+    ],
+)
+def test_exit_codes(
+    error: Exception, code: int, prefix: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(config: TrainConfig) -> dict[str, Any]:  # noqa: ARG001 - run's
+        raise error
+
+    monkeypatch.setattr(train.loop, "run", fail)
+    assert main([]) == code
+    assert capsys.readouterr() == ("", prefix)
+
+
+def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train.loop, "run", lambda config: {}[config])
+    with pytest.raises(KeyError):
+        main([])
+
+
+def test_success(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(train.loop, "run", lambda config: {"top1": 0.5, "step": config.steps})
+    assert main(["--steps", "4"]) == 0
+    assert capsys.readouterr().out == 'final: {"top1": 0.5, "step": 4}\n'
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data.source", "folder", "--data.dir", "{tmp}/none"], "{tmp}/none/train: no such folder"),
+        (["--data.source", "folder", "--data.dir", "{tmp}"], "{tmp}/train: holds no folder"),
+        (["--data.source", "nothing", "--data.dir", "{tmp}"], "data.source: nothing is not prepared in {tmp}"),
+        (["--init", "{tmp}/none"], "{tmp}/none: No such file or directory"),
+        (["--init", "{tmp}/garbage"], "{tmp}/garbage: neither a .safetensors file nor"),
+        (["--eval_only", "--workdir", "{tmp}/none"], "eval_only: {tmp}/none holds no checkpoint, and no init is given"),
+        (["--fsdp", "3"], "fsdp=3: allowed are the divisors of the number of devices"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str], message: str, tmp_path: Path, digits_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "garbage").write_bytes(b"not a checkpoint")
+    arguments = [argument.format(tmp=tmp_path) for argument in arguments]
+    defaults = ["--workdir", str(tmp_path / "run"), "--data.dir", str(digits_dir), "--distributed.mode", "off"]
+    capsys.readouterr()
+    assert main([*defaults, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message.format(tmp=tmp_path)}")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,46 @@
+"""Drawing a run's metrics."""
+
+import json
+
+import pytest
+
+from train.plot import draw, read_metrics
+from twins_jax import InputError
+
+LINES = [
+    {"step": 2, "split": "train", "loss": 2.0, "epoch": 0.5},
+    {"step": 4, "split": "train", "loss": 1.5, "epoch": 1.0},
+    {"step": 4, "split": "eval", "top1": 0.25, "loss": 1.7},
+]
+
+
+def write(path, lines):
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_evaluations_get_the_epoch_of_their_step(tmp_path):
+    training, evaluations = read_metrics(write(tmp_path / "metrics.jsonl", LINES))
+    assert [line["epoch"] for line in training] == [0.5, 1.0]
+    assert evaluations == [{**LINES[2], "epoch": 1.0}]
+
+
+def test_same_metrics_give_the_same_picture(tmp_path):
+    metrics = write(tmp_path / "metrics.jsonl", LINES)
+    for name in ("a.svg", "b.svg"):
+        draw(metrics, tmp_path / name)
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert (tmp_path / "a.svg").stat().st_size > 5000  # more than empty axes
+
+
+@pytest.mark.parametrize("content", ["", "not json\n", '{"step": 1}\n'])
+def test_bad_metrics_are_named(tmp_path, content):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(content)
+    with pytest.raises(InputError, match=r"metrics\.jsonl"):
+        draw(path, tmp_path / "a.svg")
+
+
+def test_unknown_format_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"a\.xyz: allowed endings"):
+        draw(write(tmp_path / "metrics.jsonl", LINES), tmp_path / "a.xyz")

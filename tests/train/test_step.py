@@ -1,0 +1,202 @@
+import dataclasses
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import train.step
+import twins_jax
+from train.config import OptimConfig, TrainConfig
+from train.mixing import MixConfig
+from train.optim import make_optimizer, make_schedule
+from train.recipes import digits
+from train.state import TrainState, create_state
+from train.step import make_train_step, normalise
+from twins_jax.sharding import make_mesh
+
+RNG = np.random.default_rng(0)
+BATCH = {
+    "image": RNG.integers(0, 256, (16, 8, 8, 3), np.uint8),
+    "label": RNG.integers(0, 5, 16).astype(np.int32),
+}
+PARAMS = {
+    "hidden": {"kernel": RNG.standard_normal((192, 7)).astype(np.float32) / 14},
+    "head": {"kernel": RNG.standard_normal((7, 5)).astype(np.float32)},
+}
+EPS = 2.0**-24
+"""float32's relative rounding error."""
+
+
+def perceptron(params: Any, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    """A model small enough to be jitted in no time, with noise for dropout."""
+    hidden = jnp.tanh(images.reshape(len(images), -1) @ params["hidden"]["kernel"])
+    if key is not None:
+        hidden *= jax.random.bernoulli(key, 0.5, hidden.shape).astype(jnp.float32)
+    return hidden @ params["head"]["kernel"]
+
+
+def deterministic(params: Any, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    del key
+    return perceptron(params, images)
+
+
+def config(mix: MixConfig | None = None, seed: int = 0, **optim: Any) -> TrainConfig:
+    return dataclasses.replace(digits(), optim=OptimConfig(**optim), mix=mix or MixConfig(), seed=seed)
+
+
+def state(optimizer: optax.GradientTransformation = optax.sgd(1.0), *, ema: bool = False) -> TrainState:  # noqa: B008
+    return create_state(jax.tree.map(jnp.asarray, PARAMS), optimizer, make_mesh(), ema=ema)
+
+
+def step_of(run: TrainConfig, apply: Any = perceptron, optimizer: Any = optax.sgd(1.0)) -> Any:  # noqa: B008
+    return jax.jit(make_train_step(apply, optimizer, run, 5))
+
+
+def leaves(tree: Any) -> list[np.ndarray]:
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def test_normalised_as_timm_does(timm: ModuleType) -> None:
+    mean, std = timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
+    expected = (BATCH["image"] / 255 - np.array(mean)) / np.array(std)
+    # Four roundings; the subtraction's can be of 1, before the division by 0.22.
+    np.testing.assert_allclose(normalise(jnp.asarray(BATCH["image"])), expected, rtol=0, atol=4 * EPS / 0.22)
+
+
+@pytest.mark.parametrize("mix", [MixConfig(), MixConfig(mixup_alpha=0.8, cutmix_alpha=1.0, erase_probability=0.5)])
+@pytest.mark.parametrize("parts", [2, 4, 16])
+def test_accumulation_equals_the_whole_batch(parts: int, mix: MixConfig) -> None:
+    whole, whole_metrics = step_of(config(mix), deterministic)(state(), BATCH)
+    cut, cut_metrics = step_of(config(mix, accumulate=parts), deterministic)(state(), BATCH)
+    # Sums over 16 rows in another order: 16 roundings of at most the largest partial sum, twice (forward, backward).
+    for name, value in whole_metrics.items():
+        np.testing.assert_allclose(cut_metrics[name], value, rtol=32 * EPS)
+    for start, first, second in zip(leaves(PARAMS), leaves(whole.params), leaves(cut.params), strict=True):
+        assert np.abs(first - start).max() > 1e-3  # the gradient, since the learning rate is 1
+        bound = 32 * EPS * max(np.abs(first - start).max(), np.abs(start).max())
+        np.testing.assert_allclose(second, first, rtol=0, atol=bound)
+
+
+def test_parts_draw_dropout_of_their_own() -> None:
+    same_rows = {name: np.repeat(value[:1], 16, axis=0) for name, value in BATCH.items()}
+    keys = []
+
+    def spy(params: Any, images: jax.Array, key: jax.Array) -> jax.Array:
+        jax.debug.callback(lambda data: keys.append(tuple(data.tolist())), jax.random.key_data(key))
+        return perceptron(params, images, key)
+
+    step_of(config(accumulate=4), spy)(state(), same_rows)[1]["loss"].block_until_ready()
+    jax.effects_barrier()
+    assert len(set(keys)) == 4
+
+
+def test_moving_average() -> None:
+    run = config(ema_decay=0.75)
+    step = step_of(run)
+    current = state(ema=True)
+    expected = [0.75**3 * leaf.astype(np.float64) for leaf in leaves(PARAMS)]
+    for left in (2, 1, 0):
+        current, _ = step(current, BATCH)
+        expected = [
+            sum_ + 0.25 * 0.75**left * leaf for sum_, leaf in zip(expected, leaves(current.params), strict=True)
+        ]
+    for actual, value in zip(leaves(current.ema), expected, strict=True):
+        assert actual.dtype == np.float32
+        np.testing.assert_allclose(actual, value, rtol=0, atol=8 * EPS * np.abs(value).max())  # three steps' roundings
+    assert not np.array_equal(leaves(current.ema)[0], leaves(current.params)[0])
+
+
+def test_no_moving_average_unless_asked_for() -> None:
+    assert state().ema is None
+    assert step_of(config())(state(), BATCH)[0].ema is None
+
+
+def test_same_inputs_same_outputs_bit_for_bit() -> None:
+    mix = MixConfig(mixup_alpha=0.8, cutmix_alpha=1.0, erase_probability=0.5)
+    first, second = (step_of(config(mix))(state(), BATCH) for _ in range(2))
+    for one, other in zip(leaves(first), leaves(second), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_randomness_depends_on_step_and_seed() -> None:
+    start, other_seed = state(), config(seed=1)
+    at_seven = dataclasses.replace(start, step=jnp.int32(7))
+    losses = [float(step_of(config())(each, BATCH)[1]["loss"]) for each in (start, at_seven)]
+    losses.append(float(step_of(other_seed)(start, BATCH)[1]["loss"]))
+    assert len(set(losses)) == 3
+    fixed = [float(step_of(config(), deterministic)(each, BATCH)[1]["loss"]) for each in (start, at_seven)]
+    assert len(set(fixed)) == 1
+
+
+def test_step_is_counted_and_gradient_norm_is_before_clipping() -> None:
+    run = config(clip_norm=1e-3)
+    optimizer = make_optimizer(run, make_schedule(run, 1442))
+    after, metrics = step_of(run, deterministic, optimizer)(state(optimizer), BATCH)
+    assert int(after.step) == 1
+    moved = step_of(run, deterministic)(state(), BATCH)[0].params
+    gradients = [start - end for start, end in zip(leaves(PARAMS), leaves(moved), strict=True)]
+    norm = np.sqrt(sum((gradient.astype(np.float64) ** 2).sum() for gradient in gradients))
+    # The gradients are differences of parameters, which were rounded to float32.
+    assert float(metrics["grad_norm"]) == pytest.approx(norm, rel=1e-5)
+
+
+def test_erased_then_mixed_then_dropped_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    mix, keys, given = MixConfig(mixup_alpha=0.3, erase_probability=0.25), [], []
+
+    def erase(key: jax.Array, images: jax.Array, probability: float) -> jax.Array:
+        keys.append(key)
+        return images + probability
+
+    def blend(key: jax.Array, images: jax.Array, targets: jax.Array, config: MixConfig) -> tuple[jax.Array, jax.Array]:
+        keys.append(key)
+        given.append(config)
+        return 3 * images, targets[::-1]
+
+    def spy(params: Any, images: jax.Array, key: jax.Array) -> jax.Array:
+        keys.append(key)
+        return perceptron(params, images)
+
+    monkeypatch.setattr(train.step, "random_erase", erase)
+    monkeypatch.setattr(train.step, "mix", blend)
+    with jax.disable_jit():
+        loss = make_train_step(spy, optax.sgd(1.0), config(mix, label_smoothing=0.2), 5)(state(), BATCH)[1]["loss"]
+
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    images = 3 * ((BATCH["image"] / 255 - mean) / std + 0.25)
+    hidden = np.tanh(images.reshape(16, -1) @ PARAMS["hidden"]["kernel"])
+    logits = hidden @ PARAMS["head"]["kernel"]
+    targets = np.full((16, 5), 0.04)
+    targets[np.arange(16), BATCH["label"][::-1]] += 0.8
+    losses = np.log(np.exp(logits).sum(axis=1)) - (targets * logits).sum(axis=1)
+    # float32 sums of 192 products of values up to about 8.
+    assert float(loss) == pytest.approx(losses.mean(), rel=1e-5)
+    assert given == [mix]
+    assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 3
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_bfloat16_computes_with_float32_parameters_and_reductions(accumulate: int) -> None:
+    run = config(accumulate=accumulate, ema_decay=0.9)
+    model = nnx.eval_shape(
+        lambda: twins_jax.create_model(
+            "twins_svt_tiny", num_classes=5, dtype=jnp.bfloat16, remat=True, rngs=nnx.Rngs(0)
+        )
+    )
+    apply, params = twins_jax.split_model(model)
+    optimizer = make_optimizer(run, make_schedule(run, 1442))
+
+    def first_step(params: Any, batch: Any) -> Any:
+        start = TrainState(jnp.int32(0), params, optimizer.init(params), params)
+        return make_train_step(apply, optimizer, run, 5)(start, batch)
+
+    batch = {"image": jax.ShapeDtypeStruct((4, 32, 32, 3), "uint8"), "label": jax.ShapeDtypeStruct((4,), "int32")}
+    program, (after, metrics) = jax.make_jaxpr(first_step, return_shape=True)(params, batch)
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves((after, metrics))}
+    assert dtypes == {np.dtype("float32"), np.dtype("int32")}  # int32: the counts of steps
+    assert "bf16[" in str(program)
+    assert "remat" in str(program) or "checkpoint" in str(program)
