@@ -36,7 +36,7 @@ class Checkpoints:
     def __init__(self, workdir: Path, config: CheckpointConfig) -> None:
         self._workdir = workdir.absolute()
         self._best = _Best()
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self._workdir / "checkpoints",
             item_handlers={name: ocp.StandardCheckpointHandler() for name in ("params", "opt_state", "ema")}
             | {"data": grain.checkpoint.CheckpointHandler()},
@@ -86,7 +86,7 @@ class Checkpoints:
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 restored = self._restore_step(step, state, data)
-            except InputError:
+            except (InputError, jax.errors.JaxRuntimeError):  # the latter: another process is gone, or no memory is left
                 raise
             except Exception as error:  # what a damaged file raises depends on where the damage is
                 damaged[step] = one_line(error)
@@ -178,6 +178,17 @@ def _checksum(tree: Tree) -> jax.Array:
         return (words * (2 * jnp.arange(words.size, dtype=jnp.uint32) + 1).reshape(words.shape)).sum(dtype=jnp.uint32)
 
     return weighted_sum(jnp.stack([weighted_sum(leaf.view(jnp.uint32)) for leaf in jax.tree.leaves(tree)]))
+
+
+class _Manager(ocp.CheckpointManager):
+    """Leaves it to `train.distributed.StopRequest` to ask whether the run is to stop.
+
+    Orbax also asks when an asynchronous save ends, with the step of the save. JAX's service takes that for the step at
+    which this process is, and could let the processes agree on one that it has passed.
+    """
+
+    def reached_preemption(self, step: int) -> bool:  # noqa: ARG002 - Orbax gives it
+        return False
 
 
 def _items(state: TrainState) -> dict[str, Tree]:

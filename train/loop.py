@@ -80,7 +80,7 @@ def _train(
     pending: list[dict[str, jax.Array]] = []  # metrics of the steps since the last log, still on the device
     evaluation: dict[str, Any] | None = None
     with (
-        MetricWriter(workdir, start) as writer,
+        MetricWriter(workdir, start) if is_main_process() else contextlib.nullcontext() as writer,
         Profiler(workdir, start, enabled=config.profile) as profiler,
         _progress_bar(start, total) as progress,
     ):
@@ -104,7 +104,8 @@ def _train(
                 epoch = step * config.batch_size / run.info.train_examples
                 values |= {"images_per_s": rate, "mfu": performance.mfu(rate)}
                 values |= {"learning_rate": float(run.schedule(step - 1)), "epoch": epoch}
-                writer.write(step, "train", values)
+                if writer:
+                    writer.write(step, "train", values)
                 message = f"epoch {epoch:.1f} loss {values['loss']:.3f} {rate:.0f} images/s"
                 progress.set_postfix_str(message, refresh=False)
                 pending = []
@@ -112,8 +113,8 @@ def _train(
             if is_eval:
                 evaluation = _evaluate(run, state)
                 _check_finite(step, evaluation)
-                writer.write(step, "eval", evaluation)
-                if is_main_process():
+                if writer:
+                    writer.write(step, "eval", evaluation)
                     progress.write(f"step {step}: " + " ".join(f"{k} {v:.4g}" for k, v in evaluation.items()))
             if is_save:
                 checkpoints.save(state, step, data, evaluation)

@@ -56,11 +56,11 @@ def main(arguments: Sequence[str]) -> int:
         print(error, file=sys.stderr)
         return EXIT_PREEMPTED
     except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
             raise
-        reason = str(error).splitlines()[0]
-        print(f"error: a process of this run was lost, start all of them again: {reason}", file=sys.stderr, flush=True)
-        os._exit(EXIT_LOST_PROCESS)  # an orderly exit would wait for the lost process
+        from train.distributed import exit_lost_process
+
+        exit_lost_process(one_line(error), EXIT_LOST_PROCESS)
     if jax.process_index() == 0:
         print("final: " + json.dumps(final))
     return 0

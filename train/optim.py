@@ -38,8 +38,8 @@ def layer_scales(params: Params, decay: float, depths: tuple[int, ...]) -> Any:
     """The factor on each parameter's learning rate in layer-wise decay, for fine-tuning.
 
     Layers are, from the first: the first stage's patch embedding; each block, of which a stage's first one takes along
-    the stage's PEG and, after the first stage, its patch embedding; and last the final norm and the head, whose factor
-    is 1 (timm's `group_matcher` of Twins numbers them so).
+    the stage's PEG and, after the first stage, its patch embedding, and the last of all the final norm; and the head,
+    whose factor is 1 (timm's `group_matcher` of Twins numbers them so).
 
     Args:
         params: of a `TwinsClassifier`.
@@ -54,7 +54,7 @@ def layer_scales(params: Params, decay: float, depths: tuple[int, ...]) -> Any:
     def scale(path: tuple[Any, ...], leaf: jax.Array) -> float:  # noqa: ARG001 - the path decides
         match = re.match(r"backbone/stages/(\d)/(?:blocks/(\d+)/)?(patch_embed)?", _name(path))
         if not match:
-            return 1.0
+            return decay if _name(path).startswith("norm/") else 1.0
         stage, block = int(match[1]), int(match[2] or 0)
         is_stem = stage == 0 and match[3]
         return decay ** (last - (0 if is_stem else 1 + sum(depths[:stage]) + block))

@@ -82,7 +82,7 @@ def make_train_step(
         ema = state.ema
         if ema is not None:
             ema = optax.incremental_update(params, ema, 1.0 - config.optim.ema_decay)
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(gradients)}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients)}
         return TrainState(state.step + 1, params, opt_state, ema), metrics
 
     return train_step

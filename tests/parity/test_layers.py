@@ -11,7 +11,7 @@ import pytest
 import torch
 from flax import nnx
 
-from tests.parity.reference import Outputs, compare, ported, randomise
+from tests.parity.reference import Comparison, compare, ported, randomise
 from twins_jax.attention import GlobalSubSampledAttention, LocallyGroupedAttention
 from twins_jax.backbone import Block
 from twins_jax.config import TwinsConfig, variant_config
@@ -71,6 +71,7 @@ MLP = Layer(
 
 CASES = {
     "PatchEmbed 4": (patch_embed(3, 4), 63, 86),
+    "PatchEmbed 4 of one channel": (patch_embed(1, 4), 32, 45),
     "PatchEmbed 2": (patch_embed(DIM, 2), 21, 34),
     "PEG": (PEG, 10, 17),
     "PEG of one position": (PEG, 1, 1),
@@ -90,7 +91,7 @@ CASES = {
 
 
 @pytest.fixture(scope="module", params=CASES.values(), ids=CASES.keys())
-def outputs(request: pytest.FixtureRequest, timm: ModuleType) -> Outputs:
+def comparison(request: pytest.FixtureRequest, timm: ModuleType) -> Comparison:
     layer, height, width = request.param
     torch.manual_seed(0)
     theirs = randomise(layer.theirs(timm.models.twins))
@@ -115,9 +116,9 @@ def outputs(request: pytest.FixtureRequest, timm: ModuleType) -> Outputs:
     )
 
 
-def test_equals_timm_in_float64(outputs: Outputs) -> None:
-    outputs.check_float64()
+def test_equals_timm_in_float64(comparison: Comparison) -> None:
+    comparison.check_float64()
 
 
-def test_rounds_as_little_as_timm_in_float32(outputs: Outputs) -> None:
-    outputs.check_float32()
+def test_rounds_as_little_as_timm_in_float32(comparison: Comparison) -> None:
+    comparison.check_float32()

@@ -10,7 +10,7 @@ import torch
 from flax import nnx
 
 import twins_jax
-from tests.parity.reference import Outputs, compare, load, make_tiny, ported, randomise
+from tests.parity.reference import Comparison, compare, load, make_tiny, ported, randomise
 from twins_jax.attention import LocallyGroupedAttention
 from twins_jax.backbone import TwinsBackbone
 from twins_jax.config import variant_config
@@ -56,7 +56,7 @@ def masked_lsa(attn: Any, tokens: torch.Tensor, size: tuple[int, int]) -> torch.
 
 
 @pytest.fixture(scope="module", params=SIZES.values(), ids=SIZES.keys())
-def outputs(request: pytest.FixtureRequest, timm: ModuleType) -> Outputs:
+def comparison(request: pytest.FixtureRequest, timm: ModuleType) -> Comparison:
     torch.manual_seed(0)
     theirs = randomise(timm.models.twins.LocallyGroupedAttn(DIM, HEADS, ws=WINDOW))
 
@@ -74,12 +74,12 @@ def outputs(request: pytest.FixtureRequest, timm: ModuleType) -> Outputs:
     )
 
 
-def test_equals_upstream_in_float64(outputs: Outputs) -> None:
-    outputs.check_float64()
+def test_equals_upstream_in_float64(comparison: Comparison) -> None:
+    comparison.check_float64()
 
 
-def test_rounds_as_little_as_pytorch_in_float32(outputs: Outputs) -> None:
-    outputs.check_float32()
+def test_rounds_as_little_as_pytorch_in_float32(comparison: Comparison) -> None:
+    comparison.check_float32()
 
 
 def test_a_whole_backbone_masks(timm: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +91,7 @@ def test_a_whole_backbone_masks(timm: ModuleType, monkeypatch: pytest.MonkeyPatc
         maps = theirs.forward_intermediates(images.permute(0, 3, 1, 2), intermediates_only=True)
         return {f"map {i}": m.permute(0, 2, 3, 1) for i, m in enumerate(maps)}
 
-    outputs = compare(
+    comparison = compare(
         theirs,
         run,
         lambda dtype: TwinsBackbone(dataclasses.replace(CONFIG, dtype=dtype, param_dtype=dtype), rngs=nnx.Rngs(0)),
@@ -100,5 +100,4 @@ def test_a_whole_backbone_masks(timm: ModuleType, monkeypatch: pytest.MonkeyPatc
         # Windows of 7 tile neither side of any of the maps: 25x33, 12x16, 6x8, 3x4.
         np.random.default_rng(0).standard_normal((2, 100, 132, 3), np.float32),
     )
-    outputs.check_float64()
-    outputs.check_float32()
+    comparison.check_float64()

@@ -3,6 +3,7 @@
 python tests/port/peak_memory.py SRC DST
 """
 
+import importlib
 import os
 import sys
 
@@ -19,11 +20,15 @@ def size(path: str) -> int:
     return sum(os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(path) for name in names)
 
 
+MODULES = ("torch", "orbax.checkpoint", "safetensors.numpy", "twins_jax.pretrained", "twins_jax.port.source")
+
 if __name__ == "__main__":
     import jax
 
     import port_weights
 
+    for module in MODULES:
+        importlib.import_module(module)
     jax.numpy.zeros(1).block_until_ready()  # starts the backend
     before = peak()
     code = port_weights.main(sys.argv[1:])

@@ -1,0 +1,291 @@
+import dataclasses
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from train.checkpoint import Checkpoints
+from train.config import CheckpointConfig
+from train.state import TrainState, create_state
+from twins_jax import InputError
+from twins_jax.sharding import make_mesh
+
+SHAPES = {"blocks": {"0": {"kernel": (40, 33)}}, "scale": (7,)}
+
+
+def state(step: int = 0, shapes: dict[str, Any] = SHAPES, *, ema: bool = True) -> TrainState:
+    """Values that a step makes different everywhere, in the optimizer too."""
+    rng = np.random.default_rng(step)
+    is_shape = lambda node: isinstance(node, tuple)  # noqa: E731
+    params = jax.tree.map(lambda _: jnp.zeros(()), shapes, is_leaf=is_shape)
+    params = jax.tree.map(lambda _, shape: jnp.zeros(shape), params, shapes)
+    start = create_state(params, optax.adamw(1e-3), make_mesh(), ema=ema)
+
+    def fill(leaf: jax.Array) -> jax.Array:
+        values = rng.standard_normal(leaf.shape) if leaf.dtype == jnp.float32 else np.full(leaf.shape, step)
+        return jax.device_put(jnp.asarray(values, leaf.dtype), leaf.sharding)
+
+    return dataclasses.replace(jax.tree.map(fill, start), step=jnp.int32(step))
+
+
+def data(position: int = 0) -> grain.DatasetIterator:
+    iterator = iter(grain.MapDataset.range(1000).to_iter_dataset())
+    for _ in range(position):
+        next(iterator)
+    return iterator
+
+
+def save(workdir: Path, steps: dict[int, float | None], keep: int = 2, **arguments: Any) -> list[int]:
+    """Saves steps with their top-1 after restoring what there is, as one run does; returns what is kept."""
+    with Checkpoints(workdir, CheckpointConfig(every_steps=1, keep=keep)) as checkpoints:
+        checkpoints.restore(state(**arguments), data())
+        for step, top1 in steps.items():
+            evaluation = None if top1 is None else {"top1": top1, "loss": 1.0}
+            checkpoints.save(state(step, **arguments), step, data(10 * step), evaluation)
+    return kept(workdir)
+
+
+def kept(workdir: Path) -> list[int]:
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+
+
+def restore(workdir: Path, template: TrainState | None = None) -> tuple[TrainState | None, int]:
+    """The state, and the next example of its data."""
+    with Checkpoints(workdir, CheckpointConfig(every_steps=1, keep=9)) as checkpoints:
+        iterator = data()
+        restored = checkpoints.restore(template or state(), iterator)
+        return restored, int(next(iterator))
+
+
+def assert_is(restored: TrainState | None, step: int, **arguments: Any) -> None:
+    expected = state(step, **arguments)
+    assert jax.tree.structure(restored) == jax.tree.structure(expected)
+    for actual, leaf in zip(jax.tree.leaves(restored), jax.tree.leaves(expected), strict=True):
+        assert (actual.dtype, actual.sharding) == (leaf.dtype, leaf.sharding)
+        assert np.asarray(actual).tobytes() == np.asarray(leaf).tobytes()
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("three")
+    assert save(workdir, {1: 0.1, 2: 0.2, 3: 0.3}, keep=3) == [1, 2, 3]
+    return workdir
+
+
+@pytest.fixture
+def workdir(three: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(three, tmp_path / "copy"))
+
+
+@pytest.mark.filterwarnings("error:the checkpoint")
+@pytest.mark.parametrize("ema", [True, False])
+def test_restores_every_bit(ema: bool, tmp_path: Path) -> None:
+    save(tmp_path, {4: None}, ema=ema)
+    restored, position = restore(tmp_path, state(ema=ema))
+    assert_is(restored, 4, ema=ema)
+    assert position == 40
+
+
+def test_nothing_to_restore(tmp_path: Path) -> None:
+    assert restore(tmp_path) == (None, 0)
+
+
+@pytest.mark.filterwarnings("error:the checkpoint")
+def test_evaluation_needs_parameters_alone(workdir: Path) -> None:
+    with Checkpoints(workdir, CheckpointConfig()) as checkpoints:
+        # Another optimizer, and no moving average: of no interest here.
+        template = create_state(state().params, optax.identity(), make_mesh(), ema=False)
+        restored = checkpoints.restore(template, data=None)
+    assert restored is not None
+    assert int(restored.step) == 3
+    np.testing.assert_array_equal(restored.params["scale"], state(3).params["scale"])
+
+
+def test_save_is_of_the_state_at_that_time(tmp_path: Path) -> None:
+    """The save goes on while the next step overwrites its donated input."""
+    overwrite = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf * 0, tree), donate_argnums=0)
+    with Checkpoints(tmp_path, CheckpointConfig(every_steps=1, keep=9)) as checkpoints:
+        for step in range(1, 6):
+            current = state(step)
+            checkpoints.save(current, step, data(10 * step), None)
+            jax.block_until_ready(overwrite(current))
+    for step in range(5, 0, -1):
+        restored, position = restore(tmp_path)
+        assert_is(restored, step)
+        assert position == 10 * step
+        shutil.rmtree(tmp_path / "checkpoints" / str(step))
+
+
+@pytest.mark.parametrize(
+    ("top1", "expected"),
+    [
+        ({1: 0.9, 2: 0.1, 3: None, 4: 0.2, 5: None}, [1, 4, 5]),
+        ({1: 0.5, 2: None, 3: 0.5, 4: 0.2, 5: None}, [3, 4, 5]),  # of equal ones the newest
+        ({1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4, 5: None}, [4, 5]),
+        ({1: None, 2: None, 3: None, 4: None, 5: None}, [4, 5]),
+    ],
+)
+@pytest.mark.parametrize("restarts", [False, True])
+def test_newest_and_best_are_kept(
+    top1: dict[int, float | None], expected: list[int], restarts: bool, tmp_path: Path
+) -> None:
+    runs = [{step: value} for step, value in top1.items()] if restarts else [top1]
+    for steps in runs:
+        save(tmp_path, steps)
+    assert kept(tmp_path) == expected
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_when_a_save_is_due(every: int, tmp_path: Path) -> None:
+    with Checkpoints(tmp_path, CheckpointConfig(every_steps=every)) as checkpoints:
+        assert [step for step in range(1, 13) if checkpoints.is_due(step)] == list(range(every, 13, every))
+        checkpoints.save(state(8), 8, data(), None)
+        checkpoints.save(state(9), 8, data(), None)  # has been done
+        assert not checkpoints.is_due(8)
+        assert checkpoints.is_due(12)
+    assert_is(restore(tmp_path)[0], 8)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "ema", "lines"),
+    [
+        ({"blocks": {"0": {"kernel": (40, 33)}}}, True, [r"\+ params/scale \(7,\) is left over"]),
+        ({**SHAPES, "more": (2,)}, True, [r"- params/more \(2,\) is missing", r"- ema/more \(2,\) is missing"]),
+        ({**SHAPES, "scale": (8,)}, True, [r"! params/scale has shape \(7,\), expected \(8,\)"]),
+        ({**SHAPES, "more": (2,)}, False, [r"- opt_state/0/mu/more \(2,\) is missing"]),
+    ],
+)
+def test_another_model_is_named_and_nothing_is_touched(
+    shapes: dict[str, Any], ema: bool, lines: list[str], workdir: Path
+) -> None:
+    before = sorted(workdir.rglob("*"))
+    with pytest.raises(InputError, match=r"^workdir: .*/checkpoints/3 does not fit; .* another model") as caught:
+        restore(workdir, state(shapes=shapes, ema=ema))
+    for line in lines:
+        assert re.search(rf"^  {line}$", str(caught.value), re.MULTILINE)
+    assert sorted(workdir.rglob("*")) == before
+
+
+def test_a_moving_average_that_was_not_kept_is_missing(tmp_path: Path) -> None:
+    save(tmp_path, {1: None}, ema=False)
+    with pytest.raises(InputError, match=r"- ema/scale \(7,\) is missing"):
+        restore(tmp_path, state(ema=True))
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(bytes(content))
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def empty_all(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            empty(path)
+
+
+def remove_all(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def largest(folder: Path) -> Path:
+    """The file with the values; the others describe it."""
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "params truncated": lambda folder: truncate(largest(folder / "params")),
+    "params with a wrong bit": lambda folder: flip_a_bit(largest(folder / "params")),
+    "optimizer with a wrong bit": lambda folder: flip_a_bit(largest(folder / "opt_state")),
+    "average with a wrong bit": lambda folder: flip_a_bit(largest(folder / "ema")),
+    "params gone": lambda folder: shutil.rmtree(folder / "params"),
+    "average gone": lambda folder: shutil.rmtree(folder / "ema"),
+    "description gone": lambda folder: (folder / "params" / "_METADATA").unlink(),
+    "index truncated": lambda folder: truncate(folder / "opt_state" / "manifest.ocdbt"),
+    "position in the data empty": lambda folder: empty(folder / "data" / "process_0-of-1.json"),
+    "metadata empty": lambda folder: empty(folder / "_CHECKPOINT_METADATA"),
+    "all files empty": empty_all,
+    "all files gone": remove_all,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damaged_newest_is_reported_and_the_one_before_is_used(damage: Callable[[Path], None], workdir: Path) -> None:
+    damage(workdir / "checkpoints" / "3")
+    with pytest.warns(UserWarning, match=r"the checkpoint of step 3 cannot be read \(.+\): moved to .*/damaged/3$"):
+        restored, position = restore(workdir)
+    assert_is(restored, 2)
+    assert position == 20
+    assert kept(workdir) == [1, 2]
+    assert (workdir / "damaged" / "3").is_dir()
+    # The run goes on as if it had been cut off after step 2.
+    assert save(workdir, {3: None}, keep=3) == [1, 2, 3]
+    assert_is(restore(workdir)[0], 3)
+
+
+def test_the_same_step_damaged_twice(workdir: Path) -> None:
+    for _ in range(2):
+        truncate(largest(workdir / "checkpoints" / "3" / "params"))
+        with pytest.warns(UserWarning, match="the checkpoint of step 3"):
+            assert_is(restore(workdir)[0], 2)
+        save(workdir, {3: None}, keep=3)
+
+
+def test_damaged_ones_in_a_row(workdir: Path) -> None:
+    for step in ("2", "3"):
+        flip_a_bit(largest(workdir / "checkpoints" / step / "params"))
+    with pytest.warns(UserWarning, match="the checkpoint of step"):
+        assert_is(restore(workdir)[0], 1)
+    assert (kept(workdir), sorted(path.name for path in (workdir / "damaged").iterdir())) == ([1], ["2", "3"])
+
+
+def test_all_damaged_is_an_error_and_nothing_is_moved(workdir: Path) -> None:
+    for step in ("1", "2", "3"):
+        truncate(largest(workdir / "checkpoints" / step / "params"))
+    before = sorted(workdir.rglob("*"))
+    with pytest.raises(
+        InputError, match=r"^workdir: no checkpoint in .* can be read: step 3: .*; step 2: .*; step 1: "
+    ):
+        restore(workdir)
+    assert sorted(workdir.rglob("*")) == before
+
+
+@pytest.mark.filterwarnings("error:the checkpoint")
+@pytest.mark.parametrize("rest", ["params", "data", "_CHECKPOINT_METADATA", "ema/_METADATA"])
+def test_an_older_one_of_which_a_kill_left_a_rest(rest: str, workdir: Path) -> None:
+    """Killed while it was being deleted."""
+    victim = workdir / "checkpoints" / "2" / rest
+    shutil.rmtree(victim) if victim.is_dir() else victim.unlink()
+    assert save(workdir, {4: None, 5: None}) == [3, 4, 5]  # 3 is the best
+    assert_is(restore(workdir)[0], 5)
+
+
+@pytest.mark.filterwarnings("error:the checkpoint")
+def test_a_save_that_was_cut_off_is_no_checkpoint(workdir: Path) -> None:
+    folder = workdir / "checkpoints"
+    shutil.copytree(folder / "3", folder / "4.orbax-checkpoint-tmp")
+    shutil.rmtree(folder / "4.orbax-checkpoint-tmp" / "opt_state")
+    restored, position = restore(workdir)
+    assert_is(restored, 3)
+    assert position == 30
+    # The run does the step again, and its save takes the place of the other.
+    assert save(workdir, {4: None}, keep=2) == [3, 4]
+    assert sorted(path.name for path in folder.iterdir()) == ["3", "4"]
+    assert_is(restore(workdir)[0], 4)

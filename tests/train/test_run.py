@@ -1,0 +1,446 @@
+"""Whole runs on digits. The ones that are killed are processes of their own; the others share this one's start-up."""
+
+import json
+import math
+import random
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx, traverse_util
+from PIL import Image
+
+import port_weights
+import train.loop
+import twins_jax
+from tests.train import runs
+from train.data.classification import eval_batches, train_batches
+from train.distributed import to_global
+from train.main import main, parse
+from train.run import build, create_or_load_model
+from train.step import normalise
+
+STEPS = 16
+# Checkpoints of every fourth step, all of them kept, so that a copy can go on from any.
+PLAN = ("--steps", str(STEPS), "--checkpoint.every_steps", "4", "--checkpoint.keep", "9", "--eval_every_steps", "8")
+
+
+@pytest.fixture(scope="module")
+def arguments(digits_dir: Path) -> list[str]:
+    return [*runs.ARGUMENTS, *PLAN, "--data.dir", str(digits_dir), "--distributed.mode", "off"]
+
+
+class Alone:
+    """The run that was left alone."""
+
+    def __init__(self, workdir: Path, process: subprocess.Popen[str]) -> None:
+        self.workdir = workdir
+        self.output, self.errors = process.communicate()
+        assert process.returncode == 0, self.errors
+        self.final: dict[str, Any] = json.loads(self.output.splitlines()[-1].removeprefix("final: "))
+
+    def assert_same_end(self, workdir: Path, *, metrics: bool = True) -> None:
+        assert runs.differences(runs.saved(self.workdir, STEPS), runs.saved(workdir, STEPS)) == []
+        if metrics:
+            assert runs.metrics(workdir) == runs.metrics(self.workdir)
+
+    def copy_until(self, step: int, target: Path) -> Path:
+        """The workdir as it was when this step had been saved, and the run then cut off a little later."""
+        shutil.copytree(self.workdir, target)
+        for later in runs.checkpoints(target):
+            if later > step:
+                shutil.rmtree(target / "checkpoints" / str(later))
+        return target
+
+
+@pytest.fixture(scope="module")
+def alone(arguments: list[str], compile_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Alone:
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    return Alone(workdir, runs.start([*arguments, "--workdir", str(workdir)], compile_cache))
+
+
+@pytest.fixture
+def run_main(
+    arguments: list[str], compile_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs in this process: (workdir, further arguments) -> exit code, stdout, stderr."""
+    del compile_cache  # in use from now on
+
+    def run(workdir: Path, *more: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with jax.numpy_dtype_promotion("standard"):  # as outside of the tests
+            code = main([*arguments, "--workdir", str(workdir), *more])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_last_line(alone: Alone) -> None:
+    names = ["top1", "top5", "loss", "examples", "ema_top1", "ema_top5", "ema_loss", "step"]
+    assert list(alone.final) == names
+    assert (alone.final["examples"], alone.final["step"]) == (355, STEPS)
+    last = runs.metrics(alone.workdir)[-1]
+    assert last == {"step": STEPS, "split": "eval"} | {name: alone.final[name] for name in names[:-1]}
+
+
+def test_figures_are_those_of_the_saved_weights(alone: Alone, arguments: list[str]) -> None:
+    """The evaluation again: the file by the port's reader, all examples in one batch, numpy's arithmetic."""
+    (batch,) = eval_batches(parse(arguments).data, 355)
+    for prefix, ema in (("", False), ("ema_", True)):
+        apply, params = twins_jax.split_model(twins_jax.from_pretrained(alone.workdir, ema=ema))
+        logits = np.asarray(jax.jit(apply)(params, normalise(batch["image"])), np.float64)
+        true = logits[np.arange(355), batch["label"]]
+        rank = (logits > true[:, None]).sum(axis=1)
+        assert alone.final[f"{prefix}top1"] == (rank == 0).sum() / 355
+        assert alone.final[f"{prefix}top5"] == (rank < 5).sum() / 355
+        loss = (np.log(np.exp(logits).sum(axis=1)) - true).mean()
+        # The forward pass of another batch size rounds in another order.
+        assert alone.final[f"{prefix}loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_what_a_run_prints_and_writes(alone: Alone, arguments: list[str]) -> None:
+    parameters = sum(
+        array.size for name, array in runs.saved(alone.workdir, STEPS).items() if name.startswith("params")
+    )
+    first = alone.output.splitlines()[0]
+    assert first.startswith(f"{parameters / 1e6:.1f} M parameters, ")
+    assert re.search(r" \d+\.\d\d GFLOPs an image forward, 1 device\(s\) of \d+ GFLOP/s in matrix products$", first)
+    assert re.search(r"16/16 .*epoch 0\.1 loss \d\.\d+ \d+ images/s", alone.errors)  # the progress bar
+    config = json.loads((alone.workdir / "config.json").read_text())
+    assert (config["steps"], config["data"]["source"], config["workdir"]) == (STEPS, "digits", str(alone.workdir))
+    assert sorted(path.name for path in alone.workdir.iterdir()) == [
+        *("checkpoints", "config.json", "metrics.jsonl", "tensorboard")
+    ]
+    assert len(list((alone.workdir / "tensorboard").iterdir())) == 1
+    assert runs.checkpoints(alone.workdir) == [4, 8, 12, 16]
+
+
+def test_lines_of_metrics(alone: Alone) -> None:
+    lines = [json.loads(line) for line in (alone.workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["split"]) for line in lines] == [
+        *((2, "train"), (4, "train"), (6, "train"), (8, "train"), (8, "eval")),
+        *((10, "train"), (12, "train"), (14, "train"), (16, "train"), (16, "eval")),
+    ]
+    forward = float(re.search(r"([\d.]+) GFLOPs", alone.output)[1])  # type: ignore[index]
+    peak = float(re.search(r"(\d+) GFLOP/s", alone.output)[1])  # type: ignore[index]
+    for line in lines:
+        if line["split"] == "train":
+            assert line["epoch"] == line["step"] * 8 / 1442
+            # Three forward passes an image; printed with two digits.
+            expected = 3 * forward * line["images_per_s"] / peak
+            assert line["mfu"] == pytest.approx(expected, rel=0.15)
+
+
+def test_killed_twice_and_started_again(
+    alone: Alone, arguments: list[str], compile_cache: Path, tmp_path: Path
+) -> None:
+    rng = random.Random(0)
+    command = [*arguments, "--workdir", str(tmp_path)]
+    for first_line in (1, 6):
+        lines, delay = rng.randint(first_line, first_line + 3), rng.uniform(0, 0.05)
+        process = runs.start(command, compile_cache)
+        begun = (tmp_path / "metrics.jsonl").exists()
+        if begun:  # until it has dropped the lines that it will write again
+            runs.signal_when(process, 0, lambda: len(runs.metrics(tmp_path)) < first_line)  # noqa: B023
+        runs.signal_when(process, signal.SIGKILL, lambda: len(runs.metrics(tmp_path)) >= lines, delay)  # noqa: B023
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    process = runs.start(command, compile_cache)
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert json.loads(output.splitlines()[-1].removeprefix("final: ")) == alone.final
+    alone.assert_same_end(tmp_path)
+    assert all(path.name.isdigit() for path in (tmp_path / "checkpoints").iterdir())
+
+
+def test_terminated_and_started_again(
+    alone: Alone,
+    arguments: list[str],
+    compile_cache: Path,
+    run_main: Callable[..., tuple[int, str, str]],
+    tmp_path: Path,
+) -> None:
+    process = runs.start([*arguments, "--workdir", str(tmp_path)], compile_cache)
+    runs.signal_when(process, signal.SIGTERM, lambda: len(runs.metrics(tmp_path)) >= 3)
+    _, errors = process.communicate()
+    assert process.returncode == 75
+    (line,) = [line for line in errors.splitlines() if line.startswith("SIGTERM: ")]
+    step = int(re.search(r"saved step (\d+) of 16 in ", line)[1])  # type: ignore[index]
+    assert runs.checkpoints(tmp_path)[-1] == step < STEPS
+
+    code, output, _ = run_main(tmp_path)
+    assert code == 0
+    assert f"{tmp_path} holds step {step} of 16: going on from there" in output
+    # It wrote a line when it stopped, which the other did not; evaluations and weights are the same.
+    alone.assert_same_end(tmp_path, metrics=False)
+    evaluations = [[x for x in runs.metrics(w) if x["split"] == "eval"] for w in (tmp_path, alone.workdir)]
+    assert evaluations[0] == evaluations[1]
+
+
+def test_terminated_during_compilation(
+    run_main: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, alone: Alone
+) -> None:
+    del alone  # has compiled the same program
+
+    def build_until_sigterm(config: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return build(config)
+
+    monkeypatch.setattr(train.loop, "build", build_until_sigterm)
+    code, output, errors = run_main(tmp_path)
+    assert (code, runs.checkpoints(tmp_path)) == (75, [1])
+    assert "SIGTERM: saved step 1 of 16" in errors
+    assert "final:" not in output
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_rerun_of_a_finished_run_only_evaluates(
+    alone: Alone, run_main: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    workdir = alone.copy_until(STEPS, tmp_path / "run")
+    code, output, _ = run_main(workdir)
+    assert code == 0
+    assert json.loads(output.splitlines()[-1].removeprefix("final: ")) == alone.final
+    alone.assert_same_end(workdir)
+
+
+def test_rerun_goes_on_and_profiles(
+    alone: Alone, run_main: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    workdir = alone.copy_until(8, tmp_path / "run")
+    code, output, _ = run_main(workdir, "--profile")
+    assert code == 0
+    assert f"{workdir} holds step 8 of 16: going on from there" in output
+    alone.assert_same_end(workdir)
+    # The run ends before the last step that is to be traced.
+    (trace,) = workdir.glob("profile/plugins/profile/*/*.xplane.pb")
+    assert trace.stat().st_size > 10_000
+
+
+def test_damaged_newest_checkpoint(alone: Alone, run_main: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    workdir = alone.copy_until(12, tmp_path / "run")
+    files = [path for path in (workdir / "checkpoints" / "12" / "opt_state").rglob("*") if path.is_file()]
+    values = max(files, key=lambda path: path.stat().st_size)
+    values.write_bytes(values.read_bytes()[:-1000])
+    with pytest.warns(UserWarning, match=r"the checkpoint of step 12 cannot be read .* moved to .*/damaged/12"):
+        code, output, _ = run_main(workdir)
+    assert code == 0
+    assert f"{workdir} holds step 8 of 16" in output
+    alone.assert_same_end(workdir)
+
+
+def test_all_checkpoints_damaged(alone: Alone, run_main: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    workdir = alone.copy_until(4, tmp_path / "run")
+    (workdir / "checkpoints" / "4" / "params" / "manifest.ocdbt").unlink()
+    code, output, errors = run_main(workdir)
+    assert (code, "final:" in output) == (2, False)
+    assert re.search(rf"^error: workdir: no checkpoint in {workdir}/checkpoints can be read: step 4: .*\n$", errors)
+    assert runs.checkpoints(workdir) == [4]
+
+
+def test_checkpoint_of_another_model(
+    alone: Alone, run_main: Callable[..., tuple[int, str, str]], digits_folder: Path, tmp_path: Path
+) -> None:
+    workdir = alone.copy_until(4, tmp_path / "run")
+    code, _, errors = run_main(
+        workdir, "--eval_only", "--data.source", "folder", "--data.dir", str(digits_folder), "--optim.ema_decay", "0"
+    )
+    assert code == 2
+    assert "  ! params/head/bias has shape (10,), expected (3,)\n" in errors
+    assert runs.checkpoints(workdir) == [4]
+
+
+def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(
+    alone: Alone, run_main: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    workdir = alone.copy_until(8, tmp_path / "run")
+    # With the rate of step 9 the weights become so large that the loss of step 10 overflows.
+    code, output, errors = run_main(workdir, "--optim.learning_rate", "1e30", "--optim.warmup_epochs", "0")
+    assert (code, "final:" in output) == (3, False)
+    (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert re.match(r"error: step 10: .*loss (nan|inf)", line)
+    for advice in ("last checkpoint is good", "optim.learning_rate", "optim.clip_norm", "model.dtype float32"):
+        assert advice in line
+    assert runs.checkpoints(workdir) == [4, 8]
+    assert runs.differences(runs.saved(workdir, 8), runs.saved(alone.workdir, 8)) == []
+    # The advice followed, the run ends as if nothing had happened.
+    assert run_main(workdir)[0] == 0
+    alone.assert_same_end(workdir)
+
+
+def test_an_evaluation_that_is_not_finite_stops_the_run(
+    alone: Alone,
+    run_main: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    workdir = alone.copy_until(12, tmp_path / "run")
+    evaluated = {"top1": 0.1, "top5": 0.5, "loss": math.nan, "examples": 355}
+    monkeypatch.setattr(train.loop, "evaluate", lambda *_: evaluated)
+    code, _, errors = run_main(workdir)
+    assert code == 3
+    assert "error: step 16: top1 0.1, top5 0.5, loss nan" in errors
+    assert runs.checkpoints(workdir) == [4, 8, 12]
+    assert all(math.isfinite(x) for line in runs.metrics(workdir) for x in line.values() if isinstance(x, float))
+
+
+@pytest.fixture(scope="module")
+def ported(alone: Alone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run's weights as a PyTorch file."""
+    path = tmp_path_factory.mktemp("ported") / "weights.safetensors"
+    assert port_weights.main([str(alone.workdir), str(path)]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noise in three class folders, six images to train and three to evaluate."""
+    root = tmp_path_factory.mktemp("folder")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 2), ("val", 1)):
+        for name in ("a", "b", "c"):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 256, (32, 32, 3), np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{number}.png")
+    return root
+
+
+@pytest.mark.parametrize("from_init", [False, True], ids=["workdir", "init"])
+def test_evaluation_only(
+    from_init: bool,
+    alone: Alone,
+    ported: Path,
+    run_main: Callable[..., tuple[int, str, str]],
+    tmp_path: Path,
+) -> None:
+    workdir = tmp_path / "none" if from_init else alone.workdir
+    more = ("--init", str(ported), "--optim.ema_decay", "0") if from_init else ()
+    before = sorted(alone.workdir.rglob("*"))
+    code, output, _ = run_main(workdir, "--eval_only", *more)
+    assert code == 0
+    final = json.loads(output.splitlines()[-1].removeprefix("final: "))
+    expected = {name: value for name, value in alone.final.items() if not (from_init and name.startswith("ema"))}
+    assert final == expected | {"step": 0 if from_init else STEPS}
+    assert sorted(alone.workdir.rglob("*")) == before
+    assert not (tmp_path / "none").exists()
+
+
+def test_init_replaces_the_head_for_other_classes(alone: Alone, ported: Path, arguments: list[str]) -> None:
+    trained = runs.saved(alone.workdir, STEPS)
+    for classes in (10, 3):
+        model = create_or_load_model(parse([*arguments, "--init", str(ported)]), classes)
+        params = traverse_util.flatten_dict(twins_jax.get_params(model), sep="/")
+        assert params["head/kernel"].shape == (256, classes)
+        for name, value in params.items():
+            if not name.startswith("head/") or classes == 10:
+                np.testing.assert_array_equal(value, trained[f"params/{name}"], err_msg=name)
+    fresh = np.asarray(params["head/kernel"])
+    assert 0.01 < fresh.std() < 0.03  # trunc-normal of 0.02
+    assert not np.asarray(params["head/bias"]).any()
+
+
+def test_init_with_other_classes_evaluates(
+    ported: Path, digits_folder: Path, run_main: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    folder = ("--data.source", "folder", "--data.dir", str(digits_folder), "--optim.ema_decay", "0")
+    code, output, _ = run_main(tmp_path / "run", "--eval_only", "--init", str(ported), *folder)
+    assert code == 0
+    final = json.loads(output.splitlines()[-1].removeprefix("final: "))
+    assert (final["examples"], final["top5"]) == (3, 1.0)  # three classes: all are among the first five
+
+
+def test_init_of_another_variant(ported: Path, run_main: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    code, _, errors = run_main(tmp_path / "run", "--init", str(ported), "--model.name", "twins_svt_small")
+    assert code == 2
+    assert errors.startswith("error: ")
+    assert "twins_svt_small" in errors
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda root: shutil.rmtree(root / "val" / "b"), None),  # a class without evaluation images is no error
+        (lambda root: shutil.rmtree(root / "train" / "b"), r"error: .*/val/b: class 'b' is not among the classes"),
+        (lambda root: (root / "val" / "b" / "0.png").unlink(), r"error: .*/val/b: holds no image"),
+        (lambda root: (root / "val" / "b" / "0.png").write_bytes(b"\x89PNG"), r"error: .*/val/b/0.png: not a readable"),
+    ],
+)
+def test_bad_images(
+    damage: Callable[[Path], Any],
+    message: str | None,
+    ported: Path,
+    digits_folder: Path,
+    run_main: Callable[..., tuple[int, str, str]],
+    tmp_path: Path,
+) -> None:
+    root = Path(shutil.copytree(digits_folder, tmp_path / "data"))
+    damage(root)
+    more: Sequence[str] = ("--data.source", "folder", "--data.dir", str(root), "--optim.ema_decay", "0")
+    code, output, errors = run_main(tmp_path / "run", "--eval_only", "--init", str(ported), *more)
+    if message is None:
+        assert (code, json.loads(output.splitlines()[-1].removeprefix("final: "))["examples"]) == (0, 2)
+    else:
+        assert code == 2
+        assert re.search(rf"^{message}.*\n$", errors)
+
+
+def test_an_image_that_cannot_be_read_stops_training(
+    run_main: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, alone: Alone
+) -> None:
+    del alone  # has compiled the same program
+
+    def unreadable(data: bytes, name: str) -> np.ndarray:
+        raise twins_jax.InputError(f"{name}: not a readable image: {len(data)} bytes")
+
+    monkeypatch.setattr("train.data.transforms.decode", unreadable)
+    code, _, errors = run_main(tmp_path)
+    assert code == 2
+    assert re.search(
+        r"^error: twins_digits/1\.0\.0 train\[\d+\]: not a readable image: \d+ bytes$", errors, re.MULTILINE
+    )
+    assert "Traceback" not in errors
+
+
+def test_workdir_that_cannot_be_written(
+    run_main: Callable[..., tuple[int, str, str]], tmp_path: Path, alone: Alone
+) -> None:
+    del alone  # has compiled the same program
+    (tmp_path / "file").write_text("")
+    code, _, errors = run_main(tmp_path / "file" / "run")
+    assert code == 2
+    assert errors == f"error: workdir: {tmp_path}/file/run cannot be written to: Not a directory\n"
+
+
+def test_compiled_step_donates_its_state_and_nothing_else(arguments: list[str], alone: Alone) -> None:
+    del alone  # has compiled the same program
+    config = parse(arguments)
+    with jax.numpy_dtype_promotion("standard"):
+        run = build(config)
+    assert run.train_step is not None
+    batch = to_global(next(iter(train_batches(config.data, config.batch_size, config.seed))), run.mesh)
+    before = jax.tree.leaves(run.state)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, run.state)
+    after, metrics = run.train_step(run.state, batch)
+    assert all(leaf.is_deleted() for leaf in before)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((batch, after, metrics)))
+    assert jax.tree.map(lambda leaf: leaf.sharding, after) == shardings
+
+
+def test_initial_weights_are_those_of_the_seed(arguments: list[str], compile_cache: Path) -> None:
+    del compile_cache  # in use from now on
+    first, again, other = (
+        twins_jax.get_params(create_or_load_model(parse([*arguments, "--seed", seed]), 10)) for seed in "778"
+    )
+    of_seven = twins_jax.get_params(twins_jax.create_model("twins_svt_tiny", num_classes=10, rngs=nnx.Rngs(7)))
+    for tree in (again, of_seven):
+        assert all(map(np.array_equal, jax.tree.leaves(first), jax.tree.leaves(tree)))
+    assert not np.array_equal(first["head"]["kernel"], other["head"]["kernel"])
