@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import sys
+import warnings
 from typing import NoReturn
 
 from twins_jax.errors import InputError
@@ -108,7 +109,8 @@ def _verify(args: argparse.Namespace, from_torch: bool) -> int:
 
 
 def _print_nothing_but_errors() -> None:
-    """Silences what Orbax prints of failed writes beside the exception it raises: the tracebacks of the others."""
+    """Silences what Orbax prints beside the exception it raises: warnings, and tracebacks of other failed writes."""
+    warnings.simplefilter("ignore")
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     sys.unraisablehook = lambda _: None
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
@@ -86,7 +87,7 @@ class Checkpoints:
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 restored = self._restore_step(step, state, data)
-            except (InputError, jax.errors.JaxRuntimeError):  # the latter: another process is gone, or no memory is left
+            except (InputError, jax.errors.JaxRuntimeError):  # the latter where another process or memory is lacking
                 raise
             except Exception as error:  # what a damaged file raises depends on where the damage is
                 damaged[step] = one_line(error)
@@ -118,12 +119,12 @@ class Checkpoints:
             raise InputError("\n".join([head, *problems]))
 
         args: dict[str, Any] = {name: ocp.args.StandardRestore(_abstract(tree)) for name, tree in wanted.items()}
-        if data is not None:
-            args["data"] = grain.checkpoint.CheckpointRestore(data)
         restored = self._manager.restore(step, args=ocp.args.Composite(**args))
         for name in wanted:
             if int(_checksum(restored[name])) != checksums[name]:
                 raise OSError(f"the values of {name} are not those that were saved")
+        if data is not None:
+            _restore_position(folder / "data", data)
         trees = {name: _fill(getattr(state, name), restored[name]) for name in wanted}
         at_step = jax.device_put(jnp.asarray(step, jnp.int32), state.step.sharding)
         return dataclasses.replace(state, step=at_step, **trees)
@@ -164,6 +165,14 @@ class _Best(preservation_policy.PreservationPolicy):
         steps = [checkpoint.step for checkpoint in checkpoints]
         best = max((step for step in steps if step in self.top1), key=lambda step: (self.top1[step], step), default=-1)
         return [step == best for step in steps]
+
+
+def _restore_position(folder: Path, data: grain.DatasetIterator) -> None:
+    """Sets `data` to the position of process 0: all have read as many batches, so it serves any number of processes."""
+    paths = list(folder.glob("process_0-of-*.json"))
+    if len(paths) != 1:
+        raise OSError("its position in the data is missing")
+    data.set_state(json.loads(paths[0].read_text()))
 
 
 @jax.jit

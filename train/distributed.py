@@ -1,8 +1,11 @@
 """Several processes as one run, on JAX's own distributed runtime."""
 
+import ctypes
+import os
+import re
 import signal
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -10,9 +13,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from train.config import DistributedConfig
-from train.step import Batch
 from twins_jax.errors import InputError
+from twins_jax.port.text import one_line
 from twins_jax.sharding import batch_sharding
+
+EXIT_LOST_PROCESS = 4
 
 
 def initialize(config: DistributedConfig) -> None:
@@ -28,23 +33,58 @@ def initialize(config: DistributedConfig) -> None:
         return
     arguments: dict[str, Any] = {}
     if config.coordinator:
+        if not re.fullmatch(r".+:\d+", config.coordinator):
+            raise InputError(f"distributed.coordinator={config.coordinator!r}: allowed is HOST:PORT")
         arguments = {
             "coordinator_address": config.coordinator,
             "num_processes": config.processes,
             "process_id": config.process_id,
         }
+    previous = _set_signal_handler(signal.SIGABRT, _on_abort)  # JAX also aborts where it waits for others in vain
     try:
         jax.distributed.initialize(
             **arguments,
             initialization_timeout=config.timeout_seconds,
             heartbeat_timeout_seconds=config.timeout_seconds,
+            shutdown_timeout_seconds=config.timeout_seconds,
         )
-    except ValueError:
-        if config.coordinator:
-            raise
-        # JAX's way of saying that no cluster was found.
-    except RuntimeError as error:
-        raise InputError(f"distributed: the processes did not find each other: {str(error).splitlines()[0]}") from error
+    except (ValueError, RuntimeError) as error:
+        _set_signal_handler(signal.SIGABRT, previous)
+        if str(error) == "coordinator_address should be defined.":
+            return  # JAX's way of saying that there is no cluster
+        raise InputError(f"distributed: {one_line(error)}") from error
+    if jax.process_count() > 1:
+        # The first collective connects the processes, on CPU within 30 s: better now than after compiling, which may
+        # take one of them so much longer.
+        multihost_utils.sync_global_devices("initialize")
+
+
+def exit_lost_process(reason: str) -> NoReturn:
+    """Ends this process at once because another one of the run is gone: an orderly exit would wait for it."""
+    os.write(2, f"error: a process of this run is missing, start all of them again: {reason}\n".encode())
+    os._exit(EXIT_LOST_PROCESS)
+
+
+def expect_exit(code: int) -> None:
+    """Makes `code` that of an exit for which the other processes do not join this one, as when it alone has failed."""
+    global _expected_exit
+    _expected_exit = code
+
+
+_expected_exit: int | None = None
+
+_Handler = ctypes.CFUNCTYPE(None, ctypes.c_int)
+_set_signal_handler = ctypes.pythonapi.PyOS_setsig
+_set_signal_handler.restype, _set_signal_handler.argtypes = _Handler, [ctypes.c_int, _Handler]
+
+
+# When JAX misses another process it aborts this one, from a thread of its own and whatever the others do, blocked in a
+# collective or not. A handler of Python's would run too late; C calls this one in that thread.
+@_Handler
+def _on_abort(signum: int) -> None:  # noqa: ARG001 - C gives it
+    if _expected_exit is not None:
+        os._exit(_expected_exit)
+    exit_lost_process("JAX has aborted this one, see above")
 
 
 def is_main_process() -> bool:
@@ -52,7 +92,7 @@ def is_main_process() -> bool:
     return jax.process_index() == 0
 
 
-def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> Batch:
+def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """A batch over all devices of all processes, from this process's rows [B / processes, ...] of it."""
     sharding = batch_sharding(mesh)
     return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}

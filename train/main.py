@@ -1,7 +1,6 @@
 """The command line of training: `python -m train.main [RECIPE] [--field value ...]`."""
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 
@@ -9,13 +8,14 @@ import jax
 import tyro
 
 from train.config import TrainConfig
+from train.distributed import exit_lost_process, expect_exit
 from train.errors import DivergedError, PreemptedError
 from train.recipes import DEFAULT, RECIPES
 from twins_jax.errors import InputError
+from twins_jax.port.text import one_line
 
 EXIT_BAD_INPUT = 2
 EXIT_DIVERGED = 3
-EXIT_LOST_PROCESS = 4
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: start the same command again
 
 
@@ -40,30 +40,36 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs and returns the exit code: 0, or one of this module's `EXIT_` constants."""
+    """Runs and returns the exit code: 0, or one of this module's `EXIT_` constants.
+
+    With several processes it does not return where another one is lost: see `train.distributed.EXIT_LOST_PROCESS`.
+    """
     try:
         config = parse(arguments)
         from train.loop import run  # late, so that --help does not wait for the data and checkpoint libraries
 
         final = run(config)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+        return _end(error, EXIT_BAD_INPUT)
     except DivergedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_DIVERGED
+        return _end(error, EXIT_DIVERGED)
     except PreemptedError as error:
-        print(error, file=sys.stderr)
-        return EXIT_PREEMPTED
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
-            raise
-        from train.distributed import exit_lost_process
-
-        exit_lost_process(one_line(error), EXIT_LOST_PROCESS)
+        return _end(error, EXIT_PREEMPTED)
+    except Exception as error:
+        in_runtime = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)
+        if in_runtime and jax.process_count() > 1:
+            exit_lost_process(one_line(error))
+        expect_exit(1)
+        raise
     if jax.process_index() == 0:
         print("final: " + json.dumps(final))
     return 0
+
+
+def _end(error: Exception, code: int) -> int:
+    print(error if code == EXIT_PREEMPTED else f"error: {error}", file=sys.stderr)
+    expect_exit(code)
+    return code
 
 
 if __name__ == "__main__":

@@ -46,9 +46,12 @@ def test_half_precision_weights_become_float32(tiny, tmp_path):
 def test_fresh_head(tiny_pth):
     with pytest.raises(InputError, match="needs rngs"):
         twins_jax.from_pretrained(tiny_pth, num_classes=3)
-    model = twins_jax.from_pretrained(tiny_pth, num_classes=3, rngs=nnx.Rngs(0))
-    assert call(model).shape == (2, 3)
-    assert call(twins_jax.from_pretrained(tiny_pth, num_classes=0)).shape == (2, 256)
+    whole = twins_jax.get_params(twins_jax.from_pretrained(tiny_pth))
+    for num_classes, outputs in ((3, 3), (0, 256)):
+        model = twins_jax.from_pretrained(tiny_pth, num_classes=num_classes, rngs=nnx.Rngs(0))
+        apply, params = twins_jax.split_model(model)
+        assert jax.eval_shape(apply, params, IMAGES).shape == (2, outputs)
+        jax.tree.map(np.testing.assert_array_equal, params["backbone"], whole["backbone"])
 
 
 def test_segmentation_backbone_norms_each_stage(make_model, dense, tmp_path, caplog):
@@ -77,7 +80,8 @@ def test_detection_pcpvt_has_no_stage_norms(make_model, tmp_path):
     assert port(read_weights(tmp_path / "a.pth")).not_ported == ("backbone.norm.weight", "backbone.norm.bias")
     backbone = twins_jax.backbone_from_pretrained(tmp_path / "a.pth")
     assert not backbone.config.stage_norms
-    assert [feature.shape[-1] for feature in call(backbone)] == [64, 128, 320, 512]
+    apply, params = twins_jax.split_model(backbone)
+    assert [feature.shape[-1] for feature in jax.eval_shape(apply, params, IMAGES)] == [64, 128, 320, 512]
 
 
 def test_backbone_of_a_classifier(tiny_orbax):

@@ -15,11 +15,10 @@ from flax import traverse_util
 
 ROOT = Path(__file__).parents[2]
 
-# Everything that is random or has a state: dropout, drop-path (the recipe's), mixing, erasing and a moving average.
+# Random in the data, in the step (erasing) and in the model (drop-path, the recipe's), and with a moving average.
 ARGUMENTS = (
     *("--batch_size", "8", "--eval_batch_size", "100", "--log_every_steps", "2"),
-    *("--model.dropout_rate", "0.1", "--optim.ema_decay", "0.9"),
-    *("--mix.mixup_alpha", "0.8", "--mix.cutmix_alpha", "1.0", "--mix.erase_probability", "0.25"),
+    *("--mix.erase_probability", "0.25", "--optim.ema_decay", "0.9"),
 )
 
 

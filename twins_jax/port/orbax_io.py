@@ -49,7 +49,10 @@ def read_params(folder: str) -> Tensors:
     folder = os.path.abspath(folder)
     try:
         with _quiet(), ocp.PyTreeCheckpointer() as checkpointer:
-            tree = checkpointer.metadata(folder).item_metadata.tree
+            metadata = checkpointer.metadata(folder).item_metadata
+            if metadata is None:
+                raise ValueError("its metadata is damaged")
+            tree = metadata.tree
             restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
             params = traverse_util.flatten_dict(checkpointer.restore(folder, restore_args=restore_args), sep="/")
     except Exception as error:  # Orbax and TensorStore raise many kinds for folders that are not whole checkpoints
