@@ -12,7 +12,7 @@ from flax import nnx
 import twins_jax
 from tests.models.helpers import IMAGES, SVT, classifier, random_array, random_module
 from twins_jax.attention import GlobalSubSampledAttention, LocallyGroupedAttention
-from twins_jax.backbone import Block
+from twins_jax.backbone import Block, Stage
 from twins_jax.config import variant_config
 from twins_jax.layers import Mlp, drop, drop_path
 
@@ -65,6 +65,18 @@ def test_dropout_drops_values_of_a_layers_output(make: Callable[[], nnx.Module])
     # Five standard errors of the share of zeros.
     assert abs(dropped.mean() - 0.25) < 5 * (0.25 * 0.75 / dropped.size) ** 0.5
     assert not (np.asarray(layer(x)) == 0).any()
+
+
+def test_dropout_drops_values_after_the_patch_embedding() -> None:
+    stage = random_module(lambda: Stage(0, drop_path_rates=[0.0], config=DROPOUT, rngs=nnx.Rngs(0)))
+    params = twins_jax.get_params(stage)
+    silent = {name: jax.tree.map(jnp.zeros_like, params[name]) for name in ("blocks", "peg")}
+    twins_jax.set_params(stage, params | silent)
+    x = jnp.asarray(random_array(8, 28, 28, 3))
+    embedded, dropped = np.asarray(stage(x)), np.asarray(stage(x, nnx.Rngs(dropout=jax.random.key(0))))
+    # Five standard errors of the share of zeros.
+    assert abs((dropped == 0).mean() - 0.25) < 5 * (0.25 * 0.75 / dropped.size) ** 0.5
+    np.testing.assert_allclose(dropped[dropped != 0], embedded[dropped != 0] / 0.75, rtol=2e-7)  # one rounding
 
 
 @pytest.mark.parametrize("rate", [0.25, 0.5])

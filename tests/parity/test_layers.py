@@ -27,6 +27,7 @@ class Layer(NamedTuple):
     theirs: Callable[[ModuleType], torch.nn.Module]
     ours: Callable[[TwinsConfig, nnx.Rngs], nnx.Module]
     channels: int = DIM
+    mean: float = 0.0
     names: Mapping[str, str] = MappingProxyType({})
 
 
@@ -46,11 +47,12 @@ def gsa(ratio: int) -> Layer:
     )
 
 
-def block(index: int, window_size: int) -> Layer:
+def block(index: int, window_size: int, mean: float = 0.0) -> Layer:
     norm = functools.partial(torch.nn.LayerNorm, eps=1e-6)
     return Layer(
         theirs=lambda twins: twins.Block(DIM, HEADS, sr_ratio=RATIO, ws=window_size, norm_layer=norm),
         ours=lambda config, rngs: Block(STAGE, index, drop_path_rate=0.0, config=config, rngs=rngs),
+        mean=mean,
         names={".sr.": ".sub_sample."},
     )
 
@@ -87,6 +89,8 @@ CASES = {
     "Mlp": (MLP, 10, 17),
     "Block of LSA": (block(0, 7), 10, 17),
     "Block of GSA": (block(1, 1), 10, 17),
+    # Where LayerNorm's variance is the small difference of large squares, unless it is computed in two passes.
+    "Block of a map far from zero": (block(0, 7, mean=10.0), 10, 17),
 }
 
 
@@ -112,7 +116,7 @@ def comparison(request: pytest.FixtureRequest, timm: ModuleType) -> Comparison:
         ours=lambda dtype: layer.ours(dataclasses.replace(CONFIG, dtype=dtype, param_dtype=dtype), nnx.Rngs(0)),
         run_ours=lambda module, x: {"map": module(x)},
         params=ported(theirs, layer.names),
-        x=np.random.default_rng(0).standard_normal((2, height, width, layer.channels), np.float32),
+        x=layer.mean + np.random.default_rng(0).standard_normal((2, height, width, layer.channels), np.float32),
     )
 
 

@@ -2,15 +2,12 @@
 
 import dataclasses
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import pytest
 from jax.sharding import AxisType, Mesh
 
 import train.run
@@ -72,7 +69,7 @@ def trained(run: Run, state: TrainState, batches: list[Any]) -> tuple[TrainState
 def device_bytes(state: TrainState) -> list[int]:
     """What each device holds of a state."""
     shards = [shard for leaf in jax.tree.leaves(state) for shard in leaf.addressable_shards]
-    used = {device: 0 for device in sorted({shard.device.id for shard in shards})}
+    used = dict.fromkeys(sorted({shard.device.id for shard in shards}), 0)
     for shard in shards:
         used[shard.device.id] += shard.data.nbytes
     return list(used.values())

@@ -1,0 +1,81 @@
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.experimental import multihost_utils
+
+from train.checkpoint import Checkpoints
+from train.config import CheckpointConfig, DistributedConfig
+from train.data.classification import eval_batches, train_batches
+from train.data.config import DataConfig
+from train.distributed import initialize
+from train.state import create_state
+from twins_jax import InputError
+from twins_jax.sharding import make_mesh
+
+BATCH = 96
+
+
+@pytest.fixture
+def config(digits_dir: Path) -> DataConfig:
+    return DataConfig(dir=str(digits_dir), image_size=16, rand_augment_layers=2, threads=2)
+
+
+def copies(batches: Any, count: int) -> list[dict[str, np.ndarray]]:
+    iterator = iter(batches)
+    return [jax.tree.map(np.array, next(iterator)) for _ in range(count)]
+
+
+@pytest.mark.parametrize("shards", [2, 3])
+@pytest.mark.parametrize("repeated", [1, 3])
+def test_shards_deal_out_the_rows_of_each_batch(config: DataConfig, shards: int, repeated: int) -> None:
+    """The k-th batches of all processes are that of one process, augmentations and all."""
+    config = dataclasses.replace(config, repeated_augmentation=repeated)
+    count = 18  # beyond the end of an epoch, which no batch ends at: 1,442 examples
+    whole = copies(train_batches(config, BATCH, seed=3), count)
+    parts = [
+        copies(train_batches(config, BATCH // shards, seed=3, shard=shard, shards=shards), count)
+        for shard in range(shards)
+    ]
+    for k, batch in enumerate(whole):
+        for key, value in batch.items():
+            for shard in range(shards):
+                np.testing.assert_array_equal(parts[shard][k][key], value[shard::shards])
+
+
+@pytest.mark.parametrize("shards", [2, 3, 8])
+def test_shards_of_the_evaluation_hold_each_example_once(config: DataConfig, shards: int) -> None:
+    (whole,) = eval_batches(config, 355)
+    found = np.zeros_like(whole["image"])
+    for shard in range(shards):
+        batches = list(eval_batches(config, 32, shard=shard, shards=shards))
+        rows = np.concatenate([batch["image"][batch["mask"]] for batch in batches])
+        assert len(rows) == len(range(shard, 355, shards))
+        found[shard::shards] = rows
+    np.testing.assert_array_equal(found, whole["image"])
+
+
+def test_saving_does_not_ask_whether_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JAX takes the step asked about for that of this process: Orbax would ask about an old one at a save's end."""
+    asked: list[int] = []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", asked.append)
+    state = create_state({"kernel": jnp.zeros((8, 8))}, optax.adam(1e-3), make_mesh(), ema=False)
+    data = iter(grain.MapDataset.range(9).to_iter_dataset())
+    with Checkpoints(tmp_path, CheckpointConfig(every_steps=1)) as checkpoints:
+        for step in (1, 2):
+            assert checkpoints.is_due(step)
+            checkpoints.save(state, step, data, None)
+    assert not asked
+
+
+@pytest.mark.parametrize("coordinator", ["localhost", "localhost:", "localhost:port", ":99"])
+def test_coordinator_without_host_or_port(coordinator: str) -> None:
+    config = DistributedConfig(coordinator=coordinator, processes=2)
+    with pytest.raises(InputError, match=rf"^distributed.coordinator='{coordinator}': allowed is HOST:PORT"):
+        initialize(config)
