@@ -59,6 +59,13 @@ def initialize(config: DistributedConfig) -> None:
         multihost_utils.sync_global_devices("initialize")
 
 
+def lost_connection(error: Exception) -> bool:
+    """Whether an error can be that of a collective whose other side is gone."""
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return "RESOURCE_EXHAUSTED" not in str(error)
+    return isinstance(error, ValueError) and "Gloo" in str(error)  # as JAX raises them where it does not run ahead
+
+
 def exit_lost_process(reason: str) -> NoReturn:
     """Ends this process at once because another one of the run is gone: an orderly exit would wait for it."""
     os.write(2, f"error: a process of this run is missing, start all of them again: {reason}\n".encode())

@@ -8,7 +8,7 @@ import jax
 import tyro
 
 from train.config import TrainConfig
-from train.distributed import exit_lost_process, expect_exit
+from train.distributed import exit_lost_process, expect_exit, lost_connection
 from train.errors import DivergedError, PreemptedError
 from train.recipes import DEFAULT, RECIPES
 from twins_jax.errors import InputError
@@ -56,8 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     except PreemptedError as error:
         return _end(error, EXIT_PREEMPTED)
     except Exception as error:
-        in_runtime = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)
-        if in_runtime and jax.process_count() > 1:
+        if jax.process_count() > 1 and lost_connection(error):
             exit_lost_process(one_line(error))
         expect_exit(1)
         raise

@@ -1,0 +1,254 @@
+"""Two processes on this machine that are one run, over JAX's coordination service and gloo."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# `python -m train.main` with one more model. Its blocks, one of each kind, compile in seconds; each process must do it.
+MAIN = """
+import sys
+from train.main import main
+from twins_jax import config
+config.VARIANTS["nano"] = config.TwinsConfig((8, 8, 8, 8), (1, 1, 1, 1), (1, 1, 1, 1), (2, 1, 1, 1), (2, 2, 1, 1), 7)
+sys.exit(main(sys.argv[1:]))
+"""
+STEPS, SAVE_EVERY, TIMEOUT = 40, 5, 8
+ARGUMENTS = (
+    *("digits", "--model.name", "nano", "--batch_size", "16", "--eval_batch_size", "64", "--log_every_steps", "1"),
+    # The rows of a batch come in another order from two processes, and drop-path draws by row.
+    *("--steps", str(STEPS), "--checkpoint.every_steps", str(SAVE_EVERY), "--model.drop_path_rate", "0"),
+)
+LOST = "error: a process of this run is missing, start all of them again: "
+
+
+@dataclasses.dataclass
+class Pair:
+    """Two processes that were started."""
+
+    processes: list[subprocess.Popen[str]]
+
+    def end(self, timeout: float) -> list[tuple[int, str, str]]:
+        """Exit code, stdout and stderr of each; fails if one takes longer than `timeout` seconds."""
+        try:
+            outputs = [process.communicate(timeout=timeout) for process in self.processes]
+            outputs = [(re.sub(r"^\[Gloo\] .*\n", "", output), errors) for output, errors in outputs]
+        finally:
+            for process in self.processes:
+                process.kill()
+        return [(process.returncode, *output) for process, output in zip(self.processes, outputs, strict=True)]
+
+    def signal_when(self, ready: Callable[[], bool], victim: int, signum: int) -> None:
+        while not ready():
+            assert all(process.poll() is None for process in self.processes), self.end(10)
+            time.sleep(0.002)
+        self.processes[victim].send_signal(signum)
+
+
+def start(
+    code: str, arguments: Sequence[str] = (), environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
+    # Compiling for speed would take longer than these runs.
+    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} | (environment or {})
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=ROOT, env=environment, **pipes)
+
+
+def start_pair(code: str, *arguments: str, timeout: int = TIMEOUT) -> Pair:
+    flags = ["--distributed.coordinator", f"127.0.0.1:{free_port()}", "--distributed.processes", "2"]
+    flags += ["--distributed.timeout_seconds", str(timeout), "--distributed.process_id"]
+    return Pair([start(code, [*arguments, *flags, str(process)]) for process in range(2)])
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def lines(workdir: Path) -> list[dict[str, Any]]:
+    """The complete lines of metrics.jsonl without what measures time."""
+    path = workdir / "metrics.jsonl"
+    found = [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+    return [{key: value for key, value in line.items() if key not in ("images_per_s", "mfu")} for line in found]
+
+
+def reached(workdir: Path, step: int) -> bool:
+    return any(line["step"] >= step for line in lines(workdir))
+
+
+def final(output: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(output.splitlines()[-1].removeprefix("final: "))
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, digits_dir: Path) -> tuple[Path, list[tuple[int, str, str]]]:
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    pair = start_pair(MAIN, *ARGUMENTS, "--fsdp", "2", "--workdir", str(workdir), "--data.dir", str(digits_dir))
+    return workdir, pair.end(timeout=600)
+
+
+def test_only_the_first_process_writes_and_prints(undisturbed: tuple[Path, list[tuple[int, str, str]]]) -> None:
+    workdir, ((code, output, _), (other_code, other_output, _)) = undisturbed
+    assert (code, other_code) == (0, 0)
+    assert final(output)["examples"] == 355
+    assert "final" not in other_output
+    assert [(line["step"], line["split"]) for line in lines(workdir)] == [
+        *((step, "train") for step in range(1, STEPS + 1)),
+        (STEPS, "eval"),
+    ]
+    assert len(list((workdir / "tensorboard").iterdir())) == 1
+    assert json.loads((workdir / "config.json").read_text())["distributed"]["process_id"] == 0
+    # All processes wrote their parts of the checkpoint.
+    assert {path.name for path in (workdir / "checkpoints" / str(STEPS) / "params").glob("ocdbt.process_*")} == {
+        "ocdbt.process_0",
+        "ocdbt.process_1",
+    }
+
+
+def test_one_process_goes_on_from_two(
+    undisturbed: tuple[Path, list[tuple[int, str, str]]], digits_dir: Path, tmp_path: Path
+) -> None:
+    """With the same batches, losses and evaluation."""
+    before, ((_, output, _), _) = undisturbed
+    workdir = tmp_path / "run"
+    shutil.copytree(before, workdir)
+    shutil.rmtree(workdir / "checkpoints" / str(STEPS))
+    process = start(MAIN, [*ARGUMENTS, "--workdir", str(workdir), "--data.dir", str(digits_dir)])
+    ((code, one_output, errors),) = Pair([process]).end(timeout=600)
+    assert code == 0, errors
+    assert f"holds step {STEPS - SAVE_EVERY} of {STEPS}" in one_output
+    for name in ("examples", "top1", "top5", "step"):
+        assert final(one_output)[name] == final(output)[name]
+    for line, expected in zip(lines(workdir), lines(before), strict=True):
+        assert line.pop("split") == expected.pop("split")
+        assert line == pytest.approx(expected, rel=32 * float(np.finfo(np.float32).eps))
+
+
+def test_run_goes_on_after_losses_and_preemption(
+    undisturbed: tuple[Path, list[tuple[int, str, str]]], digits_dir: Path, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "run"
+    arguments = [*ARGUMENTS, "--fsdp", "2", "--workdir", str(workdir), "--data.dir", str(digits_dir)]
+
+    for victim, step in ((1, 7), (0, 17)):
+        pair = start_pair(MAIN, *arguments)
+        pair.signal_when(lambda step=step: reached(workdir, step), victim, signal.SIGKILL)
+        killed = time.monotonic()
+        ended = pair.end(timeout=600)
+        # The loss is noticed after TIMEOUT at the latest, and nothing is waited for after that.
+        assert time.monotonic() - killed < TIMEOUT + 10
+        code, _, errors = ended[1 - victim]
+        assert (code, ended[victim][0]) == (4, -signal.SIGKILL), errors
+        assert errors.splitlines()[-1].startswith(LOST)
+        assert "Traceback" not in errors
+
+    pair = start_pair(MAIN, *arguments)
+    pair.signal_when(lambda: reached(workdir, 27), 1, signal.SIGTERM)
+    (code, output, errors), (other_code, _, other_errors) = pair.end(timeout=600)
+    assert (code, other_code) == (75, 75), errors + other_errors
+    assert "holds step 15 of" in output or "holds step 10 of" in output
+    stopped = max(line["step"] for line in lines(workdir))
+    for text in (errors, other_errors):
+        assert f"SIGTERM: saved step {stopped} of {STEPS}" in text
+    assert (workdir / "checkpoints" / str(stopped)).is_dir()
+
+    (code, output, errors), (other_code, _, _) = start_pair(MAIN, *arguments).end(timeout=600)
+    assert (code, other_code) == (0, 0), errors
+    assert f"holds step {stopped} of {STEPS}" in output
+    assert lines(workdir) == lines(undisturbed[0])
+
+
+JOIN = """
+import sys
+from train.distributed import initialize
+from train.main import parse
+initialize(parse(sys.argv[1:]).distributed)
+import jax
+print(jax.process_index(), jax.process_count(), jax.local_device_count())
+"""
+
+
+def test_slurm_is_detected() -> None:
+    port = str(free_port())
+    shared = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "127.0.0.1,other", "SLURM_NTASKS": "2"}
+    shared["JAX_COORDINATOR_PORT"] = port  # instead of the one that follows from the job's number, which may be taken
+    own = [{"SLURM_PROCID": str(process), "SLURM_LOCALID": str(process)} for process in range(2)]
+    ended = Pair([start(JOIN, environment=shared | variables) for variables in own]).end(timeout=120)
+    assert [(code, output) for code, output, _ in ended] == [(0, "0 2 1\n"), (0, "1 2 1\n")]
+
+
+def test_without_a_cluster_a_process_is_the_whole_run() -> None:
+    ((code, output, errors),) = Pair([start(JOIN)]).end(timeout=120)
+    assert (code, output, errors) == (0, "0 1 1\n", "")
+
+
+def test_processes_that_do_not_come_are_not_waited_for_long() -> None:
+    flags = ["--distributed.processes", "2", "--distributed.timeout_seconds", "2"]
+    alone = []
+    for process in ("0", "1"):
+        coordinator = f"127.0.0.1:{free_port()}"
+        alone.append(
+            start(JOIN, [*flags, "--distributed.coordinator", coordinator, "--distributed.process_id", process])
+        )
+    for code, output, errors in Pair(alone).end(timeout=120):
+        assert (code, output) == (4, "")
+        assert errors.splitlines()[-1].startswith(LOST)
+
+
+FAIL_ALONE = """
+import sys, jax, train.loop
+from jax.experimental.multihost_utils import sync_global_devices
+from train.distributed import initialize
+from train.errors import DivergedError
+from train.main import main
+
+def run(config):
+    initialize(config.distributed)
+    if jax.process_index() == 1:
+        raise ERROR
+    sync_global_devices("with a process that has failed")
+
+train.loop.run = run
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_process_that_fails_alone() -> None:
+    """It keeps its exit code, and the other does not wait for it for long."""
+    kinds = {
+        "DivergedError('nan')": (3, "error: nan"),
+        "jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: memory')": (1, "RESOURCE_EXHAUSTED: memory"),
+        "jax.errors.JaxRuntimeError('connection closed')": (4, f"{LOST}connection closed"),
+    }
+    pairs = [start_pair(FAIL_ALONE.replace("ERROR", error), timeout=3) for error in kinds]
+    for pair, (code, message) in zip(pairs, kinds.values(), strict=True):
+        (other_code, _, other_errors), (found, _, errors) = pair.end(timeout=120)
+        assert (found, other_code) == (code, 4), errors + other_errors
+        assert message in errors
+        assert (LOST in errors) == (code == 4)
+        assert LOST in other_errors
+
+
+def test_error_of_all_processes(tmp_path: Path) -> None:
+    wrong = ["--data.source", "folder", "--data.dir", str(tmp_path / "nothing"), "--workdir", str(tmp_path / "run")]
+    for code, output, errors in start_pair(MAIN, *wrong).end(timeout=120):
+        assert (code, output) == (2, "")
+        assert any(line.startswith("error: ") and "nothing" in line for line in errors.splitlines())
+        assert LOST not in errors
