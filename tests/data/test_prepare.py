@@ -1,7 +1,6 @@
 import importlib.util
 import io
 import socket
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.imagenet import jpeg, write_tars
 from train import prepare
 from train.data.config import DataConfig
 from train.data.sources import dataset_info, open_source
@@ -17,33 +17,15 @@ CLASSES = {"n01440764": 3, "n01530575": 2}  # the classes 0 and 10, and how many
 
 
 def image(level: int) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(np.full((5, 6, 3), level, np.uint8)).save(file, "JPEG", quality=100)
-    return file.getvalue()
-
-
-def tar(files: dict[str, bytes]) -> bytes:
-    archive = io.BytesIO()
-    with tarfile.open(fileobj=archive, mode="w") as writer:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            writer.addfile(member, io.BytesIO(content))
-    return archive.getvalue()
+    return jpeg(np.full((5, 6, 3), level, np.uint8))
 
 
 @pytest.fixture
 def tars(tmp_path: Path) -> Path:
-    """ImageNet's two files in their real layout, with grey images: 100 and up for training, 1 to 3 for validation."""
+    """Grey images: 100 and up for training, 1 to 3 for validation."""
     folder = tmp_path / "tars"
-    folder.mkdir()
-    classes = {
-        f"{name}.tar": tar({f"{name}_{i}.JPEG": image(100 + 10 * c + i) for i in range(count)})
-        for c, (name, count) in enumerate(CLASSES.items())
-    }
-    (folder / "ILSVRC2012_img_train.tar").write_bytes(tar(classes))
-    validation = {f"ILSVRC2012_val_{i:08}.JPEG": image(i) for i in (3, 1, 2)}
-    (folder / "ILSVRC2012_img_val.tar").write_bytes(tar(validation))
+    train = {name: [image(100 + 10 * c + i) for i in range(count)] for c, (name, count) in enumerate(CLASSES.items())}
+    write_tars(folder, train, {number: image(number) for number in (3, 1, 2)})
     return folder
 
 

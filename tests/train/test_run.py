@@ -12,6 +12,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -31,6 +32,7 @@ from train.distributed import to_global
 from train.main import main, parse
 from train.run import Run, build, create_or_load_model
 from train.step import normalise
+from twins_jax.port.source import read_weights
 
 STEPS = 16
 # Checkpoints of every fourth step, all of them kept, so that a copy can go on from any.
@@ -449,6 +451,25 @@ def test_an_image_that_cannot_be_read_stops_training(
         r"^error: twins_digits/1\.0\.0 train\[\d+\]: not a readable image: \d+ bytes$", errors, re.MULTILINE
     )
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_trained_weights_go_to_pytorch_and_back(alone: Alone, timm: ModuleType, tmp_path: Path, ema: bool) -> None:
+    """As files that timm's model agrees with, and bit for bit what the checkpoint holds."""
+    del timm  # is what --verify compares with
+    flags = ["--ema"] if ema else []
+    torch_file, orbax = str(tmp_path / "timm.safetensors"), str(tmp_path / "orbax")
+    assert port_weights.main([str(alone.workdir), torch_file, "--verify", *flags]) == 0
+    assert port_weights.main([torch_file, orbax]) == 0
+    item = "ema/" if ema else "params/"
+    expected = {
+        name.removeprefix(item): leaf
+        for name, leaf in runs.saved(alone.workdir, STEPS).items()
+        if name.startswith(item)
+    }
+    actual = read_weights(orbax).tensors
+    assert actual.keys() == expected.keys()
+    assert all(np.array_equal(actual[name], expected[name]) for name in actual)
 
 
 def test_workdir_that_cannot_be_written(rerun: RunMain, tmp_path: Path) -> None:
