@@ -66,7 +66,9 @@ def measure(case: Case, sides: Sequence[str], rounds: int, seconds: float) -> di
     """
     workers = [Worker(side, case) for side in sides]
     try:
-        found = {worker.side: worker.start() | {"rounds": []} for worker in workers}  # one after the other
+        found: dict[str, Any] = {
+            worker.side: worker.start() | {"rounds": []} for worker in workers
+        }  # one after the other
         for _ in range(rounds):
             for worker in workers:
                 found[worker.side]["rounds"].append(worker.time(seconds))
@@ -77,7 +79,7 @@ def measure(case: Case, sides: Sequence[str], rounds: int, seconds: float) -> di
             worker.close()
     for figures in found.values():
         figures["seconds"] = _quartiles(figures["rounds"])
-    result = {"case": case.to_dict(), "sides": found}
+    result: dict[str, Any] = {"case": case.to_dict(), "sides": found}
     ours, *others = sides
     if others:
         best = min(others, key=lambda side: found[side]["seconds"][1])

@@ -16,6 +16,8 @@ OURS = "twins_jax"
 TIMM = ("timm eager", "timm channels-last", "timm compiled")
 LEARNING_RATE = 1e-4
 
+_kept_alive: list[Any] = []
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:
@@ -104,7 +106,8 @@ def _serve(side: str, case: Case, connection: Connection) -> None:
 
 def _time(call: Callable[[], None], seconds: float) -> float:
     call()  # wakes up the threads
-    took, end = [], time.perf_counter() + seconds
+    took: list[float] = []
+    end = time.perf_counter() + seconds
     while not took or time.perf_counter() < end:
         begin = time.perf_counter()
         call()
@@ -141,7 +144,7 @@ def _make_ours(case: Case) -> Side:
     state: Any
     if case.mode == "infer":
         program, state = jax.jit(apply), params
-        arguments = (images,)
+        arguments: tuple[jax.Array, ...] = (images,)
     else:
         optimizer = optax.adamw(LEARNING_RATE)
 
@@ -231,10 +234,10 @@ def _make_timm(side: str, case: Case) -> Side:
 def _import_timm(torch: Any) -> Any:
     # With a CPU-only torch torchvision's compiled operators may not load, and importing it needs their schemas.
     if not hasattr(torch.ops.torchvision, "nms"):
-        global _library
-        _library = torch.library.Library("torchvision", "DEF")
-        _library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library = torch.library.Library("torchvision", "DEF")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _kept_alive.append(library)  # its definitions go when it goes
     import timm
 
     return timm

@@ -8,6 +8,7 @@ from twins_jax.attention import GlobalSubSampledAttention, LocallyGroupedAttenti
 from twins_jax.config import MIN_IMAGE_SIZE, TwinsConfig
 from twins_jax.errors import InputError
 from twins_jax.layers import Mlp, PatchEmbed, drop, drop_path, layer_norm
+from twins_jax.materialise import materialise_gradient
 from twins_jax.peg import PositionalEncodingGenerator
 
 PATCH_SIZES = (4, 2, 2, 2)
@@ -31,8 +32,8 @@ class Block(nnx.Module):
         self.drop_path = drop_path(drop_path_rate)
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
-        x = x + drop(self.drop_path, self.attn(self.norm1(x), rngs), rngs)
-        return x + drop(self.drop_path, self.mlp(self.norm2(x), rngs), rngs)
+        x = materialise_gradient(x + drop(self.drop_path, self.attn(self.norm1(x), rngs), rngs))
+        return materialise_gradient(x + drop(self.drop_path, self.mlp(self.norm2(x), rngs), rngs))
 
 
 class Stage(nnx.Module):

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 
 from twins_jax.config import TwinsConfig
 from twins_jax.matmul import dot, dot_general
@@ -95,6 +96,16 @@ class PatchEmbed(nnx.Module):
         return self.norm(self.proj(x))
 
 
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact GELU, x / 2 * (1 + erf(x / sqrt(2))), in float32 at least.
+
+    As PyTorch has it. `jax.nn.gelu` takes erfc instead, which is as exact far below zero, where results are below
+    1e-6, and costs twice as much on CPUs.
+    """
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (0.5 * wide * (1.0 + lax.erf(wide * 0.5**0.5))).astype(x.dtype)
+
+
 class Mlp(nnx.Module):
     """Two linear layers with an exact (erf) GELU between them: [..., C] -> [..., C]."""
 
@@ -104,5 +115,5 @@ class Mlp(nnx.Module):
         self.dropout = nnx.Dropout(config.dropout_rate)
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
-        x = drop(self.dropout, jax.nn.gelu(self.fc1(x), approximate=False), rngs)
+        x = drop(self.dropout, gelu(self.fc1(x)), rngs)
         return drop(self.dropout, self.fc2(x), rngs)
