@@ -22,6 +22,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decis
 from train.config import CheckpointConfig
 from train.state import TrainState
 from twins_jax.errors import InputError
+from twins_jax.port.checksum import checksum
 from twins_jax.port.text import one_line
 
 Tree = dict[str, Any]
@@ -172,21 +173,22 @@ def _restore_position(folder: Path, data: grain.DatasetIterator) -> None:
     paths = list(folder.glob("process_0-of-*.json"))
     if len(paths) != 1:
         raise OSError("its position in the data is missing")
-    data.set_state(json.loads(paths[0].read_text()))
+    saved = json.loads(paths[0].read_text())
+    if _layout(saved) != _layout(data.get_state()):
+        raise InputError(f"data.workers: {folder.parent} was written with another number of them; give the same")
+    data.set_state(saved)
+
+
+def _layout(state: Any) -> Any:
+    """What of an iterator's state follows from the pipeline: all but the values."""
+    if isinstance(state, dict):
+        return {key: _layout(value) for key, value in state.items()}
+    return [_layout(value) for value in state] if isinstance(state, list) else None
 
 
 @jax.jit
 def _checksum(tree: Tree) -> jax.Array:
-    """uint32 [] of all bits of a tree of 4-byte numbers; the file formats have none, and a wrong bit would go unseen.
-
-    Integer sums are exact in any order, so the layout over devices does not matter; odd weights let no change of a
-    single number vanish.
-    """
-
-    def weighted_sum(words: jax.Array) -> jax.Array:
-        return (words * (2 * jnp.arange(words.size, dtype=jnp.uint32) + 1).reshape(words.shape)).sum(dtype=jnp.uint32)
-
-    return weighted_sum(jnp.stack([weighted_sum(leaf.view(jnp.uint32)) for leaf in jax.tree.leaves(tree)]))
+    return checksum(tree, jnp)
 
 
 class _Manager(ocp.CheckpointManager):

@@ -106,7 +106,7 @@ def _train(
                 values |= {"learning_rate": float(run.schedule(step - 1)), "epoch": epoch}
                 if writer:
                     writer.write(step, "train", values)
-                message = f"epoch {epoch:.1f} loss {values['loss']:.3f} {rate:.0f} images/s"
+                message = f"epoch {epoch:.1f} loss {values['loss']:.3f} {rate:.0f} images/s mfu {values['mfu']:.2f}"
                 progress.set_postfix_str(message, refresh=False)
                 pending = []
             evaluation = None
@@ -127,12 +127,12 @@ def _train(
 
 
 def _evaluate_only(config: TrainConfig, workdir: Path) -> dict[str, Any]:
-    is_trained = any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
-    if not is_trained and not config.init:
+    """Evaluates `init` if it is given, and the newest checkpoint of the folder otherwise."""
+    if not config.init and not any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
         raise InputError(f"eval_only: {workdir} holds no checkpoint, and no init is given")
     run = build(config)
     state = None
-    if is_trained:
+    if not config.init:
         with Checkpoints(workdir, config.checkpoint) as checkpoints:
             state = checkpoints.restore(run.state, data=None)
     state = state or run.state

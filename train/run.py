@@ -87,7 +87,8 @@ def create_or_load_model(config: TrainConfig, num_classes: int) -> TwinsClassifi
     """The model of a run, with fresh weights or those of `config.init`.
 
     Raises:
-        InputError: `init` cannot be loaded or is of another variant than `model.name`.
+        InputError: `init` cannot be loaded or is of another variant than `model.name`; or, with `eval_only`, of
+            another number of classes.
     """
     uses: dict[str, Any] = {
         "drop_path_rate": config.model.drop_path_rate,
@@ -99,6 +100,11 @@ def create_or_load_model(config: TrainConfig, num_classes: int) -> TwinsClassifi
     rngs = nnx.Rngs(config.seed)
     if not config.init:
         return twins_jax.create_model(config.model.name, num_classes=num_classes, rngs=rngs, **uses)
+    if config.eval_only:  # a fresh head is of use only to training
+        model = twins_jax.from_pretrained(config.init, name=config.model.name, **uses)
+        if model.num_classes != num_classes:
+            raise InputError(f"init: {config.init} has {model.num_classes} classes, and the data {num_classes}")
+        return model
     return twins_jax.from_pretrained(config.init, name=config.model.name, num_classes=num_classes, rngs=rngs, **uses)
 
 

@@ -12,7 +12,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from twins_jax.config import TwinsConfig
-from twins_jax.layers import PatchConv, drop, layer_norm, linear
+from twins_jax.layers import Linear, PatchConv, drop, layer_norm
 
 MASKED = -1000.0
 """What upstream adds to the scores of masked pairs; exp(-1000) is 0 in every dtype."""
@@ -103,8 +103,8 @@ class LocallyGroupedAttention(nnx.Module):
     """
 
     def __init__(self, dim: int, num_heads: int, window_size: int, *, config: TwinsConfig, rngs: nnx.Rngs) -> None:
-        self.qkv = linear(dim, 3 * dim, config=config, rngs=rngs)
-        self.proj = linear(dim, dim, config=config, rngs=rngs)
+        self.qkv = Linear(dim, 3 * dim, config=config, rngs=rngs)
+        self.proj = Linear(dim, dim, config=config, rngs=rngs)
         self.dropout = nnx.Dropout(config.dropout_rate)
         self.num_heads = num_heads
         self.window_size = window_size
@@ -132,9 +132,9 @@ class GlobalSubSampledAttention(nnx.Module):
     """
 
     def __init__(self, dim: int, num_heads: int, ratio: int, *, config: TwinsConfig, rngs: nnx.Rngs) -> None:
-        self.q = linear(dim, dim, config=config, rngs=rngs)
-        self.kv = linear(dim, 2 * dim, config=config, rngs=rngs)
-        self.proj = linear(dim, dim, config=config, rngs=rngs)
+        self.q = Linear(dim, dim, config=config, rngs=rngs)
+        self.kv = Linear(dim, 2 * dim, config=config, rngs=rngs)
+        self.proj = Linear(dim, dim, config=config, rngs=rngs)
         self.dropout = nnx.Dropout(config.dropout_rate)
         self.num_heads = num_heads
         self.ratio = ratio

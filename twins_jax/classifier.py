@@ -6,7 +6,7 @@ from flax import nnx
 from twins_jax.backbone import TwinsBackbone
 from twins_jax.config import TwinsConfig
 from twins_jax.errors import InputError
-from twins_jax.layers import layer_norm, linear
+from twins_jax.layers import Linear, layer_norm
 
 
 class TwinsClassifier(nnx.Module):
@@ -31,7 +31,7 @@ class TwinsClassifier(nnx.Module):
         self.backbone = TwinsBackbone(config, rngs=rngs)
         self.norm = layer_norm(config.embed_dims[-1], epsilon=1e-6, config=config, rngs=rngs)
         if num_classes:
-            self.head = linear(config.embed_dims[-1], num_classes, config=config, rngs=rngs)
+            self.head = Linear(config.embed_dims[-1], num_classes, config=config, rngs=rngs)
 
     def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         """Classifies images.

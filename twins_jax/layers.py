@@ -6,7 +6,7 @@ from flax import nnx
 from jax import lax
 
 from twins_jax.config import TwinsConfig
-from twins_jax.matmul import dot, dot_general
+from twins_jax.matmul import dot
 
 LINEAR_INIT = nnx.initializers.normal(0.02)
 """The reference calls `trunc_normal_(std=0.02)`, which cuts at the absolute values -2 and 2, 100 standard deviations
@@ -30,17 +30,26 @@ def layer_norm(dim: int, *, epsilon: float, config: TwinsConfig, rngs: nnx.Rngs)
     )
 
 
-def linear(in_features: int, out_features: int, *, config: TwinsConfig, rngs: nnx.Rngs) -> nnx.Linear:
-    """A linear layer with bias and the reference's initialiser."""
-    return nnx.Linear(
-        in_features,
-        out_features,
-        kernel_init=LINEAR_INIT,
-        dot_general=dot_general,
-        dtype=config.dtype,
-        param_dtype=config.param_dtype,
-        rngs=rngs,
-    )
+def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """X [..., C] + bias [C] in the dtype of x, added in float32 at least.
+
+    Not for the sum's sake: the bias's gradient is a sum over all positions, and takes the dtype of the addition. In
+    bfloat16 it would stop to grow once it is 256 times as large as one term.
+    """
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return (x.astype(wide) + bias.astype(wide)).astype(x.dtype)
+
+
+class Linear(nnx.Module):
+    """A linear layer with bias and the reference's initialiser: [..., in] -> [..., out]."""
+
+    def __init__(self, in_features: int, out_features: int, *, config: TwinsConfig, rngs: nnx.Rngs) -> None:
+        self.kernel = nnx.Param(LINEAR_INIT(rngs.params(), (in_features, out_features), config.param_dtype))
+        self.bias = nnx.Param(jnp.zeros((out_features,), config.param_dtype))
+        self.dtype = config.dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return add_bias(dot(x.astype(self.dtype), self.kernel[...].astype(self.dtype)), self.bias[...])
 
 
 def drop(dropout: nnx.Dropout, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
@@ -79,7 +88,7 @@ class PatchConv(nnx.Module):
         x = x.reshape(batch, rows, size, columns, size, channels).swapaxes(2, 3)
         x = x.reshape(batch, rows, columns, size * size * channels)
         kernel = self.kernel[...].astype(self.dtype).reshape(size * size * channels, -1)
-        return dot(x, kernel) + self.bias[...].astype(self.dtype)
+        return add_bias(dot(x, kernel), self.bias[...])
 
 
 class PatchEmbed(nnx.Module):
@@ -110,8 +119,8 @@ class Mlp(nnx.Module):
     """Two linear layers with an exact (erf) GELU between them: [..., C] -> [..., C]."""
 
     def __init__(self, dim: int, hidden: int, *, config: TwinsConfig, rngs: nnx.Rngs) -> None:
-        self.fc1 = linear(dim, hidden, config=config, rngs=rngs)
-        self.fc2 = linear(hidden, dim, config=config, rngs=rngs)
+        self.fc1 = Linear(dim, hidden, config=config, rngs=rngs)
+        self.fc2 = Linear(hidden, dim, config=config, rngs=rngs)
         self.dropout = nnx.Dropout(config.dropout_rate)
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:

@@ -23,10 +23,12 @@ class PositionalEncodingGenerator(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         _, height, width, _ = x.shape
-        kernel = self.kernel[...].astype(self.dtype)
-        padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        position = self.bias[...].astype(self.dtype)
+        # In float32 at least, for the sake of the gradients' sums over all positions, as in `layers.add_bias`.
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        kernel = self.kernel[...].astype(wide)
+        padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))).astype(wide)
+        position = self.bias[...].astype(wide)
         for i in range(3):
             for j in range(3):
                 position = position + padded[:, i : i + height, j : j + width] * kernel[i, j, 0]
-        return x + position
+        return (x.astype(wide) + position).astype(self.dtype)

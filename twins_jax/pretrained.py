@@ -16,7 +16,7 @@ from twins_jax.classifier import TwinsClassifier
 from twins_jax.config import VARIANTS, TwinsConfig, WindowPadding, variant_config
 from twins_jax.errors import InputError
 from twins_jax.functional import Params, get_params, set_params
-from twins_jax.layers import linear
+from twins_jax.layers import Linear
 
 if TYPE_CHECKING:
     from twins_jax.port.convert import Ported
@@ -165,7 +165,7 @@ def from_pretrained(
         if classes:
             if rngs is None:
                 raise InputError(f"num_classes={classes}: {source} has {model.num_classes}, a fresh head needs rngs")
-            fresh = {"head": get_params(linear(config.embed_dims[-1], classes, config=config, rngs=rngs))}
+            fresh = {"head": get_params(Linear(config.embed_dims[-1], classes, config=config, rngs=rngs))}
     set_params(classifier, _to_params(params, config) | fresh)
     return classifier
 

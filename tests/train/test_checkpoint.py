@@ -289,3 +289,16 @@ def test_a_save_that_was_cut_off_is_no_checkpoint(workdir: Path) -> None:
     assert save(workdir, {4: None}, keep=2) == [3, 4]
     assert sorted(path.name for path in folder.iterdir()) == ["3", "4"]
     assert_is(restore(workdir)[0], 4)
+
+
+def test_position_of_another_number_of_workers(three: Path) -> None:
+    """Is no damage: the checkpoint stays where it is."""
+    prefetched = iter(
+        grain.MapDataset.range(1000).to_iter_dataset().mp_prefetch(grain.MultiprocessingOptions(num_workers=1))
+    )
+    with (
+        Checkpoints(three, CheckpointConfig(every_steps=1, keep=9)) as checkpoints,
+        pytest.raises(InputError, match=r"^data\.workers: .*/3 was written with another number of them"),
+    ):
+        checkpoints.restore(state(), prefetched)
+    assert kept(three) == [1, 2, 3]

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from flax import nnx, traverse_util
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 import port_weights
 import train.loop
@@ -392,14 +393,13 @@ def test_init_replaces_the_head_for_other_classes(alone: Alone, ported: Path, ar
     assert not np.asarray(params["head/bias"]).any()
 
 
-def test_init_with_other_classes_evaluates(
+def test_init_with_other_classes_is_not_evaluated(
     ported: Path, digits_folder: Path, run_main: RunMain, tmp_path: Path
 ) -> None:
     folder = ("--data.source", "folder", "--data.dir", str(digits_folder), "--optim.ema_decay", "0")
-    code, output, _ = run_main(tmp_path / "run", "--eval_only", "--init", str(ported), *folder)
-    assert code == 0
-    final = last_line(output)
-    assert (final["examples"], final["top5"]) == (3, 1.0)  # three classes: all are among the first five
+    code, output, errors = run_main(tmp_path / "run", "--eval_only", "--init", str(ported), *folder)
+    assert (code, "final" in output) == (2, False)
+    assert errors == f"error: init: {ported} has 10 classes, and the data 3\n"
 
 
 def test_init_of_another_variant(ported: Path, run_main: RunMain, tmp_path: Path) -> None:
@@ -427,10 +427,15 @@ def test_bad_images(
     run_main: RunMain,
     tmp_path: Path,
 ) -> None:
+    weights = load_file(ported)
+    weights |= {name: weights[name][:3] for name in ("head.weight", "head.bias")}
+    save_file(weights, tmp_path / "three.safetensors")
     root = Path(shutil.copytree(digits_folder, tmp_path / "data"))
     damage(root)
     more: Sequence[str] = ("--data.source", "folder", "--data.dir", str(root), "--optim.ema_decay", "0")
-    code, output, errors = run_main(tmp_path / "run", "--eval_only", "--init", str(ported), *more)
+    code, output, errors = run_main(
+        tmp_path / "run", "--eval_only", "--init", str(tmp_path / "three.safetensors"), *more
+    )
     if message is None:
         assert (code, last_line(output)["examples"]) == (0, 2)
     else:
@@ -470,6 +475,24 @@ def test_trained_weights_go_to_pytorch_and_back(alone: Alone, timm: ModuleType, 
     actual = read_weights(orbax).tensors
     assert actual.keys() == expected.keys()
     assert all(np.array_equal(actual[name], expected[name]) for name in actual)
+
+
+def test_changed_values_are_not_ported(alone: Alone, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The checksum tells; that the parameters are others than it says and not it than they cannot be seen."""
+    checkpoint = Path(shutil.copytree(alone.workdir / "checkpoints" / str(STEPS), tmp_path / "16"))
+    metadata = json.loads((checkpoint / "_CHECKPOINT_METADATA").read_text())
+    metadata["custom_metadata"]["checksums"]["params"] ^= 1
+    (checkpoint / "_CHECKPOINT_METADATA").write_text(json.dumps(metadata))
+    assert port_weights.main([str(checkpoint), str(tmp_path / "a.safetensors")]) == 2
+    expected = f"error: {checkpoint}/params: damaged: its values are not those that training saved\n"
+    assert capsys.readouterr().err == expected
+    assert port_weights.main([str(checkpoint), str(tmp_path / "a.safetensors"), "--ema"]) == 0
+
+
+def test_init_is_evaluated_and_not_what_the_folder_holds(alone: Alone, run_main: RunMain) -> None:
+    code, output, _ = run_main(alone.workdir, "--eval_only", "--init", str(alone.workdir / "checkpoints" / "4" / "ema"))
+    assert (code, last_line(output)["step"]) == (0, 0)
+    assert last_line(output)["loss"] != alone.final["loss"]
 
 
 def test_workdir_that_cannot_be_written(rerun: RunMain, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Reads and writes parameters as Orbax folders, a training run's checkpoints included."""
 
 import contextlib
+import json
 import logging
 import os
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import numpy as np
 from flax import traverse_util
 
 from twins_jax.errors import InputError
+from twins_jax.port.checksum import checksum
 from twins_jax.port.convert import Tensors
 from twins_jax.port.text import one_line
 
@@ -42,7 +44,8 @@ def read_params(folder: str) -> Tensors:
         path -> array, with paths such as "backbone/stages/0/peg/kernel".
 
     Raises:
-        InputError: the folder is no Orbax checkpoint of arrays, or is damaged.
+        InputError: the folder is no Orbax checkpoint of arrays, or is damaged (of changed values only training
+            checkpoints can tell).
     """
     import orbax.checkpoint as ocp
 
@@ -60,7 +63,22 @@ def read_params(folder: str) -> Tensors:
     others = [path for path, leaf in params.items() if not isinstance(leaf, np.ndarray)]
     if others or not params:
         raise InputError(f"{folder}: holds more than arrays, or none: {', '.join(others[:5])}")
+    saved = _saved_checksum(folder)
+    if saved is not None and saved != int(checksum(traverse_util.unflatten_dict(params, sep="/"), np)):
+        raise InputError(f"{folder}: damaged: its values are not those that training saved")
     return params
+
+
+def _saved_checksum(folder: str) -> int | None:
+    """What `train.checkpoint` notes of each item in a training checkpoint's metadata; None in other folders."""
+    checkpoint, item = os.path.split(folder)
+    try:
+        with open(os.path.join(checkpoint, "_CHECKPOINT_METADATA")) as file:
+            metadata = json.load(file)
+        found: int | None = metadata["custom_metadata"]["checksums"].get(item)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return found
 
 
 def find_params(folder: str, *, ema: bool = False) -> str:
