@@ -12,7 +12,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from twins_jax.config import TwinsConfig
-from twins_jax.layers import Linear, PatchConv, drop, layer_norm
+from twins_jax.layers import Linear, PatchConv, at_least_float32, drop, layer_norm
 
 MASKED = -1000.0
 """What upstream adds to the scores of masked pairs; exp(-1000) is 0 in every dtype."""
@@ -30,7 +30,7 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array |
     Returns:
         [..., Q, heads, d] in the dtype of `value`.
     """
-    score_dtype = jnp.promote_types(query.dtype, jnp.float32)
+    score_dtype = at_least_float32(query.dtype)
     scale = query.shape[-1] ** -0.5
     scores = _batched_dot(_heads_first(query * scale), _heads_first(key), 2, score_dtype)
     if bias is not None:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.typing import DTypeLike
 
 from twins_jax.config import TwinsConfig
 from twins_jax.matmul import dot
@@ -30,13 +31,18 @@ def layer_norm(dim: int, *, epsilon: float, config: TwinsConfig, rngs: nnx.Rngs)
     )
 
 
+def at_least_float32(dtype: DTypeLike) -> DTypeLike:
+    """`dtype`, or float32 where that has more bits; says so even where implicit promotion is forbidden."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
+
+
 def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
     """X [..., C] + bias [C] in the dtype of x, added in float32 at least.
 
     Not for the sum's sake: the bias's gradient is a sum over all positions, and takes the dtype of the addition. In
     bfloat16 it would stop to grow once it is 256 times as large as one term.
     """
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = at_least_float32(x.dtype)
     return (x.astype(wide) + bias.astype(wide)).astype(x.dtype)
 
 
@@ -111,7 +117,7 @@ def gelu(x: jax.Array) -> jax.Array:
     As PyTorch has it. `jax.nn.gelu` takes erfc instead, which is as exact far below zero, where results are below
     1e-6, and costs twice as much on CPUs.
     """
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = x.astype(at_least_float32(x.dtype))
     return (0.5 * wide * (1.0 + lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from twins_jax.config import TwinsConfig
-from twins_jax.layers import conv_init
+from twins_jax.layers import at_least_float32, conv_init
 
 
 class PositionalEncodingGenerator(nnx.Module):
@@ -24,7 +24,7 @@ class PositionalEncodingGenerator(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         _, height, width, _ = x.shape
         # In float32 at least, for the sake of the gradients' sums over all positions, as in `layers.add_bias`.
-        wide = jnp.promote_types(self.dtype, jnp.float32)
+        wide = at_least_float32(self.dtype)
         kernel = self.kernel[...].astype(wide)
         padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))).astype(wide)
         position = self.bias[...].astype(wide)

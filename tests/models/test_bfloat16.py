@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-import twins_jax
 from tests.models.helpers import SVT
 from twins_jax.config import TwinsConfig
 from twins_jax.layers import Linear, PatchConv
@@ -29,9 +28,13 @@ def test_sums_over_positions_are_float32(make: Make) -> None:
     images = np.random.default_rng(0).uniform(0.5, 1.5, (32, 56, 56, 8)).astype(np.float32)
 
     def gradients(dtype: str) -> dict[str, jax.Array]:
-        apply, params = twins_jax.split_model(make(dataclasses.replace(SVT, dtype=jnp.dtype(dtype))))
-        loss = lambda params: apply(params, jnp.asarray(images, dtype)).astype(jnp.float32).sum()  # noqa: E731
-        return jax.jit(jax.grad(loss))(params)
+        graphdef, params = nnx.split(make(dataclasses.replace(SVT, dtype=jnp.dtype(dtype))))
+
+        def loss(params: nnx.State) -> jax.Array:
+            outputs: jax.Array = nnx.merge(graphdef, params)(jnp.asarray(images, dtype))
+            return outputs.astype(jnp.float32).sum()
+
+        return nnx.to_pure_dict(jax.jit(jax.grad(loss))(params))
 
     actual, expected = gradients("bfloat16"), gradients("float32")
     for name, truth in expected.items():
