@@ -16,8 +16,6 @@ OURS = "twins_jax"
 TIMM = ("timm eager", "timm channels-last", "timm compiled")
 LEARNING_RATE = 1e-4
 
-_kept_alive: list[Any] = []
-
 
 @dataclasses.dataclass(frozen=True)
 class Case:
@@ -190,9 +188,11 @@ def _make_ours(case: Case) -> Side:
 def _make_timm(side: str, case: Case) -> Side:
     import torch
 
+    from twins_jax.port.timm import import_timm
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        timm = _import_timm(torch)
+        timm = import_timm()
     model = timm.create_model(case.variant, num_classes=1000).to(case.device)
     images = torch.randn(case.batch, 3, case.size, case.size, device=case.device)
     labels = torch.randint(1000, (case.batch,), device=case.device)
@@ -229,15 +229,3 @@ def _make_timm(side: str, case: Case) -> Side:
     begin = time.perf_counter()
     call()
     return Side(call, {"compile_seconds": time.perf_counter() - begin}, peak_bytes)
-
-
-def _import_timm(torch: Any) -> Any:
-    # With a CPU-only torch torchvision's compiled operators may not load, and importing it needs their schemas.
-    if not hasattr(torch.ops.torchvision, "nms"):
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _kept_alive.append(library)  # its definitions go when it goes
-    import timm
-
-    return timm

@@ -17,7 +17,7 @@ from twins_jax.errors import InputError
 from twins_jax.functional import Params, split_model
 from twins_jax.port.convert import Weights, port
 from twins_jax.port.infer import Inferred
-from twins_jax.port.text import one_line
+from twins_jax.port.timm import import_timm
 from twins_jax.port.torch_io import to_torch
 from twins_jax.pretrained import backbone_from_pretrained, from_pretrained
 
@@ -200,19 +200,6 @@ def verify(
             agreeing.append(np.argmax(truth[-1], axis=-1) == np.argmax(here[-1], axis=-1))
     top1_agreement = float(np.mean(np.concatenate(agreeing))) if agreeing else None
     return Report(model.name, tuple(inputs), tuple(by_input), top1_agreement)
-
-
-def import_timm() -> Any:
-    """The module timm.
-
-    Raises:
-        InputError: it, or torch, cannot be imported.
-    """
-    try:
-        import timm.models.twins
-    except Exception as error:  # an unfit torchvision makes timm's import fail with RuntimeError
-        raise InputError(f"timm, which verifying needs, cannot be imported: {one_line(error)}") from error
-    return timm
 
 
 def _torch_model(weights: Weights, model: Inferred) -> Callable[[np.ndarray, Any], list[np.ndarray]]:
