@@ -8,7 +8,7 @@ def cifar10() -> TrainConfig:
     """twins_svt_tiny on CIFAR-10 stored as an image folder; the accuracy curve is in docs/cifar10.md.
 
     Command: `python -m train.main cifar10 --data.dir DIR`, where DIR holds train/CLASS/* and test/CLASS/*. Four epochs,
-    which two CPU cores do in about ten minutes; for a better model give `--epochs 100 --model.drop_path_rate 0.1`.
+    which two CPU cores do in seven to eight minutes; for a better model give `--epochs 100 --model.drop_path_rate 0.1`.
     Nothing is published for it: the curve is ours.
     """
     return TrainConfig(
