@@ -37,7 +37,7 @@ def at_least_float32(dtype: DTypeLike) -> DTypeLike:
 
 
 def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
-    """X [..., C] + bias [C] in the dtype of x, added in float32 at least.
+    """Adds bias [C] to x [..., C] in float32 at least; the result has the dtype of x.
 
     Not for the sum's sake: the bias's gradient is a sum over all positions, and takes the dtype of the addition. In
     bfloat16 it would stop to grow once it is 256 times as large as one term.
