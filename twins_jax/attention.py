@@ -12,7 +12,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from twins_jax.config import TwinsConfig
-from twins_jax.layers import Linear, PatchConv, at_least_float32, drop, layer_norm
+from twins_jax.layers import LayerNorm, Linear, PatchConv, at_least_float32, drop
 
 MASKED = -1000.0
 """What upstream adds to the scores of masked pairs; exp(-1000) is 0 in every dtype."""
@@ -140,7 +140,7 @@ class GlobalSubSampledAttention(nnx.Module):
         self.ratio = ratio
         if ratio > 1:
             self.sub_sample = PatchConv(dim, dim, ratio, config=config, rngs=rngs)
-            self.norm = layer_norm(dim, epsilon=1e-5, config=config, rngs=rngs)
+            self.norm = LayerNorm(dim, epsilon=1e-5, config=config, rngs=rngs)
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         batch, height, width, dim = x.shape

@@ -7,7 +7,8 @@ from flax import nnx
 from twins_jax.attention import GlobalSubSampledAttention, LocallyGroupedAttention
 from twins_jax.config import MIN_IMAGE_SIZE, TwinsConfig
 from twins_jax.errors import InputError
-from twins_jax.layers import Mlp, PatchEmbed, drop, drop_path, layer_norm
+from twins_jax.grouping import group_size, in_groups
+from twins_jax.layers import LayerNorm, Mlp, PatchEmbed, drop, drop_path
 from twins_jax.materialise import materialise_gradient
 from twins_jax.peg import PositionalEncodingGenerator
 
@@ -20,14 +21,14 @@ class Block(nnx.Module):
 
     def __init__(self, stage: int, block: int, *, drop_path_rate: float, config: TwinsConfig, rngs: nnx.Rngs) -> None:
         dim, heads = config.embed_dims[stage], config.num_heads[stage]
-        self.norm1 = layer_norm(dim, epsilon=1e-6, config=config, rngs=rngs)
+        self.norm1 = LayerNorm(dim, epsilon=1e-6, config=config, rngs=rngs)
         self.attn: LocallyGroupedAttention | GlobalSubSampledAttention
         if config.window_size is not None and config.is_lsa(block):
             self.attn = LocallyGroupedAttention(dim, heads, config.window_size, config=config, rngs=rngs)
         else:
             ratio = config.sub_sampling_ratios[stage]
             self.attn = GlobalSubSampledAttention(dim, heads, ratio, config=config, rngs=rngs)
-        self.norm2 = layer_norm(dim, epsilon=1e-6, config=config, rngs=rngs)
+        self.norm2 = LayerNorm(dim, epsilon=1e-6, config=config, rngs=rngs)
         self.mlp = Mlp(dim, dim * config.mlp_ratios[stage], config=config, rngs=rngs)
         self.drop_path = drop_path(drop_path_rate)
 
@@ -45,7 +46,8 @@ class Stage(nnx.Module):
     def __init__(self, stage: int, *, drop_path_rates: list[float], config: TwinsConfig, rngs: nnx.Rngs) -> None:
         in_channels = config.embed_dims[stage - 1] if stage else config.in_channels
         dim = config.embed_dims[stage]
-        self.patch_embed = PatchEmbed(in_channels, dim, PATCH_SIZES[stage], config=config, rngs=rngs)
+        self.patch_size = PATCH_SIZES[stage]
+        self.patch_embed = PatchEmbed(in_channels, dim, self.patch_size, config=config, rngs=rngs)
         self.dropout = nnx.Dropout(config.dropout_rate)
         self.blocks = nnx.List(
             Block(stage, block, drop_path_rate=rate, config=config, rngs=rngs)
@@ -55,6 +57,15 @@ class Stage(nnx.Module):
         self.remat = config.remat
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+        batch, height, width, _ = x.shape
+        size = group_size(batch, (height // self.patch_size) * (width // self.patch_size))
+        # Rows that lie on several devices would have to be gathered, and outside `jit` the loop be compiled every time.
+        if size == batch or rngs is not None or jax.device_count() > 1 or not isinstance(x, jax.core.Tracer):
+            return self._run(x, rngs)
+        graph, params = nnx.split(self)
+        return in_groups(lambda params, x: nnx.merge(graph, params)._run(x, None), params, x, size)
+
+    def _run(self, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         run_block = nnx.remat(Block.__call__) if self.remat else Block.__call__
         x = drop(self.dropout, self.patch_embed(x), rngs)
         for i, block in enumerate(self.blocks):
@@ -79,7 +90,7 @@ class TwinsBackbone(nnx.Module):
             for stage, rates in enumerate(config.drop_path_rates())
         )
         if config.stage_norms:
-            self.norms = nnx.List(layer_norm(dim, epsilon=1e-6, config=config, rngs=rngs) for dim in config.embed_dims)
+            self.norms = nnx.List(LayerNorm(dim, epsilon=1e-6, config=config, rngs=rngs) for dim in config.embed_dims)
 
     def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> tuple[jax.Array, ...]:
         """Computes the four maps of the pyramid.

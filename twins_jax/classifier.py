@@ -6,7 +6,7 @@ from flax import nnx
 from twins_jax.backbone import TwinsBackbone
 from twins_jax.config import TwinsConfig
 from twins_jax.errors import InputError
-from twins_jax.layers import Linear, layer_norm
+from twins_jax.layers import LayerNorm, Linear
 
 
 class TwinsClassifier(nnx.Module):
@@ -29,7 +29,7 @@ class TwinsClassifier(nnx.Module):
         self.config = config
         self.num_classes = num_classes
         self.backbone = TwinsBackbone(config, rngs=rngs)
-        self.norm = layer_norm(config.embed_dims[-1], epsilon=1e-6, config=config, rngs=rngs)
+        self.norm = LayerNorm(config.embed_dims[-1], epsilon=1e-6, config=config, rngs=rngs)
         if num_classes:
             self.head = Linear(config.embed_dims[-1], num_classes, config=config, rngs=rngs)
 

@@ -2,11 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 from jax.typing import DTypeLike
 
 from twins_jax.config import TwinsConfig
+from twins_jax.materialise import separate
 from twins_jax.matmul import dot
 
 LINEAR_INIT = nnx.initializers.normal(0.02)
@@ -17,18 +19,6 @@ out: a plain normal distribution (upstream `gvt.py`, `_init_weights`)."""
 def conv_init(fan_out: int) -> nnx.Initializer:
     """Normal of variance 2 / fan_out, fan_out = kernel area * output channels / groups (upstream `gvt.py`)."""
     return nnx.initializers.normal((2.0 / fan_out) ** 0.5)
-
-
-def layer_norm(dim: int, *, epsilon: float, config: TwinsConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """A LayerNorm over the channels, with the two-pass variance that PyTorch's rounding needs."""
-    return nnx.LayerNorm(
-        dim,
-        epsilon=epsilon,
-        use_fast_variance=False,
-        dtype=config.dtype,
-        param_dtype=config.param_dtype,
-        rngs=rngs,
-    )
 
 
 def at_least_float32(dtype: DTypeLike) -> DTypeLike:
@@ -46,6 +36,28 @@ def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
     return (x.astype(wide) + bias.astype(wide)).astype(x.dtype)
 
 
+class LayerNorm(nnx.Module):
+    """LayerNorm over the last axis, with scale, bias and the two-pass variance: [..., C] -> [..., C].
+
+    Statistics and result in float32 at least, the result then rounded to the model's dtype. Normalising comes before
+    scaling, unlike in `nnx.LayerNorm`, where scale over deviation is an array as large as the input that XLA's CPU
+    backend writes to memory in training.
+    """
+
+    def __init__(self, dim: int, *, epsilon: float, config: TwinsConfig, rngs: nnx.Rngs) -> None:  # noqa: ARG002
+        self.scale = nnx.Param(jnp.ones((dim,), config.param_dtype))
+        self.bias = nnx.Param(jnp.zeros((dim,), config.param_dtype))
+        self.epsilon = epsilon
+        self.dtype = config.dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = at_least_float32(self.dtype)
+        x = x.astype(wide)
+        centred = x - x.mean(axis=-1, keepdims=True)
+        normal = centred * lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + self.epsilon)
+        return separate(normal * self.scale[...].astype(wide) + self.bias[...].astype(wide)).astype(self.dtype)
+
+
 class Linear(nnx.Module):
     """A linear layer with bias and the reference's initialiser: [..., in] -> [..., out]."""
 
@@ -55,7 +67,7 @@ class Linear(nnx.Module):
         self.dtype = config.dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        # One axis of positions: given more, XLA's CPU backend pulls a preceding norm's sums into the product's loop.
+        # One axis of positions, so that XLA's CPU backend can work in place on what comes before and after.
         rows = x.reshape(-1, x.shape[-1]).astype(self.dtype)
         rows = add_bias(dot(rows, self.kernel[...].astype(self.dtype)), self.bias[...])
         return rows.reshape(*x.shape[:-1], rows.shape[-1])
@@ -108,20 +120,35 @@ class PatchEmbed(nnx.Module):
 
     def __init__(self, in_channels: int, out_channels: int, size: int, *, config: TwinsConfig, rngs: nnx.Rngs) -> None:
         self.proj = PatchConv(in_channels, out_channels, size, config=config, rngs=rngs)
-        self.norm = layer_norm(out_channels, epsilon=1e-5, config=config, rngs=rngs)
+        self.norm = LayerNorm(out_channels, epsilon=1e-5, config=config, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.norm(self.proj(x))
 
 
+@jax.custom_jvp
 def gelu(x: jax.Array) -> jax.Array:
     """The exact GELU, x / 2 * (1 + erf(x / sqrt(2))), in float32 at least.
 
     As PyTorch has it. `jax.nn.gelu` takes erfc instead, which is as exact far below zero, where results are below
-    1e-6, and costs twice as much on CPUs.
+    1e-6, and costs twice as much on CPUs. The derivative is a function of x alone, so that nothing else is kept for it.
     """
     wide = x.astype(at_least_float32(x.dtype))
-    return (0.5 * wide * (1.0 + lax.erf(wide * 0.5**0.5))).astype(x.dtype)
+    return (wide * _normal_cdf(wide)).astype(x.dtype)
+
+
+@gelu.defjvp
+def _gelu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    (x,), (tangent,) = primals, tangents
+    wide = x.astype(at_least_float32(x.dtype))
+    density = jnp.exp(-0.5 * wide * wide) * (2 * np.pi) ** -0.5
+    # Phi(x) as 1 - Phi(-x): XLA finds Phi(x) in the forward pass otherwise, and keeps it for the backward pass.
+    derivative = 1.0 - _normal_cdf(-wide) + wide * density
+    return gelu(x), (tangent.astype(wide.dtype) * derivative).astype(x.dtype)
+
+
+def _normal_cdf(x: jax.Array) -> jax.Array:
+    return 0.5 + 0.5 * lax.erf(x * 0.5**0.5)
 
 
 class Mlp(nnx.Module):
@@ -133,5 +160,6 @@ class Mlp(nnx.Module):
         self.dropout = nnx.Dropout(config.dropout_rate)
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
-        x = drop(self.dropout, gelu(self.fc1(x)), rngs)
-        return drop(self.dropout, self.fc2(x), rngs)
+        # One axis of positions throughout: with a reshape on the way, XLA does not compute GELU in place.
+        rows = drop(self.dropout, gelu(self.fc1(x.reshape(-1, x.shape[-1]))), rngs)
+        return drop(self.dropout, self.fc2(rows), rngs).reshape(x.shape)

@@ -1,0 +1,72 @@
+"""Inference a few images at a time (`twins_jax.grouping`) against the whole batch at once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import twins_jax
+from twins_jax.grouping import POSITIONS, group_size
+
+FIRST_STAGE = 56 * 56
+
+
+@pytest.mark.parametrize(
+    ("batch", "positions", "expected"),
+    [
+        (8, FIRST_STAGE, 2),
+        (7, FIRST_STAGE, 1),  # half of what a group may hold
+        (8, FIRST_STAGE // 4, 8),
+        (64, FIRST_STAGE // 4, 8),
+        (60, FIRST_STAGE // 16, 30),
+        (37, FIRST_STAGE // 16, 37),  # groups of one image would be too small
+        (1, FIRST_STAGE, 1),
+        (8, 10 * POSITIONS, 1),
+    ],
+)
+def test_groups_divide_the_batch_and_are_neither_too_large_nor_too_small(
+    batch: int, positions: int, expected: int
+) -> None:
+    assert group_size(batch, positions) == expected
+
+
+@pytest.fixture(scope="module")
+def model() -> twins_jax.TwinsClassifier:
+    return twins_jax.create_model("twins_svt_tiny", num_classes=5, rngs=nnx.Rngs(0))
+
+
+@pytest.fixture(scope="module")
+def images() -> jax.Array:
+    return jnp.asarray(np.random.default_rng(0).standard_normal((4, 224, 224, 3), np.float32))
+
+
+def test_groups_change_nothing_but_rounding(model: twins_jax.TwinsClassifier, images: jax.Array) -> None:
+    apply, params = twins_jax.split_model(model)
+    program = jax.jit(apply).lower(params, images)
+    assert "stablehlo.while" in program.as_text()
+    at_once = model(images)  # outside jit there are no groups
+    difference = jnp.abs(program.compile()(params, images) - at_once).max()
+    assert difference <= 16 * jnp.finfo(jnp.float32).eps * jnp.abs(at_once).max()
+
+
+def test_derivatives_are_of_the_whole_batch(model: twins_jax.TwinsClassifier, images: jax.Array) -> None:
+    apply, params = twins_jax.split_model(model)
+
+    def loss(params: twins_jax.Params, images: jax.Array) -> jax.Array:
+        return jnp.square(apply(params, images)).mean()
+
+    gradients = jax.jit(jax.grad(loss))
+    assert "stablehlo.while" not in gradients.lower(params, images).as_text()
+    one_by_one = [gradients(params, image[None]) for image in images]
+    mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *one_by_one)
+    scale = max(jnp.abs(leaf).max() for leaf in jax.tree.leaves(mean))
+    for leaf, expected in zip(jax.tree.leaves(gradients(params, images)), jax.tree.leaves(mean), strict=True):
+        np.testing.assert_allclose(leaf, expected, rtol=0, atol=64 * jnp.finfo(jnp.float32).eps * scale)
+
+
+def test_directional_derivatives_work_through_groups(model: twins_jax.TwinsClassifier, images: jax.Array) -> None:
+    apply, params = twins_jax.split_model(model)
+    _, tangent = jax.jit(lambda x: jax.jvp(lambda x: apply(params, x), (x,), (jnp.ones_like(x),)))(images)
+    _, expected = jax.jvp(model, (images,), (jnp.ones_like(images),))
+    np.testing.assert_allclose(tangent, expected, rtol=1e-4, atol=1e-5 * float(jnp.abs(expected).max()))
