@@ -10,7 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 from typing import Annotated
 
@@ -213,7 +213,7 @@ def _memory(report: Report) -> str:
 
 def _write(path: Path, report: Report, config: TrainConfig) -> None:
     figures = dataclasses.asdict(report) | {"fits": report.fits, "seconds": report.seconds()}
-    versions = {name: metadata.version(name) for name in ("jax", "flax", "libtpu")}
+    versions = {name: metadata.version(name) for name in ("jax", "flax", "libtpu") if util.find_spec(name)}
     about = {"command": ["python", "-m", "train.aot", *sys.argv[1:]], "versions": versions}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
