@@ -92,7 +92,10 @@ class Report:
         return self.verdict == "fits"
 
     def seconds(self) -> dict[str, float]:
-        """The least time a step can take by its arithmetic, memory and traffic, each alone at the chip's peak rate."""
+        """The time of a step's arithmetic, memory and traffic, each alone at the chip's peak rate.
+
+        "compute" and "interconnect" are lower bounds. "hbm" is none: some of the bytes stay on the chip.
+        """
         if self.traffic is None:
             return {}
         return {
@@ -131,7 +134,7 @@ def compile_step(config: TrainConfig, topology: str, classes: int | None = None)
         compiled, verdict = lowered.compile(), "fits"
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
+            raise InputError(f"topology={topology!r}: the compiler fails: {one_line(error)}") from error
         compiled, verdict = None, one_line(error).removeprefix("RESOURCE_EXHAUSTED: ")
     report = Report(
         config.model.name,
@@ -197,9 +200,9 @@ def _table(report: Report) -> str:
         lines.append(f"{kind:20} {found.count:6} {found.payload_bytes / 1e6:11.1f} {found.sent_bytes / 1e6:9.1f}")
     if report.traffic.in_open_loops:
         lines.append(f"{report.traffic.in_open_loops} of them in loops of unknown length, counted once")
-    floors = ", ".join(f"{name} {1e3 * value:.2f}" for name, value in seconds.items())
+    times = ", ".join(f"{name} {1e3 * value:.2f}" for name, value in seconds.items())
     ratio = seconds["interconnect"] / seconds["compute"]
-    lines.append(f"at least ms a step at the peak rates of {chip.name}: {floors}; interconnect : compute {ratio:.3f}")
+    lines.append(f"ms a step at the peak rates of {chip.name}: {times}; interconnect : compute {ratio:.3f}")
     return "\n".join(lines)
 
 

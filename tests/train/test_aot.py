@@ -71,8 +71,7 @@ def test_data_parallel_step_reduces_the_gradients_once() -> None:
     assert report.flops is not None
     gradients = sum(4 * leaf.size for leaf in parameters())
     state_and_batch = 3 * gradients + 8 * (32 * 32 * 3 + 4)
-    assert report.memory["arguments"] == pytest.approx(state_and_batch, rel=0.2)  # the rest: padding of small arrays
-    assert report.memory["arguments"] >= state_and_batch
+    assert state_and_batch <= report.memory["arguments"] < 3 * state_and_batch  # padding of arrays this small
     assert report.memory["aliased"] >= 3 * gradients  # the next state takes the place of the state
     reduced = report.traffic.kinds["all-reduce"]
     assert reduced.payload_bytes == pytest.approx(gradients, rel=0.02)
@@ -92,8 +91,8 @@ def test_split_parameters_in_two_parts(tmp_path: Path, capsys: pytest.CaptureFix
     assert report["config"]["optim"]["accumulate"] == 2
     split = sum(4 * leaf.size for leaf in parameters() if leaf.ndim > 1 and leaf.shape[-1] > 3)
     gathered = report["traffic"]["kinds"]["all-gather"]
-    assert gathered["count"] % 2 == 0
-    assert gathered["payload_bytes"] > split  # both parts gather them for the forward pass at the least
+    assert gathered["payload_bytes"] >= split  # every kernel at least once
+    assert report["traffic"]["in_open_loops"] == 0
 
 
 @pytest.mark.parametrize(
