@@ -2,10 +2,13 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+
+from twins_jax import Params
 
 if TYPE_CHECKING:
     from train.run import Run
@@ -43,14 +46,19 @@ class Performance:
 
 def describe(run: "Run") -> Performance:
     """Counts parameters and operations of a run's model, and measures the device."""
-    side = run.config.data.image_size
-    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     return Performance(
         parameters=sum(leaf.size for leaf in jax.tree.leaves(run.state.params)),
-        forward_flops=jax.jit(run.apply).lower(run.state.params, image).cost_analysis()["flops"],  # type: ignore[index]
+        forward_flops=forward_flops(run.apply, run.state.params, run.config.data.image_size),
         peak_flops=matmul_rate(jnp.dtype(run.config.model.dtype)),
         devices=jax.device_count(),
     )
+
+
+def forward_flops(apply: Callable[..., jax.Array], params: Params, side: int) -> float:
+    """Operations of one image's forward pass, [1, side, side, 3]; `params` may be shapes and dtypes only."""
+    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    flops: float = jax.jit(apply).lower(params, image).cost_analysis()["flops"]  # type: ignore[index]
+    return flops
 
 
 def matmul_rate(dtype: jnp.dtype) -> float:

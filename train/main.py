@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import jax
 import tyro
@@ -13,6 +14,8 @@ from train.errors import DivergedError, PreemptedError
 from train.recipes import DEFAULT, RECIPES
 from twins_jax.errors import InputError
 from twins_jax.port.text import one_line
+
+Settings = TypeVar("Settings")
 
 EXIT_BAD_INPUT = 2
 EXIT_DIVERGED = 3
@@ -25,15 +28,32 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
     Raises:
         InputError: the recipe is unknown.
     """
+    return parse_recipe(arguments, TrainConfig, lambda config: config, "train.main")
+
+
+def parse_recipe(
+    arguments: Sequence[str], settings: type[Settings], default: Callable[[TrainConfig], Settings], module: str
+) -> Settings:
+    """The settings that `[RECIPE] [--field value ...]` asks for; exits with code 2 on a bad field or value, naming it.
+
+    Args:
+        arguments: of the command line.
+        settings: a dataclass, whose fields are the flags.
+        default: makes the settings before any flag from the recipe's config.
+        module: which `python -m` runs, for `--help`.
+
+    Raises:
+        InputError: the recipe is unknown.
+    """
     has_recipe = bool(arguments) and not arguments[0].startswith("-")
     name = arguments[0] if has_recipe else DEFAULT.__name__
     if name not in RECIPES:
         raise InputError(f"recipe {name!r}: allowed are {', '.join(RECIPES)}")
     return tyro.cli(
-        TrainConfig,
-        prog="python -m train.main [RECIPE]",
+        settings,
+        prog=f"python -m {module} [RECIPE]",
         description=f"Recipes: {', '.join(RECIPES)}.\n\nThis one, {name}: {RECIPES[name].__doc__}",
-        default=RECIPES[name](),
+        default=default(RECIPES[name]()),
         args=list(arguments[has_recipe:]),
         use_underscores=True,
     )

@@ -60,8 +60,7 @@ def build(config: TrainConfig) -> Run:
     """
     info = dataset_info(config.data)
     mesh = make_mesh(config.fsdp)
-    rows = mesh.size * config.optim.accumulate
-    _check_divisible("batch_size", config.batch_size, rows, "devices x optim.accumulate")
+    check_batch_size(config, mesh)
     _check_divisible("eval_batch_size", config.eval_batch_size, mesh.size, "devices")
     apply, params = twins_jax.split_model(create_or_load_model(config, info.num_classes))
     schedule = make_schedule(config, info.train_examples)
@@ -71,16 +70,30 @@ def build(config: TrainConfig) -> Run:
     if not config.eval_only:
         step = make_train_step(apply, optimizer, config, info.num_classes)
         # Compiled ahead, so that the first line's images/s is not that of the compiler.
-        train_step = (
-            jax.jit(
-                step,
-                donate_argnums=0,
-                out_shardings=(jax.tree.map(lambda x: x.sharding, state), NamedSharding(mesh, P())),
-            )
-            .lower(state, _batch_shapes(config, mesh))
-            .compile()
-        )
+        train_step = lower_train_step(step, state, config, mesh).compile()
     return Run(config, info, mesh, apply, schedule, state, train_step, make_eval_step(apply, mesh))
+
+
+def lower_train_step(
+    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]], state: TrainState, config: TrainConfig, mesh: Mesh
+) -> jax.stages.Lowered:
+    """The program of a training step for the devices of a mesh, ready to compile.
+
+    Args:
+        step: of `make_train_step`.
+        state: arrays laid out over the mesh, which the program takes the memory of, or what `abstract_state` returns.
+        config: the run's.
+        mesh: over devices that need not be at hand.
+    """
+    layout = jax.tree.map(lambda leaf: leaf.sharding, state)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, NamedSharding(mesh, P())))
+    return jitted.lower(state, _batch_shapes(config, mesh))
+
+
+def check_batch_size(config: TrainConfig, mesh: Mesh) -> None:
+    """Raises InputError unless every device gets as many rows in each part of a batch."""
+    rows = mesh.size * config.optim.accumulate
+    _check_divisible("batch_size", config.batch_size, rows, "devices x optim.accumulate")
 
 
 def create_or_load_model(config: TrainConfig, num_classes: int) -> TwinsClassifier:

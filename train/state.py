@@ -1,6 +1,7 @@
 """What a step changes."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -31,6 +32,27 @@ class TrainState:
     ema: Params | None
 
 
+def abstract_state(params: Params, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool) -> TrainState:
+    """The shapes, dtypes and layout of the state before the first step, with no memory behind them.
+
+    Args:
+        params: the parameters, or their shapes and dtypes.
+        optimizer: of the parameters.
+        mesh: over which `twins_jax.sharding` lays it out; its devices need not be at hand.
+        ema: whether to keep a moving average.
+
+    Returns:
+        A `TrainState` of `jax.ShapeDtypeStruct`, each with its sharding.
+    """
+    shapes = jax.eval_shape(_initializer(optimizer, ema=ema), params)
+
+    def place(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    state: TrainState = jax.tree.map(place, shapes, shardings(shapes, mesh))
+    return state
+
+
 def create_state(params: Params, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool) -> TrainState:
     """The state before the first step, laid out over the mesh by `twins_jax.sharding`.
 
@@ -45,10 +67,14 @@ def create_state(params: Params, optimizer: optax.GradientTransformation, mesh: 
         on_host = np.asarray(leaf)
         return jax.make_array_from_callback(on_host.shape, sharding, lambda index: on_host[index])
 
+    params = jax.tree.map(distribute, params, shardings(params, mesh))
+    layout = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(params, optimizer, mesh, ema=ema))
+    return jax.jit(_initializer(optimizer, ema=ema), out_shardings=layout, donate_argnums=0)(params)
+
+
+def _initializer(optimizer: optax.GradientTransformation, *, ema: bool) -> Callable[[Params], TrainState]:
     def init(params: Params) -> TrainState:
         average = jax.tree.map(jnp.copy, params) if ema else None
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
 
-    params = jax.tree.map(distribute, params, shardings(params, mesh))
-    layout = shardings(jax.eval_shape(init, params), mesh)
-    return jax.jit(init, out_shardings=layout, donate_argnums=0)(params)
+    return init

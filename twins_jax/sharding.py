@@ -5,6 +5,7 @@ over "fsdp" alone by `RULES` and copied over "data".
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -25,17 +26,21 @@ RULES: tuple[tuple[str, P], ...] = (
 )
 
 
-def make_mesh(fsdp: int = 1) -> Mesh:
-    """A mesh over all devices, of every process, with `fsdp` devices along "fsdp" and the others along "data".
+def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of `fsdp` devices along "fsdp" and the others along "data".
+
+    Args:
+        fsdp: size of the axis over which parameters are split.
+        devices: all devices of every process if None.
 
     Raises:
         InputError: `fsdp` does not divide the number of devices.
     """
-    devices = jax.device_count()
-    if fsdp < 1 or devices % fsdp:
-        raise InputError(f"fsdp={fsdp}: allowed are the divisors of the number of devices, {devices}")
+    count = jax.device_count() if devices is None else len(devices)
+    if fsdp < 1 or count % fsdp:
+        raise InputError(f"fsdp={fsdp}: allowed are the divisors of the number of devices, {count}")
     # Auto axes: under Explicit ones the window reshape of LSA would need shardings spelt out.
-    return jax.make_mesh((devices // fsdp, fsdp), AXES, axis_types=(AxisType.Auto,) * 2)
+    return jax.make_mesh((count // fsdp, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

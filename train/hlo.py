@@ -1,0 +1,153 @@
+"""Reads the text of XLA's compiled programs (HLO modules) as far as counting instructions needs it."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a computation.
+
+    Attributes:
+        name: unique in its computation.
+        opcode: such as "all-reduce".
+        type: of the result, such as "f32[8,4]{1,0}"; a tuple's in parentheses.
+        arguments: what stands in the opcode's parentheses: names of instructions, or the value of a constant.
+        attributes: the rest of the line.
+        is_root: whether it is the computation's result.
+    """
+
+    name: str
+    opcode: str
+    type: str
+    arguments: str
+    attributes: str
+    is_root: bool
+
+    @property
+    def operands(self) -> list[str]:
+        """Names of the instructions whose results it takes."""
+        return re.findall(r"%([\w.\-]+)", self.arguments)
+
+    @property
+    def callees(self) -> Iterator[str]:
+        """Names of the computations that it calls."""
+        yield from re.findall(r"\b(?:calls|to_apply|body|condition|\w+_computation)=%?([\w.\-]+)", self.attributes)
+        for names in re.findall(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}", self.attributes):
+            yield from re.findall(r"[\w.\-]+", names)
+
+
+Computation = dict[str, Instruction]
+"""Instructions by name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+    """A compiled program.
+
+    Attributes:
+        computations: by name.
+        entry: name of the one that runs.
+        partitions: chips of an SPMD program; its shapes are those of one chip's parts.
+    """
+
+    computations: dict[str, Computation]
+    entry: str
+    partitions: int
+
+    def trip_count(self, loop: Instruction, caller: Computation) -> int | None:
+        """How often a `while` runs its body; None where that depends on data.
+
+        Backends that know it say so. TPU's does not, but leaves the form of `lax.scan`: a counter that starts at a
+        constant, grows by 1, and runs while it is less than a constant.
+        """
+        if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
+            return int(known[1])
+        names = re.search(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)", loop.attributes)
+        assert names, f"a loop without condition and body: {loop}"
+        condition, body = self.computations[names[1]], self.computations[names[2]]
+        test, result, start = _root(condition), _root(body), caller[loop.operands[0]]
+        if test.opcode != "compare" or "direction=LT" not in test.attributes:
+            return None
+        counter, limit = (_source(condition, name) for name in test.operands)
+        index = re.search(r"index=(\d+)", counter.attributes)
+        if counter.opcode != "get-tuple-element" or not index or result.opcode != "tuple" or start.opcode != "tuple":
+            return None
+        first = _source(caller, start.operands[int(index[1])])
+        step = _source(body, result.operands[int(index[1])])
+        values = [_integer(limit), _integer(first)]
+        one = [_integer(_source(body, name)) for name in step.operands if step.opcode == "add"]
+        if None in values or one.count(1) != 1:
+            return None
+        return max(0, values[0] - values[1])  # type: ignore[operator]
+
+
+def parse(text: str) -> Module:
+    """Reads what `compiled.as_text()` returns.
+
+    Raises:
+        ValueError: the text has no entry computation.
+    """
+    computations: dict[str, Computation] = {}
+    entry, body = "", Computation()
+    for line in text.splitlines():
+        if header := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$", line):
+            body = computations.setdefault(header[2], {})
+            entry = header[2] if header[1] else entry
+        elif instruction := _parse_line(line):
+            body[instruction.name] = instruction
+    if not entry:
+        raise ValueError("no HLO module: it has no ENTRY computation")
+    partitions = re.search(r"num_partitions=(\d+)", text)
+    return Module(computations, entry, int(partitions[1]) if partitions else 1)
+
+
+def type_bytes(type_: str) -> int:
+    """The bytes of an HLO type, or of all parts of a tuple, without the padding of its layout."""
+    total = 0
+    for bits, sizes in re.findall(r"\b(?:[a-z]+(\d+)\w*|pred)\[([\d,]*)\]", type_):
+        total += math.prod(int(size) for size in sizes.split(",") if size) * int(bits or 8) // 8
+    return total
+
+
+def _parse_line(line: str) -> Instruction | None:
+    head = re.match(r"\s+(ROOT )?%?([\w.\-]+) = ", line)
+    if not head:
+        return None
+    start = head.end()
+    type_end = _closing(line, start) if line[start] == "(" else line.index(" ", start)
+    opcode = re.compile(r" ([\w\-]+)\(").match(line, type_end)
+    if not opcode:
+        return None
+    end = _closing(line, opcode.end() - 1)
+    return Instruction(
+        head[2], opcode[1], line[start:type_end], line[opcode.end() : end - 1], line[end:], is_root=bool(head[1])
+    )
+
+
+def _closing(text: str, start: int) -> int:
+    """The position after the parenthesis that closes the one at `start`."""
+    depth = 0
+    for match in re.compile(r"[()]").finditer(text, start):
+        depth += 1 if match[0] == "(" else -1
+        if not depth:
+            return match.end()
+    return len(text)
+
+
+def _root(computation: Computation) -> Instruction:
+    return next(instruction for instruction in computation.values() if instruction.is_root)
+
+
+def _source(computation: Computation, name: str) -> Instruction:
+    """The instruction behind a chain of copies."""
+    while computation[name].opcode in ("copy", "bitcast"):
+        name = computation[name].operands[0]
+    return computation[name]
+
+
+def _integer(instruction: Instruction) -> int | None:
+    is_integer = instruction.opcode == "constant" and re.fullmatch(r"-?\d+", instruction.arguments)
+    return int(instruction.arguments) if is_integer else None
