@@ -10,7 +10,10 @@ import time
 import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from twins_jax.config import AttentionImplementation
 
 OURS = "twins_jax"
 TIMM = ("timm eager", "timm channels-last", "timm compiled")
@@ -28,6 +31,7 @@ class Case:
         size: their side.
         dtype: of the computation; the parameters are float32.
         device: "cpu", "cuda" or "tpu".
+        attention_implementation: of this package's side; see `TwinsConfig`.
     """
 
     variant: str
@@ -36,6 +40,7 @@ class Case:
     size: int
     dtype: str
     device: str
+    attention_implementation: "AttentionImplementation" = "auto"
 
     def to_dict(self) -> dict[str, Any]:
         """The fields by name."""
@@ -132,7 +137,13 @@ def _make_ours(case: Case) -> Side:
     from train.losses import cross_entropy
 
     apply, params = twins_jax.split_model(
-        twins_jax.create_model(case.variant, num_classes=1000, rngs=nnx.Rngs(0), dtype=jnp.dtype(case.dtype))
+        twins_jax.create_model(
+            case.variant,
+            num_classes=1000,
+            rngs=nnx.Rngs(0),
+            dtype=jnp.dtype(case.dtype),
+            attention_implementation=case.attention_implementation,
+        )
     )
     rng = np.random.default_rng(0)
     images = jax.device_put(rng.standard_normal((case.batch, case.size, case.size, 3), np.float32))
