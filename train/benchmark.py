@@ -41,6 +41,10 @@ def main(arguments: Sequence[str]) -> int:
         return _fail(f"--against timm: {' and '.join(missing)} not installed")
     if args.against and "twins_svt_tiny" in args.variants:
         return _fail("--against timm: timm has no twins_svt_tiny")
+    if args.attention_implementation == "cudnn" and (args.device, args.dtype) != ("cuda", "bfloat16"):
+        return _fail("--attention_implementation cudnn: allowed with --device cuda --dtype bfloat16")
+    if args.attention_implementation == "pallas" and args.device == "tpu":
+        return _fail("--attention_implementation pallas: allowed with --device cuda, and cpu, which interprets kernels")
     report = _about(args)
     print(_HEADER)
     for name, mode, batch, size in itertools.product(args.variants, args.mode, args.batch, args.size):

@@ -124,7 +124,6 @@ def _peak_process_bytes() -> int:
 
 
 def _make_ours(case: Case) -> Side:
-    os.environ["JAX_PLATFORMS"] = case.device
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the other sides need the device's memory too
     import jax
     import jax.numpy as jnp
@@ -135,6 +134,9 @@ def _make_ours(case: Case) -> Side:
     import twins_jax
     from train.flops import matmul_rate
     from train.losses import cross_entropy
+
+    # Not by the environment: to start this process, its parent's module has imported JAX, which reads that then.
+    jax.config.update("jax_platforms", case.device)
 
     apply, params = twins_jax.split_model(
         twins_jax.create_model(

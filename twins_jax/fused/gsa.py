@@ -292,12 +292,13 @@ def _backward_kernel(
     keys: int,
 ) -> None:
     part = query_ref.shape[0]
+    first = pl.program_id(2) * part  # inside a loop the interpreter knows no program_id
     is_key = positions(pl.program_id(1) * TILE) < keys
     key, value = _load_key_value(key_value_ref, 0, is_key)
 
     def add_queries(i: jax.Array, carry: Arrays) -> Arrays:
         d_key, d_value = carry
-        is_query = positions(pl.program_id(2) * part + i * TILE) < queries
+        is_query = positions(first + i * TILE) < queries
         tile = _Queries((query_ref, attended_ref, gradient_ref, log_sum_exp_ref), i * TILE, is_query)
         weights, d_scores = tile.gradients(key, value, is_key)
         if d_query_ref is not None:
