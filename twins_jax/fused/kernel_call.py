@@ -38,7 +38,7 @@ def call(kernel: Callable[..., Arrays], batched: Sequence[jax.Array], shared: Se
 
     def run(*arrays: jax.Array) -> Arrays:
         interpreted, compiled = (functools.partial(kernel, interpret=value) for value in (True, False))
-        found: Arrays = lax.platform_dependent(*arrays, cpu=interpreted, default=compiled)
+        found: Arrays = lax.platform_dependent(*arrays, cpu=interpreted, cuda=compiled, rocm=compiled)
         return found
 
     def partition(mesh: Mesh, arguments: Any, results: Any) -> Any:
