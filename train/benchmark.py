@@ -21,10 +21,11 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata, util
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from train.benchmark_sides import OURS, TIMM, Case, Worker
 from twins_jax import list_models
+from twins_jax.config import AttentionImplementation
 
 MODES = ("infer", "train")
 
@@ -40,10 +41,14 @@ def main(arguments: Sequence[str]) -> int:
         return _fail(f"--against timm: {' and '.join(missing)} not installed")
     if args.against and "twins_svt_tiny" in args.variants:
         return _fail("--against timm: timm has no twins_svt_tiny")
+    if args.attention_implementation == "cudnn" and (args.device, args.dtype) != ("cuda", "bfloat16"):
+        return _fail("--attention_implementation cudnn: allowed with --device cuda --dtype bfloat16")
+    if args.attention_implementation == "pallas" and args.device == "tpu":
+        return _fail("--attention_implementation pallas: allowed with --device cuda, and cpu, which interprets kernels")
     report = _about(args)
     print(_HEADER)
     for name, mode, batch, size in itertools.product(args.variants, args.mode, args.batch, args.size):
-        case = Case(name, mode, batch, size, args.dtype, args.device)
+        case = Case(name, mode, batch, size, args.dtype, args.device, args.attention_implementation)
         result = measure(case, [OURS, *(args.against_modes if args.against else ())], args.rounds, args.seconds)
         print(_row(case, result), flush=True)
         report["results"].append(result)
@@ -162,6 +167,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--size", nargs="+", type=int, default=[224], help="side of the images")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the computation (timm: autocast)")
     add("--device", choices=("cpu", "cuda", "tpu"), default="cpu")
+    add("--attention_implementation", choices=get_args(AttentionImplementation), default="auto", help="of our side")
     add("--against", choices=("timm",), help="measure timm in the same run")
     add("--against_modes", nargs="+", choices=TIMM, default=list(TIMM), help="which of timm's modes; default: all")
     add("--rounds", type=int, default=9, help="in which each side is measured once (at least 2)")

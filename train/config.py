@@ -6,7 +6,7 @@ from typing import Literal
 
 from train.data.config import DataConfig
 from train.mixing import MixConfig
-from twins_jax.config import MIN_IMAGE_SIZE, WindowPadding, variant_config
+from twins_jax.config import MIN_IMAGE_SIZE, AttentionImplementation, WindowPadding, variant_config
 from twins_jax.errors import InputError
 
 
@@ -31,6 +31,9 @@ class ModelConfig:
 
     window_padding: WindowPadding = "zero"
     """What LSA does with maps that its windows do not tile."""
+
+    attention_implementation: AttentionImplementation = "auto"
+    """What computes the attentions; auto: the fastest where the run is."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation; parameters, losses and statistics are float32."""

@@ -107,6 +107,7 @@ def create_or_load_model(config: TrainConfig, num_classes: int) -> TwinsClassifi
         "drop_path_rate": config.model.drop_path_rate,
         "dropout_rate": config.model.dropout_rate,
         "window_padding": config.model.window_padding,
+        "attention_implementation": config.model.attention_implementation,
         "dtype": jnp.dtype(config.model.dtype),
         "remat": config.model.remat,
     }

@@ -12,6 +12,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from twins_jax.config import TwinsConfig
+from twins_jax.fused.choose import choose
 from twins_jax.layers import LayerNorm, Linear, PatchConv, at_least_float32, drop
 
 MASKED = -1000.0
@@ -109,16 +110,34 @@ class LocallyGroupedAttention(nnx.Module):
         self.num_heads = num_heads
         self.window_size = window_size
         self.window_padding = config.window_padding
+        self.attention_implementation = config.attention_implementation
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         _, height, width, dim = x.shape
         size = self.window_size
+        masks_padding = self.window_padding == "mask" and bool(height % size and width % size)  # as `padding_bias`
+        head_dim = dim // self.num_heads
+        implementation = choose(
+            self.attention_implementation, self.qkv.dtype, head_dim, window_size=size, masks_padding=masks_padding
+        )
+        if implementation == "pallas":
+            from twins_jax.fused.lsa import Windows, lsa
+
+            qkv = self.qkv(x)
+            windows_of_map = Windows(height, width, size, see_padding=not masks_padding)
+            attended = lsa(qkv, self.qkv.bias[...].astype(qkv.dtype), self.num_heads, windows_of_map)
+            return drop(self.dropout, self.proj(attended), rngs)
         padded = jnp.pad(x, ((0, 0), (0, -height % size), (0, -width % size), (0, 0)))
         windows = split_windows(padded, size)
         heads = (*windows.shape[:-1], self.num_heads, dim // self.num_heads)
         query, key, value = (part.reshape(heads) for part in jnp.split(self.qkv(windows), 3, axis=-1))
         bias = padding_bias(height, width, size) if self.window_padding == "mask" else None
-        attended = attend(query, key, value, bias).reshape(windows.shape)
+        if implementation == "cudnn":
+            from twins_jax.fused import cudnn
+
+            attended = cudnn.attend(query, key, value).reshape(windows.shape)
+        else:
+            attended = attend(query, key, value, bias).reshape(windows.shape)
         attended = join_windows(attended, size, *padded.shape[1:3])[:, :height, :width]
         return drop(self.dropout, self.proj(attended), rngs)
 
@@ -138,6 +157,7 @@ class GlobalSubSampledAttention(nnx.Module):
         self.dropout = nnx.Dropout(config.dropout_rate)
         self.num_heads = num_heads
         self.ratio = ratio
+        self.attention_implementation = config.attention_implementation
         if ratio > 1:
             self.sub_sample = PatchConv(dim, dim, ratio, config=config, rngs=rngs)
             self.norm = LayerNorm(dim, epsilon=1e-5, config=config, rngs=rngs)
@@ -146,8 +166,20 @@ class GlobalSubSampledAttention(nnx.Module):
         batch, height, width, dim = x.shape
         heads, head_dim = self.num_heads, dim // self.num_heads
         representatives = self.norm(self.sub_sample(x)) if self.ratio > 1 else x
+        implementation = choose(self.attention_implementation, self.q.dtype, head_dim)
+        if implementation == "pallas":
+            from twins_jax.fused.gsa import gsa
+
+            key_value = self.kv(representatives).reshape(batch, -1, 2 * dim)
+            attended = gsa(self.q(x).reshape(batch, -1, dim), key_value, heads).reshape(x.shape)
+            return drop(self.dropout, self.proj(attended), rngs)
         query = self.q(x).reshape(batch, height * width, heads, head_dim)
         kv = jnp.split(self.kv(representatives), 2, axis=-1)
         key, value = (part.reshape(batch, -1, heads, head_dim) for part in kv)
-        attended = attend(query, key, value).reshape(x.shape)
+        if implementation == "cudnn":
+            from twins_jax.fused import cudnn
+
+            attended = cudnn.attend(query, key, value).reshape(x.shape)
+        else:
+            attended = attend(query, key, value).reshape(x.shape)
         return drop(self.dropout, self.proj(attended), rngs)

@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from twins_jax.errors import InputError
 
 WindowPadding = Literal["zero", "mask"]
+AttentionImplementation = Literal["auto", "xla", "pallas", "cudnn"]
 StageInts = tuple[int, int, int, int]
 """One integer for each of the four stages."""
 
@@ -35,6 +36,9 @@ class TwinsConfig:
         drop_path_rate: stochastic-depth rate of the last block; it rises linearly over the blocks from 0.
         dropout_rate: dropout after patch embeddings, attention projections and MLP layers.
         window_padding: what LSA does with maps that windows do not tile; see `LocallyGroupedAttention`.
+        attention_implementation: what computes the attentions: "xla", the plain formulation; "pallas", fused kernels
+            for GPUs (CPUs interpret them, for tests); "cudnn", cuDNN's kernel; "auto", what is fastest where the model
+            is traced and applies to it. See `twins_jax.fused.choose`.
         stage_norms: a LayerNorm on each of the backbone's four outputs, as upstream's dense SVT backbones have.
         dtype: of the computation. Softmax and the statistics of LayerNorm are float32 at least.
         param_dtype: of the parameters.
@@ -55,6 +59,7 @@ class TwinsConfig:
     drop_path_rate: float = 0.0
     dropout_rate: float = 0.0
     window_padding: WindowPadding = "zero"
+    attention_implementation: AttentionImplementation = "auto"
     stage_norms: bool = False
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
@@ -77,6 +82,9 @@ class TwinsConfig:
                 raise InputError(f"{field}={getattr(self, field)}: allowed are rates in [0, 1)")
         if self.window_padding not in get_args(WindowPadding):
             raise InputError(f"window_padding={self.window_padding!r}: allowed are {get_args(WindowPadding)}")
+        if self.attention_implementation not in get_args(AttentionImplementation):
+            allowed = get_args(AttentionImplementation)
+            raise InputError(f"attention_implementation={self.attention_implementation!r}: allowed are {allowed}")
         for field in ("dtype", "param_dtype"):
             if not jnp.issubdtype(getattr(self, field), jnp.floating):
                 raise InputError(f"{field}={getattr(self, field)!r}: allowed are floating-point dtypes")

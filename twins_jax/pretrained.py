@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 
 from twins_jax.backbone import TwinsBackbone
 from twins_jax.classifier import TwinsClassifier
-from twins_jax.config import VARIANTS, TwinsConfig, WindowPadding, variant_config
+from twins_jax.config import VARIANTS, AttentionImplementation, TwinsConfig, WindowPadding, variant_config
 from twins_jax.errors import InputError
 from twins_jax.functional import Params, get_params, set_params
 from twins_jax.layers import Linear
@@ -37,6 +37,7 @@ def create_model(
     drop_path_rate: float = 0.0,
     dropout_rate: float = 0.0,
     window_padding: WindowPadding = "zero",
+    attention_implementation: AttentionImplementation = "auto",
     dtype: DTypeLike = jnp.float32,
     param_dtype: DTypeLike = jnp.float32,
     remat: bool = False,
@@ -53,6 +54,8 @@ def create_model(
         dropout_rate: dropout after patch embeddings, attention projections and MLP layers (paper: 0).
         window_padding: what LSA does with maps that its windows do not tile: "zero" as timm and upstream detection, or
             "mask" as upstream segmentation; see `LocallyGroupedAttention`.
+        attention_implementation: what computes the attentions: "xla", "pallas", "cudnn", or "auto" for the fastest; see
+            `TwinsConfig`. One that does not apply is an error when the model is called.
         dtype: of the computation.
         param_dtype: of the parameters.
         remat: recompute activations in the backward pass instead of storing them.
@@ -70,6 +73,7 @@ def create_model(
         drop_path_rate=drop_path_rate,
         dropout_rate=dropout_rate,
         window_padding=window_padding,
+        attention_implementation=attention_implementation,
         dtype=dtype,
         param_dtype=param_dtype,
         remat=remat,
@@ -84,6 +88,7 @@ def create_backbone(
     drop_path_rate: float = 0.0,
     dropout_rate: float = 0.0,
     window_padding: WindowPadding = "zero",
+    attention_implementation: AttentionImplementation = "auto",
     stage_norms: bool = False,
     dtype: DTypeLike = jnp.float32,
     param_dtype: DTypeLike = jnp.float32,
@@ -98,6 +103,7 @@ def create_backbone(
         drop_path_rate: as in `create_model`.
         dropout_rate: as in `create_model`.
         window_padding: as in `create_model`.
+        attention_implementation: as in `create_model`.
         stage_norms: a LayerNorm on each of the four outputs, as upstream's dense SVT backbones have.
         dtype: as in `create_model`.
         param_dtype: as in `create_model`.
@@ -116,6 +122,7 @@ def create_backbone(
         drop_path_rate=drop_path_rate,
         dropout_rate=dropout_rate,
         window_padding=window_padding,
+        attention_implementation=attention_implementation,
         stage_norms=stage_norms,
         dtype=dtype,
         param_dtype=param_dtype,

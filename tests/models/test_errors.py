@@ -21,6 +21,7 @@ BAD_ARGUMENTS = [
     ({"drop_path_rate": float("nan")}, r"drop_path_rate=nan: allowed are rates in \[0, 1\)"),
     ({"dropout_rate": 1.5}, r"dropout_rate=1.5: allowed are rates in \[0, 1\)"),
     ({"window_padding": "wrap"}, r"window_padding='wrap': allowed are \('zero', 'mask'\)"),
+    ({"attention_implementation": "flash"}, r"attention_implementation='flash': allowed are .*'pallas', 'cudnn'\)"),
     ({"dtype": jnp.int32}, r"dtype=.*int32.*: allowed are floating-point dtypes"),
     ({"param_dtype": "uint8"}, r"param_dtype='uint8': allowed are floating-point dtypes"),
 ]

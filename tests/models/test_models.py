@@ -52,6 +52,7 @@ def test_arguments_reach_the_configuration(create: Callable[..., Any]) -> None:
         "drop_path_rate": 0.3,
         "dropout_rate": 0.1,
         "window_padding": "mask",
+        "attention_implementation": "xla",
         "dtype": jnp.bfloat16,
         "param_dtype": jnp.float16,
         "remat": True,

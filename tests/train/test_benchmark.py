@@ -87,6 +87,14 @@ def test_rounds_alternate_and_ratios_are_within_rounds(monkeypatch: pytest.Monke
     [
         (("--variants", "resnet"), "error: --variants: resnet unknown; allowed are"),
         (("--batch", "0"), "error: --batch, --size, --rounds: found 0; allowed are integers from 1"),
+        (
+            ("--attention_implementation", "cudnn"),
+            "error: --attention_implementation cudnn: allowed with --device cuda --dtype bfloat16",
+        ),
+        (
+            ("--attention_implementation", "pallas", "--device", "tpu"),
+            "error: --attention_implementation pallas: allowed with --device cuda, and cpu",
+        ),
         (("--against", "timm", "--variants", "twins_svt_tiny"), "error: --against timm: timm has no twins_svt_tiny"),
     ],
 )

@@ -26,6 +26,7 @@ IMAGENET = {
     "model": {
         "dropout_rate": 0.0,
         "window_padding": "zero",  # at 224 no map needs any
+        "attention_implementation": "auto",  # ours
         "dtype": "bfloat16",  # mixed precision
         "remat": False,  # ours: changes memory, not the result
     },
