@@ -1,6 +1,7 @@
 """The fused attentions, interpreted, against the plain formulation in float64; lowered for CUDA; and what is chosen."""
 
 import dataclasses
+import functools
 import importlib.util
 import re
 from collections.abc import Callable
@@ -23,6 +24,9 @@ from twins_jax.fused.gsa import gsa
 from twins_jax.fused.lsa import Windows, lsa
 
 Make = Callable[[TwinsConfig], nnx.Module]
+
+FAST_COMPILATION = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+"""What takes time here is compiling the interpreted kernels."""
 
 
 def lsa_layer(dim: int, heads: int) -> Make:
@@ -53,7 +57,7 @@ def run(model: Make, config: TwinsConfig, x: np.ndarray) -> dict[str, np.ndarray
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: model(config)))
     params = jax.tree.map(lambda p: p.astype(jnp.bfloat16).astype(config.param_dtype), nnx.split(stored)[1])
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=FAST_COMPILATION)
     def outputs_and_gradients(params: Any, x: jax.Array) -> Any:
         outputs, vjp = jax.vjp(lambda params, x: nnx.merge(graphdef, params)(x), params, x)
         return outputs, vjp(jnp.cos(jnp.arange(outputs.size)).reshape(outputs.shape).astype(outputs.dtype))
