@@ -133,18 +133,20 @@ def _attention(module: Any, x: jax.ShapeDtypeStruct) -> tuple[Callable[[Any, Any
     names = [name for name in ("qkv", "q", "kv") if hasattr(module, name)]
     call: Any = type(module).__call__
 
+    def sub_sample(x: jax.Array) -> jax.Array:
+        return x[:, : x.shape[1] // module.ratio, : x.shape[2] // module.ratio]
+
     def run(x: jax.Array, project: Callable[[str, jax.Array], jax.Array]) -> jax.Array:
-        projections = {name: functools.partial(project, name) for name in names}
-        stand_in = SimpleNamespace(**vars(module) | projections | {"proj": lambda attended: attended})
-        attended: jax.Array = call(stand_in, x)
+        layers: dict[str, Callable[[jax.Array], jax.Array]] = {name: functools.partial(project, name) for name in names}
+        layers |= {"sub_sample": sub_sample, "norm": lambda x: x, "proj": lambda x: x}
+        attended: jax.Array = call(SimpleNamespace(**vars(module) | layers), x)
         return attended
 
     shapes: dict[str, Any] = {}
 
     def record(name: str, x: jax.Array) -> jax.Array:
-        outputs = jax.eval_shape(getattr(module, name), x)
-        shapes[name] = outputs
-        return jnp.zeros(outputs.shape, outputs.dtype)
+        shapes[name] = jax.ShapeDtypeStruct((*x.shape[:-1], getattr(module, name).kernel.shape[-1]), x.dtype)
+        return jnp.zeros(shapes[name].shape, x.dtype)
 
     jax.eval_shape(lambda x: run(x, record), x)
 
