@@ -81,31 +81,12 @@ def count(config: TwinsConfig, num_classes: int, batch: int, height: int, width:
     activation, parameter = (jnp.dtype(dtype).itemsize for dtype in (config.dtype, config.param_dtype))
     layers = _Layers(batch, activation, parameter)
     operations = []
-    for stage, (dim, depth) in enumerate(zip(config.embed_dims, config.depths, strict=True)):
-        size = PATCH_SIZES[stage]
-        height, width = height // size, width // size
-        channels = config.embed_dims[stage - 1] if stage else config.in_channels
-        path, block = f"backbone/stages/{stage}", f"backbone/stages/{stage}/blocks/0"
-        lsa = sum(config.is_lsa(i) for i in range(depth))
-        operations += [
-            layers.patches(
-                "patch", f"{path}/patch_embed/proj", 1, (height, width), size, channels, dim, first=not stage
-            ),
-            layers.norm(f"{path}/patch_embed/norm", 1, (height, width, dim)),
-            layers.norm(f"{block}/norm1", depth, (height, width, dim), residual=True),
-            layers.product("projection", f"{block}/attn/proj", depth, (height, width, dim), dim, residual=True),
-            layers.norm(f"{block}/norm2", depth, (height, width, dim), residual=True),
-            layers.mlp(f"{block}/mlp", depth, (height, width, dim), dim * config.mlp_ratios[stage]),
-            layers.peg(f"{path}/peg", (height, width, dim)),
-        ]
-        if config.window_size is not None:
-            operations += _lsa(layers, f"{block}/attn", lsa, (height, width, dim), config.window_size)
-        if depth > lsa:
-            first = f"{path}/blocks/{min(lsa, 1)}/attn"  # LSA and GSA alternate, where there is any LSA
-            operations += _gsa(layers, first, depth - lsa, (height, width, dim), config.sub_sampling_ratios[stage])
+    for stage, dim in enumerate(config.embed_dims):
+        height, width = height // PATCH_SIZES[stage], width // PATCH_SIZES[stage]
+        operations += _stage(layers, config, stage, (height, width, dim))
     operations += [
-        layers.pooled_norm("norm", (height, width, config.embed_dims[-1])),
-        layers.product("head", "head", 1, (1, 1, config.embed_dims[-1]), num_classes),
+        layers.pooled_norm("norm", (height, width, dim)),
+        layers.product("head", "head", 1, (1, 1, dim), num_classes),
     ]
     parameters = sum(operation.count * operation.parameters for operation in operations)
     nothing, update = Work(0, 0), Work(0, ADAMW_ARRAYS * parameter * parameters)
@@ -114,6 +95,31 @@ def count(config: TwinsConfig, num_classes: int, batch: int, height: int, width:
 
 Map = tuple[int, int, int]
 """Height, width and channels."""
+
+
+def _stage(layers: "_Layers", config: TwinsConfig, stage: int, shape: Map) -> list[Operation]:
+    height, width, dim = shape
+    size, depth = PATCH_SIZES[stage], config.depths[stage]
+    channels = config.embed_dims[stage - 1] if stage else config.in_channels
+    path = f"backbone/stages/{stage}"
+    block = f"{path}/blocks/0"
+    operations = [
+        layers.patches("patch", f"{path}/patch_embed/proj", 1, (height, width), size, channels, dim, first=not stage),
+        layers.norm(f"{path}/patch_embed/norm", 1, shape),
+        layers.norm(f"{block}/norm1", depth, shape, residual=True),
+        layers.product("projection", f"{block}/attn/proj", depth, shape, dim, residual=True),
+        layers.norm(f"{block}/norm2", depth, shape, residual=True),
+        layers.mlp(f"{block}/mlp", depth, shape, dim * config.mlp_ratios[stage]),
+        layers.peg(f"{path}/peg", shape),
+    ]
+    lsa = [block for block in range(depth) if config.is_lsa(block)]
+    gsa = [block for block in range(depth) if not config.is_lsa(block)]
+    if lsa and config.window_size is not None:
+        operations += _lsa(layers, f"{path}/blocks/{lsa[0]}/attn", len(lsa), shape, config.window_size)
+    if gsa:
+        ratio = config.sub_sampling_ratios[stage]
+        operations += _gsa(layers, f"{path}/blocks/{gsa[0]}/attn", len(gsa), shape, ratio)
+    return operations
 
 
 def _lsa(layers: "_Layers", path: str, count: int, shape: Map, window: int) -> list[Operation]:
