@@ -17,7 +17,7 @@ import train.roofline
 import twins_jax
 from tests.models.helpers import PCPVT, SVT
 from train.counts import Operation, Work, count
-from train.part_times import as_function
+from train.part_times import Timer, as_function
 from twins_jax import TwinsClassifier, TwinsConfig
 from twins_jax.config import variant_config
 
@@ -151,19 +151,29 @@ def test_the_floor_on_an_h100(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 @pytest.fixture
 def _fast_compilation() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", True)  # no figure is compared with another
-    yield
+    with jax.numpy_dtype_promotion("standard"):  # NNX's LayerNorm and optax promote
+        yield
     jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.usefixtures("_fast_compilation")
-def test_measured_where_jax_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_step_measured_where_jax_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "figures.json"
-    arguments = ("--dtype", "float32", "--device", "this", "--measure", "--seconds", "0.001", "--out", str(out))
-    assert run("--mode", "infer", "train", *arguments) == 0
-    for result in json.loads(out.read_text())["results"]:
-        assert all(0 < figures["measured"] < 10 for figures in result["parts"].values())
-        assert 0 < result["measured_whole"] < 10
+    arguments = ("--device", "this", "--measure", "--seconds", "0.001", "--out", str(out))
+    assert run("--mode", "train", *arguments) == 0
+    (result,) = json.loads(out.read_text())["results"]
+    assert all(0 < figures["measured"] < 10 for figures in result["parts"].values())
+    assert 0 < result["measured_whole"] < 10
     assert "floor/measured" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("_fast_compilation")
+def test_a_forward_pass_is_measured_alone() -> None:
+    timer = Timer(SVT, 10, "infer", 0.001)
+    *operations, adamw = count(SVT, 10, 2, 32, 32)
+    assert timer.operation(adamw) == 0
+    assert 0 < timer.operation(next(operation for operation in operations if operation.part == "LSA")) < 10
+    assert 0 < timer.whole(2, 32) < 10
 
 
 @pytest.mark.parametrize(
