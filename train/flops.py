@@ -65,11 +65,21 @@ def matmul_rate(dtype: jnp.dtype) -> float:
     """Operations a second of a large square matrix product on one device, the median of five runs."""
     side = 1024 if jax.default_backend() == "cpu" else 8192
     matrix = jnp.ones((side, side), dtype)
-    product = jax.jit(jnp.matmul)
-    product(matrix, matrix).block_until_ready()
+    return 2 * side**3 / _seconds(jax.jit(jnp.matmul), matrix, matrix)
+
+
+def memory_rate() -> float:
+    """Bytes a second that one device reads and writes in a pass over a large array, the median of five runs."""
+    numbers = jnp.zeros(2**26 if jax.default_backend() == "cpu" else 2**29, jnp.float32)
+    seconds = _seconds(jax.jit(lambda x: x + 1.0), numbers)
+    return 2 * numbers.nbytes / seconds
+
+
+def _seconds(program: Callable[..., jax.Array], *arguments: jax.Array) -> float:
+    program(*arguments).block_until_ready()
     seconds = []
     for _ in range(5):
         begin = time.perf_counter()
-        product(matrix, matrix).block_until_ready()
+        program(*arguments).block_until_ready()
         seconds.append(time.perf_counter() - begin)
-    return 2 * side**3 / sorted(seconds)[2]
+    return sorted(seconds)[2]
