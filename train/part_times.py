@@ -16,6 +16,7 @@ import twins_jax
 from train.counts import Operation
 from train.losses import cross_entropy
 from twins_jax import TwinsClassifier, TwinsConfig
+from twins_jax.layers import Linear
 
 ROUNDS = 5
 
@@ -128,6 +129,18 @@ def as_function(model: TwinsClassifier, operation: Operation) -> tuple[Callable[
     return function, {"params": params, "x": x}, x if operation.part in ("projection", "MLP") else None
 
 
+class _Given:
+    """A linear layer of which all but the product is there: what it would compute is given."""
+
+    def __init__(self, layer: Linear, result: Callable[[jax.Array], jax.Array]) -> None:
+        self.dtype = layer.dtype
+        self.bias = layer.bias
+        self._result = result
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self._result(x)
+
+
 def _attention(module: Any, x: jax.ShapeDtypeStruct) -> tuple[Callable[[Any, Any], jax.Array], Any, None]:
     """LSA or GSA without its projections: the module's own code, where the projections' results are given."""
     names = [name for name in ("qkv", "q", "kv") if hasattr(module, name)]
@@ -137,7 +150,9 @@ def _attention(module: Any, x: jax.ShapeDtypeStruct) -> tuple[Callable[[Any, Any
         return x[:, : x.shape[1] // module.ratio, : x.shape[2] // module.ratio]
 
     def run(x: jax.Array, project: Callable[[str, jax.Array], jax.Array]) -> jax.Array:
-        layers: dict[str, Callable[[jax.Array], jax.Array]] = {name: functools.partial(project, name) for name in names}
+        layers: dict[str, Any] = {
+            name: _Given(getattr(module, name), functools.partial(project, name)) for name in names
+        }
         layers |= {"sub_sample": sub_sample, "norm": lambda x: x, "proj": lambda x: x}
         attended: jax.Array = call(SimpleNamespace(**vars(module) | layers), x)
         return attended
