@@ -119,6 +119,8 @@ def compile_step(config: TrainConfig, topology: str, classes: int | None = None)
     chip, devices = topology_devices(topology)
     mesh = make_mesh(config.fsdp, devices)
     check_batch_size(config, mesh)
+    attention = config.model.attention_implementation
+    require("model.attention_implementation", attention, attention in ("auto", "xla"), "auto and xla, for TPUs")
     require("classes", classes, classes is None or classes >= 1, "integers from 1")
     outputs, train_examples = (classes, TRAIN_EXAMPLES) if classes is not None else _describe_data(config)
     fresh = dataclasses.replace(config, init="")

@@ -82,7 +82,10 @@ def main(arguments: Sequence[str]) -> int:
             result["measured_whole"] = timer.whole(batch, size)
         print(table(result), end="\n\n", flush=True)
         report["results"].append(result)
-        _write(Path(args.out), report)  # so that what is measured is not lost when a later case fails
+        try:
+            _write(Path(args.out), report)  # so that what is measured is not lost when a later case fails
+        except OSError as error:
+            return _fail(f"--out: {args.out} cannot be written to: {error.strerror}")
     return 0
 
 

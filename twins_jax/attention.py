@@ -160,7 +160,7 @@ class GlobalSubSampledAttention(nnx.Module):
         self.attention_implementation = config.attention_implementation
         if ratio > 1:
             self.sub_sample = PatchConv(dim, dim, ratio, config=config, rngs=rngs)
-            self.norm = LayerNorm(dim, epsilon=1e-5, config=config, rngs=rngs)
+            self.norm = LayerNorm(dim, epsilon=1e-5, config=config)
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         batch, height, width, dim = x.shape

@@ -21,14 +21,14 @@ class Block(nnx.Module):
 
     def __init__(self, stage: int, block: int, *, drop_path_rate: float, config: TwinsConfig, rngs: nnx.Rngs) -> None:
         dim, heads = config.embed_dims[stage], config.num_heads[stage]
-        self.norm1 = LayerNorm(dim, epsilon=1e-6, config=config, rngs=rngs)
+        self.norm1 = LayerNorm(dim, epsilon=1e-6, config=config)
         self.attn: LocallyGroupedAttention | GlobalSubSampledAttention
         if config.window_size is not None and config.is_lsa(block):
             self.attn = LocallyGroupedAttention(dim, heads, config.window_size, config=config, rngs=rngs)
         else:
             ratio = config.sub_sampling_ratios[stage]
             self.attn = GlobalSubSampledAttention(dim, heads, ratio, config=config, rngs=rngs)
-        self.norm2 = LayerNorm(dim, epsilon=1e-6, config=config, rngs=rngs)
+        self.norm2 = LayerNorm(dim, epsilon=1e-6, config=config)
         self.mlp = Mlp(dim, dim * config.mlp_ratios[stage], config=config, rngs=rngs)
         self.drop_path = drop_path(drop_path_rate)
 
@@ -58,9 +58,17 @@ class Stage(nnx.Module):
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         batch, height, width, _ = x.shape
+        # Outside `jit` the loop would be compiled every time, rows on several devices would have to be gathered, and
+        # an exported program's batch may be unknown.
+        if (
+            rngs is not None
+            or not isinstance(x, jax.core.Tracer)
+            or jax.device_count() > 1
+            or not isinstance(batch, int)
+        ):
+            return self._run(x, rngs)
         size = group_size(batch, (height // self.patch_size) * (width // self.patch_size))
-        # Rows that lie on several devices would have to be gathered, and outside `jit` the loop be compiled every time.
-        if size == batch or rngs is not None or jax.device_count() > 1 or not isinstance(x, jax.core.Tracer):
+        if size == batch:
             return self._run(x, rngs)
         graph, params = nnx.split(self)
         return in_groups(lambda params, x: nnx.merge(graph, params)._run(x, None), params, x, size)
@@ -90,7 +98,7 @@ class TwinsBackbone(nnx.Module):
             for stage, rates in enumerate(config.drop_path_rates())
         )
         if config.stage_norms:
-            self.norms = nnx.List(LayerNorm(dim, epsilon=1e-6, config=config, rngs=rngs) for dim in config.embed_dims)
+            self.norms = nnx.List(LayerNorm(dim, epsilon=1e-6, config=config) for dim in config.embed_dims)
 
     def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> tuple[jax.Array, ...]:
         """Computes the four maps of the pyramid.

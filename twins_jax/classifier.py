@@ -29,7 +29,7 @@ class TwinsClassifier(nnx.Module):
         self.config = config
         self.num_classes = num_classes
         self.backbone = TwinsBackbone(config, rngs=rngs)
-        self.norm = LayerNorm(config.embed_dims[-1], epsilon=1e-6, config=config, rngs=rngs)
+        self.norm = LayerNorm(config.embed_dims[-1], epsilon=1e-6, config=config)
         if num_classes:
             self.head = Linear(config.embed_dims[-1], num_classes, config=config, rngs=rngs)
 

@@ -26,7 +26,7 @@ def group_size(batch: int, positions: int) -> int:
         `batch`, for no groups, where the batch is small or has no such divisor.
     """
     most = max(POSITIONS // positions, 1)
-    size = next(size for size in range(min(most, batch), 0, -1) if batch % size == 0)
+    size = next((size for size in range(min(most, batch), 0, -1) if batch % size == 0), batch)
     return size if 2 * size >= most else batch
 
 
@@ -35,7 +35,7 @@ def in_groups(run: Run, params: nnx.State, x: jax.Array, size: int) -> jax.Array
 
     An MLP's hidden activations of the whole batch are read from and written to memory; those of a group stay in the
     cache, and less memory is taken anew from the system in every call. Other backends compute the batch at once, and so
-    does every derivative, which needs the activations of all of it.
+    does every derivative, which needs the activations of all of it. Where it is lowered decides, so both are traced.
 
     Args:
         run: acts on each row alone.

@@ -44,7 +44,7 @@ class LayerNorm(nnx.Module):
     backend writes to memory in training.
     """
 
-    def __init__(self, dim: int, *, epsilon: float, config: TwinsConfig, rngs: nnx.Rngs) -> None:  # noqa: ARG002
+    def __init__(self, dim: int, *, epsilon: float, config: TwinsConfig) -> None:
         self.scale = nnx.Param(jnp.ones((dim,), config.param_dtype))
         self.bias = nnx.Param(jnp.zeros((dim,), config.param_dtype))
         self.epsilon = epsilon
@@ -120,7 +120,7 @@ class PatchEmbed(nnx.Module):
 
     def __init__(self, in_channels: int, out_channels: int, size: int, *, config: TwinsConfig, rngs: nnx.Rngs) -> None:
         self.proj = PatchConv(in_channels, out_channels, size, config=config, rngs=rngs)
-        self.norm = LayerNorm(out_channels, epsilon=1e-5, config=config, rngs=rngs)
+        self.norm = LayerNorm(out_channels, epsilon=1e-5, config=config)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.norm(self.proj(x))

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax import export
 
 import twins_jax
 from twins_jax.grouping import POSITIONS, group_size
@@ -23,6 +24,7 @@ FIRST_STAGE = 56 * 56
         (37, FIRST_STAGE // 16, 37),  # groups of one image would be too small
         (1, FIRST_STAGE, 1),
         (8, 10 * POSITIONS, 1),
+        (0, FIRST_STAGE, 0),
     ],
 )
 def test_groups_divide_the_batch_and_are_neither_too_large_nor_too_small(
@@ -48,6 +50,15 @@ def test_groups_change_nothing_but_rounding(model: twins_jax.TwinsClassifier, im
     at_once = model(images)  # outside jit there are no groups
     difference = jnp.abs(program.compile()(params, images) - at_once).max()
     assert difference <= 16 * jnp.finfo(jnp.float32).eps * jnp.abs(at_once).max()
+
+
+def test_an_exported_program_takes_any_batch(model: twins_jax.TwinsClassifier) -> None:
+    apply, params = twins_jax.split_model(model)
+    images = jax.ShapeDtypeStruct(export.symbolic_shape("batch, 64, 64, 3"), jnp.float32)
+    exported = export.export(jax.jit(apply))(params, images)
+    for batch in (1, 3):
+        ones = jnp.ones((batch, 64, 64, 3))
+        np.testing.assert_allclose(exported.call(params, ones), model(ones), rtol=1e-4, atol=1e-5)
 
 
 def test_derivatives_are_of_the_whole_batch(model: twins_jax.TwinsClassifier, images: jax.Array) -> None:

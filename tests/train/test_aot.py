@@ -104,6 +104,10 @@ def test_split_parameters_in_two_parts(tmp_path: Path, capsys: pytest.CaptureFix
             "error: fsdp=3: allowed are the divisors of the number of devices, 4",
         ),
         (["--batch_size", "30"], "error: batch_size=30: allowed are multiples of 4 (devices x optim.accumulate)"),
+        (
+            ["--model.attention_implementation", "pallas"],
+            "error: model.attention_implementation='pallas': allowed are auto and xla, for TPUs",
+        ),
         (["--classes", "0"], "error: classes=0: allowed are integers from 1"),
         (["--topology", "v5e:3x3"], "error: topology='v5e:3x3': INVALID_ARGUMENT: Topology layout"),
         (["--topology", "elsewhere"], "error: topology='elsewhere': INVALID_ARGUMENT: Your TPU topology name"),
