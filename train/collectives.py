@@ -69,6 +69,7 @@ def read_traffic(text: str) -> Traffic:
     """
     module = parse(text)
     kinds: dict[str, Collectives] = {}
+    chains: set[str] = set()
     in_open_loops = 0
 
     def visit(name: str, times: int, *, is_open: bool) -> None:
@@ -76,6 +77,10 @@ def read_traffic(text: str) -> Traffic:
         computation = module.computations[name]
         for instruction in computation.values():
             if kind := _kind(instruction, name):
+                if chain := _chain(instruction):
+                    if chain in chains:
+                        continue
+                    chains.add(chain)
                 kinds[kind] = kinds.get(kind, Collectives()) + _measure(kind, instruction, computation, module) * times
                 in_open_loops += is_open
             elif instruction.opcode not in ("async-update", "async-done"):  # these name again what the start calls
@@ -92,6 +97,16 @@ def _kind(instruction: Instruction, computation: str) -> str | None:
     if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):
         return "reduce-scatter"  # TPU's is a fusion that is written as an all-reduce and a slice
     return kind if kind in KINDS else None
+
+
+def _chain(instruction: Instruction) -> str:
+    """What the fusions have in common that TPU's compiler spreads one collective over, to overlap it with theirs.
+
+    Each of them, from the collective's start to its end, holds the whole collective. Empty for any other collective.
+    """
+    chain = re.search(r'chain_id="\d+"', instruction.attributes)
+    channel = re.search(r"channel_id=\d+", instruction.attributes)
+    return f"{channel[0]} {chain[0]}" if chain and channel else ""
 
 
 def _measure(kind: str, instruction: Instruction, computation: Computation, module: Module) -> Collectives:

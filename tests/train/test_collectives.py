@@ -71,6 +71,21 @@ def test_reduce_scatter_of_tpu_is_a_fusion() -> None:
     assert read_traffic(text).kinds == {"reduce-scatter": Collectives(1, 2048, 1024)}
 
 
+def test_collective_that_tpu_spreads_over_fusions_counts_once() -> None:
+    """Its start, a fusion of something else beside it, and its end; a second one shares the channel, a third nothing."""
+    gather = "all-gather(%p), channel_id={}, replica_groups=[1,4]<=[4], dimensions={{0}}"
+    chain = gather + ', frontend_attributes={{chain_id="{}"}}'
+    holds = [chain.format(7, 0), chain.format(7, 0), chain.format(7, 0), chain.format(7, 1), gather.format(8)]
+    computations = "".join(
+        f"%fused.{i} (p: bf16[8,128]) -> bf16[32,128] {{\n  %p = bf16[8,128]{{1,0}} parameter(0)\n"
+        f"  ROOT %g.{i} = bf16[32,128]{{1,0}} {held}\n}}\n"
+        for i, held in enumerate(holds)
+    )
+    calls = [f"%f.{i} = bf16[32,128] fusion(%x), kind=kCustom, calls=%fused.{i}" for i in range(len(holds))]
+    traffic = read_traffic(program(X, *calls, computations=computations))
+    assert traffic.kinds == {"all-gather": Collectives(3, 3 * 4 * 2048, 3 * 3 * 2048)}
+
+
 @pytest.mark.parametrize(
     ("groups", "size"),
     [
