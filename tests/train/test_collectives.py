@@ -72,7 +72,7 @@ def test_reduce_scatter_of_tpu_is_a_fusion() -> None:
 
 
 def test_collective_that_tpu_spreads_over_fusions_counts_once() -> None:
-    """Its start, a fusion of something else beside it, and its end; a second one shares the channel, a third nothing."""
+    """One in three fusions, a second one of the same channel, and one that is not spread."""
     gather = "all-gather(%p), channel_id={}, replica_groups=[1,4]<=[4], dimensions={{0}}"
     chain = gather + ', frontend_attributes={{chain_id="{}"}}'
     holds = [chain.format(7, 0), chain.format(7, 0), chain.format(7, 0), chain.format(7, 1), gather.format(8)]
