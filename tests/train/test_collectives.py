@@ -72,10 +72,17 @@ def test_reduce_scatter_of_tpu_is_a_fusion() -> None:
 
 
 def test_collective_that_tpu_spreads_over_fusions_counts_once() -> None:
-    """One in three fusions, a second one of the same channel, and one that is not spread."""
+    """One in three fusions, a second one of the same channel, and two of one channel that are not spread."""
     gather = "all-gather(%p), channel_id={}, replica_groups=[1,4]<=[4], dimensions={{0}}"
     chain = gather + ', frontend_attributes={{chain_id="{}"}}'
-    holds = [chain.format(7, 0), chain.format(7, 0), chain.format(7, 0), chain.format(7, 1), gather.format(8)]
+    holds = [
+        chain.format(7, 0),
+        chain.format(7, 0),
+        chain.format(7, 0),
+        chain.format(7, 1),
+        gather.format(8),
+        gather.format(8),
+    ]
     computations = "".join(
         f"%fused.{i} (p: bf16[8,128]) -> bf16[32,128] {{\n  %p = bf16[8,128]{{1,0}} parameter(0)\n"
         f"  ROOT %g.{i} = bf16[32,128]{{1,0}} {held}\n}}\n"
@@ -83,7 +90,7 @@ def test_collective_that_tpu_spreads_over_fusions_counts_once() -> None:
     )
     calls = [f"%f.{i} = bf16[32,128] fusion(%x), kind=kCustom, calls=%fused.{i}" for i in range(len(holds))]
     traffic = read_traffic(program(X, *calls, computations=computations))
-    assert traffic.kinds == {"all-gather": Collectives(3, 3 * 4 * 2048, 3 * 3 * 2048)}
+    assert traffic.kinds == {"all-gather": Collectives(4, 4 * 4 * 2048, 4 * 3 * 2048)}
 
 
 @pytest.mark.parametrize(
