@@ -6,13 +6,12 @@ compiles the program that it would run there. Exit code 0 where it fits into the
 """
 
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Sequence
 from importlib import metadata, util
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import tyro
@@ -22,6 +21,7 @@ import twins_jax
 from train.collectives import Traffic, read_traffic
 from train.config import TrainConfig, require
 from train.data.sources import dataset_info
+from train.figures import write_figures
 from train.flops import TRAINING_FACTOR, forward_flops
 from train.main import EXIT_BAD_INPUT, parse_recipe
 from train.optim import make_optimizer, make_schedule
@@ -216,15 +216,11 @@ def _memory(report: Report) -> str:
     return f"MiB a chip of {hbm}: {kinds}"
 
 
-def _write(path: Path, report: Report, config: TrainConfig) -> None:
-    figures = dataclasses.asdict(report) | {"fits": report.fits, "seconds": report.seconds()}
+def _figures(report: Report, config: TrainConfig, arguments: Sequence[str]) -> dict[str, Any]:
     versions = {name: metadata.version(name) for name in ("jax", "flax", "libtpu") if util.find_spec(name)}
-    about = {"command": ["python", "-m", "train.aot", *sys.argv[1:]], "versions": versions}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(about | figures | {"config": dataclasses.asdict(config)}, indent=1) + "\n")
-    except OSError as error:
-        raise InputError(f"out: {path} cannot be written to: {error.strerror}") from error
+    about = {"command": ["python", "-m", "train.aot", *arguments], "versions": versions}
+    figures = dataclasses.asdict(report) | {"fits": report.fits, "seconds": report.seconds()}
+    return about | figures | {"config": dataclasses.asdict(config)}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -235,7 +231,7 @@ def main(arguments: Sequence[str]) -> int:
         report = compile_step(args.train, args.topology, args.classes)
         print(_table(report))
         if args.out:
-            _write(args.out, report, args.train)
+            write_figures(args.out, _figures(report, args.train, arguments))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT

@@ -12,7 +12,6 @@ needs) and numpy only; torch and timm with `--against`.
 
 import argparse
 import itertools
-import json
 import multiprocessing
 import os
 import platform
@@ -24,8 +23,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from train.benchmark_sides import OURS, TIMM, Case, Worker
+from train.figures import write_figures
 from twins_jax import list_models
 from twins_jax.config import AttentionImplementation
+from twins_jax.errors import InputError
 
 MODES = ("infer", "train")
 
@@ -52,7 +53,10 @@ def main(arguments: Sequence[str]) -> int:
         result = measure(case, [OURS, *(args.against_modes if args.against else ())], args.rounds, args.seconds)
         print(_row(case, result), flush=True)
         report["results"].append(result)
-        _write(Path(args.out), report)  # so that what is measured is not lost when a later case fails
+        try:
+            write_figures(Path(args.out), report)  # so that what is measured is not lost when a later case fails
+        except InputError as error:
+            return _fail(str(error))
     return 0
 
 
@@ -142,13 +146,6 @@ def _processor() -> str:
     except OSError:
         return platform.processor()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _write(path: Path, report: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(json.dumps(report, indent=1) + "\n")
-    aside.replace(path)
 
 
 def _fail(message: str) -> int:

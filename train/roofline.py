@@ -12,7 +12,6 @@ of its memory (the roofline model; `train.counts` says what is counted). A part'
 import argparse
 import dataclasses
 import itertools
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,10 +21,12 @@ import jax
 import jax.numpy as jnp
 
 from train.counts import Operation, count
+from train.figures import write_figures
 from train.flops import matmul_rate, memory_rate
 from train.part_times import Timer
 from twins_jax import list_models
 from twins_jax.config import MIN_IMAGE_SIZE, variant_config
+from twins_jax.errors import InputError
 
 NUM_CLASSES = 1000
 PARTS = ("patch", "norms", "qkv", "sub-sampling", "LSA", "GSA", "projection", "MLP", "PEG", "head", "AdamW")
@@ -83,9 +84,9 @@ def main(arguments: Sequence[str]) -> int:
         print(table(result), end="\n\n", flush=True)
         report["results"].append(result)
         try:
-            _write(Path(args.out), report)  # so that what is measured is not lost when a later case fails
-        except OSError as error:
-            return _fail(f"--out: {args.out} cannot be written to: {error.strerror}")
+            write_figures(Path(args.out), report)  # so that what is measured is not lost when a later case fails
+        except InputError as error:
+            return _fail(str(error))
     return 0
 
 
@@ -154,11 +155,6 @@ def _measured_device(dtype: str) -> Device:
 
 def _device_kind() -> str:
     return str(jax.devices()[0].device_kind)
-
-
-def _write(path: Path, report: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def _fail(message: str) -> int:

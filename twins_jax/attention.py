@@ -129,7 +129,7 @@ class LocallyGroupedAttention(nnx.Module):
             return drop(self.dropout, self.proj(attended), rngs)
         padded = jnp.pad(x, ((0, 0), (0, -height % size), (0, -width % size), (0, 0)))
         windows = split_windows(padded, size)
-        heads = (*windows.shape[:-1], self.num_heads, dim // self.num_heads)
+        heads = (*windows.shape[:-1], self.num_heads, head_dim)
         query, key, value = (part.reshape(heads) for part in jnp.split(self.qkv(windows), 3, axis=-1))
         bias = padding_bias(height, width, size) if self.window_padding == "mask" else None
         if implementation == "cudnn":

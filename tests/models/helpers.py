@@ -1,8 +1,7 @@
-import contextlib
 import dataclasses
 import math
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
@@ -25,13 +24,6 @@ PCPVT = TwinsConfig(
     window_size=None,
 )
 SVT = dataclasses.replace(PCPVT, mlp_ratios=(4, 4, 4, 4), depths=(2, 1, 1, 1), window_size=7)
-
-
-@contextlib.contextmanager
-def float64_mode() -> Iterator[None]:
-    """For models in float64; NNX's LayerNorm promotes it with float32, which "strict" forbids."""
-    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        yield
 
 
 def random_module(make: Callable[[], Module]) -> Module:

@@ -9,7 +9,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.models.helpers import float64_mode, random_array, random_module, relative_error
+from tests.models.helpers import random_array, random_module, relative_error
 from twins_jax.attention import (
     GlobalSubSampledAttention,
     LocallyGroupedAttention,
@@ -77,7 +77,7 @@ def slow_lsa(layer: LocallyGroupedAttention, x: np.ndarray) -> np.ndarray:
 @settings(max_examples=15)
 @given(height=sides, width=sides, size=window_sizes, window_padding=window_paddings)
 def test_padding_equals_a_slow_computation(height: int, width: int, size: int, window_padding: WindowPadding) -> None:
-    with float64_mode():
+    with jax.enable_x64(True):
         layer = lsa(size, window_padding, np.float64)
         x = np.random.default_rng(0).standard_normal((1, height, width, DIM))
         # Two ways to sum the same terms in float64.

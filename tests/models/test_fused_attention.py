@@ -15,7 +15,7 @@ import pytest
 from flax import nnx
 
 import twins_jax
-from tests.models.helpers import SVT, classifier, float64_mode, named, random_array, random_module, relative_error
+from tests.models.helpers import SVT, classifier, named, random_array, random_module, relative_error
 from twins_jax import InputError, TwinsConfig
 from twins_jax.attention import GlobalSubSampledAttention, LocallyGroupedAttention
 from twins_jax.fused import choose as choosing
@@ -63,9 +63,7 @@ def run(model: Make, config: TwinsConfig, x: np.ndarray) -> dict[str, np.ndarray
         return outputs, vjp(jnp.cos(jnp.arange(outputs.size)).reshape(outputs.shape).astype(outputs.dtype))
 
     rounded = jnp.asarray(x, jnp.bfloat16).astype(config.dtype)
-    # NNX's LayerNorm promotes its bfloat16 argument, which "strict" forbids.
-    with jax.numpy_dtype_promotion("standard"):
-        outputs, (d_params, d_x) = outputs_and_gradients(params, rounded)
+    outputs, (d_params, d_x) = outputs_and_gradients(params, rounded)
     assert outputs.dtype == d_x.dtype == config.dtype
     assert {leaf.dtype for leaf in jax.tree.leaves(d_params)} == {config.param_dtype}
     found = named(twins_jax.get_params(nnx.merge(graphdef, d_params)))
@@ -84,7 +82,7 @@ def errors(
 
 
 def exact(model: Make, config: TwinsConfig, x: np.ndarray) -> dict[str, np.ndarray]:
-    with float64_mode():
+    with jax.enable_x64(True):
         in_float64 = {"dtype": jnp.dtype("float64"), "param_dtype": jnp.dtype("float64")}
         return run(model, dataclasses.replace(config, attention_implementation="xla", **in_float64), x)
 
@@ -216,18 +214,17 @@ def test_cudnn_gets_queries_keys_and_values(monkeypatch: pytest.MonkeyPatch, lay
     """By a stand-in of the same contract: cuDNN itself needs a GPU."""
     x = jnp.asarray(random_array(2, 10, 16, 32), jnp.bfloat16)
     config = dataclasses.replace(SVT, dtype=jnp.dtype("bfloat16"))
-    with jax.numpy_dtype_promotion("standard"):
-        expected = random_module(lambda: layer(config))(x)
+    expected = random_module(lambda: layer(config))(x)
     seen = []
     plain = jax.nn.dot_product_attention
 
     def stand_in(*arguments: jax.Array, implementation: str) -> jax.Array:
         seen.append(implementation)
-        return plain(*arguments, implementation="xla")
+        with jax.numpy_dtype_promotion("standard"):  # JAX's own plain attention promotes bfloat16 with float32
+            return plain(*arguments, implementation="xla")
 
     on_gpu(monkeypatch, "cudnn")
     monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
-    with jax.numpy_dtype_promotion("standard"):
-        found = random_module(lambda: layer(config))(x)
+    found = random_module(lambda: layer(config))(x)
     assert seen == ["cudnn"]
     assert relative_error(found, expected) < 4 * float(jnp.finfo(jnp.bfloat16).eps)

@@ -17,7 +17,6 @@ from tests.models.helpers import (
     SVT,
     backbone,
     classifier,
-    float64_mode,
     named,
     random_module,
     relative_error,
@@ -64,7 +63,7 @@ def test_arguments_reach_the_configuration(create: Callable[..., Any]) -> None:
 
 
 def test_stage_norms_normalise_each_map() -> None:
-    with float64_mode():
+    with jax.enable_x64(True):
         plain, _ = twins_jax.split_model(backbone(dataclasses.replace(SVT, **IN_FLOAT64)))
         normed, params = twins_jax.split_model(backbone(dataclasses.replace(SVT, stage_norms=True, **IN_FLOAT64)))
         # In one program, so that the stages are compiled once.
@@ -97,10 +96,9 @@ def test_other_channels(in_channels: int) -> None:
 
 
 def test_bfloat16_computes_in_bfloat16_on_float32_parameters(logits: jax.Array) -> None:
-    with jax.numpy_dtype_promotion("standard"):  # NNX's LayerNorm promotes bfloat16 with float32
-        model = classifier(dataclasses.replace(SVT, dtype=jnp.bfloat16))
-        actual = run(model, IMAGES)
-        maps = output_shapes(model.backbone, *IMAGES.shape)
+    model = classifier(dataclasses.replace(SVT, dtype=jnp.bfloat16))
+    actual = run(model, IMAGES)
+    maps = output_shapes(model.backbone, *IMAGES.shape)
     assert actual.dtype == jnp.bfloat16
     assert {m.dtype for m in maps} == {jnp.dtype(jnp.bfloat16)}
     assert {leaf.dtype for leaf in named(twins_jax.get_params(model)).values()} == {np.dtype(np.float32)}
@@ -121,7 +119,7 @@ def test_remat_changes_nothing_but_memory() -> None:
         traced = jax.jit(jax.grad(loss)).trace(params)
         return str(traced.jaxpr), named(nnx.to_pure_dict(traced.lower().compile()(params)))
 
-    with float64_mode():
+    with jax.enable_x64(True):
         plain_program, expected = gradients(remat=False)
         program, actual = gradients(remat=True)
     assert "remat" in program

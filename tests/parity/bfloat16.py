@@ -68,8 +68,7 @@ def compute(name: str, count: int, size: int) -> Logits:
 
     apply, params = twins_jax.split_model(load(theirs, dtype=jnp.bfloat16))
     program = jax.jit(apply)
-    with jax.numpy_dtype_promotion("standard"):  # NNX's LayerNorm promotes bfloat16 with float32
-        ours = [np.asarray(program(params, images[i : i + 64]), np.float32) for i in range(0, count, 64)]
+    ours = [np.asarray(program(params, images[i : i + 64]), np.float32) for i in range(0, count, 64)]
     return Logits(run_theirs(autocast=False), np.concatenate(ours), run_theirs(autocast=True))
 
 

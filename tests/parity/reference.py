@@ -163,11 +163,11 @@ def precision(dtype: DTypeLike) -> Iterator[None]:
     """The modes of JAX that a comparison in this dtype needs.
 
     float32: sums in blocks (see `twins_jax.matmul`), as PyTorch's are. float64: the x64 mode, and no blocks, which
-    it does not need. NNX's LayerNorm then promotes float64 with float32, which "strict" forbids.
+    it does not need.
     """
     if np.dtype(dtype) == np.float32:
         with jax.default_matmul_precision("highest"):
             yield
     else:
-        with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        with jax.enable_x64(True):
             yield

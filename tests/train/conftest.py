@@ -1,11 +1,19 @@
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from PIL import Image
 
+import train.loop
+from tests.train import runs
+from tests.train.alone import PLAN, Alone, RunMain, call_main
+from train.config import TrainConfig
 from train.data.digits import prepare_digits
+from train.run import Run, build
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +39,57 @@ def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="session")
+def arguments(digits_dir: Path) -> list[str]:
+    return [*runs.ARGUMENTS, *PLAN, "--data.dir", str(digits_dir), "--distributed.mode", "off"]
+
+
+@pytest.fixture(scope="session")
+def alone(arguments: list[str], compile_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Alone:
+    del compile_cache  # in use from now on
+    workdir, built = tmp_path_factory.mktemp("alone") / "run", []
+
+    def keep(config: TrainConfig) -> Run:
+        built.append(build(config))
+        return built[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.loop, "build", keep)
+        code, output, errors = call_main([*arguments, "--workdir", str(workdir)])
+    assert code == 0, errors
+    return Alone(workdir, output, errors, built[0])
+
+
+@pytest.fixture
+def run_main(arguments: list[str], alone: Alone) -> RunMain:
+    """Runs in this process: (workdir, further arguments) -> exit code, stdout, stderr."""
+    del alone  # has compiled the same program
+    return lambda workdir, *more: call_main([*arguments, "--workdir", str(workdir), *more])
+
+
+@pytest.fixture
+def rerun(run_main: RunMain, alone: Alone, monkeypatch: pytest.MonkeyPatch) -> RunMain:
+    """As `run_main`, without building again; for runs that go on from a checkpoint, so need no initial weights."""
+
+    def run(workdir: Path, *more: str) -> tuple[int, str, str]:
+        with monkeypatch.context() as patch:
+            patch.setattr(train.loop, "build", lambda config: dataclasses.replace(alone.built, config=config))
+            return run_main(workdir, *more)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noise in three class folders, six images to train and three to evaluate."""
+    root = tmp_path_factory.mktemp("folder")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 2), ("val", 1)):
+        for name in ("a", "b", "c"):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 256, (32, 32, 3), np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{number}.png")
+    return root

@@ -83,8 +83,7 @@ def agreement(workdir: Path, data_dir: Path) -> dict[str, float]:
 
     def classes(dtype: DTypeLike, images: np.ndarray) -> np.ndarray:
         apply, params = twins_jax.split_model(twins_jax.from_pretrained(workdir, dtype=dtype))
-        with jax.numpy_dtype_promotion("standard"):  # NNX's LayerNorm promotes bfloat16 with float32
-            return np.asarray(jax.jit(apply)(params, images)).argmax(axis=1)
+        return np.asarray(jax.jit(apply)(params, images)).argmax(axis=1)
 
     return {name: float((classes(jnp.bfloat16, x) == classes(jnp.float32, x)).mean()) for name, x in images.items()}
 

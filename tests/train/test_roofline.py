@@ -16,6 +16,7 @@ from jax.extend.core import jaxprs_in_params
 import train.roofline
 import twins_jax
 from tests.models.helpers import PCPVT, SVT
+from tests.train.compilation import fast_compilation
 from train.counts import Operation, Work, count
 from train.part_times import Timer, as_function
 from twins_jax import TwinsClassifier, TwinsConfig
@@ -153,10 +154,8 @@ def test_the_floor_on_an_h100(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 @pytest.fixture
 def _fast_compilation() -> Iterator[None]:
-    jax.config.update("jax_disable_most_optimizations", True)  # no figure is compared with another
-    with jax.numpy_dtype_promotion("standard"):  # optax promotes
+    with fast_compilation(), jax.numpy_dtype_promotion("standard"):  # optax promotes
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.usefixtures("_fast_compilation")

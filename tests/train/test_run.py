@@ -1,131 +1,29 @@
 """Whole runs on digits. The ones that are killed are processes of their own; the others share this one's start-up."""
 
-import contextlib
-import dataclasses
-import gc
-import io
 import json
 import math
 import random
 import re
-import shutil
 import signal
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from flax import nnx, traverse_util
-from PIL import Image
-from safetensors.numpy import load_file, save_file
+from flax import nnx
 
-import port_weights
 import train.loop
 import twins_jax
 from tests.train import runs
+from tests.train.alone import STEPS, Alone, RunMain, last_line
+from tests.train.compilation import fast_compilation
 from train.checkpoint import Checkpoints
-from train.config import TrainConfig
 from train.data.classification import eval_batches, train_batches
 from train.distributed import to_global
-from train.main import main, parse
-from train.run import Run, build, create_or_load_model
+from train.main import parse
+from train.run import build, create_or_load_model
 from train.step import normalise
-from twins_jax.port.source import read_weights
-
-STEPS = 16
-# Checkpoints of every fourth step, all of them kept, so that a copy can go on from any.
-PLAN = ("--steps", str(STEPS), "--checkpoint.every_steps", "4", "--checkpoint.keep", "9", "--eval_every_steps", "8")
-
-
-@pytest.fixture(scope="module")
-def arguments(digits_dir: Path) -> list[str]:
-    return [*runs.ARGUMENTS, *PLAN, "--data.dir", str(digits_dir), "--distributed.mode", "off"]
-
-
-def call_main(arguments: Sequence[str]) -> tuple[int, str, str]:
-    """Runs in this process: exit code, stdout and stderr."""
-    gc.collect()  # Orbax leaves coroutines that raise when they are freed, at a bad moment inside Python's parser
-    output, errors = io.StringIO(), io.StringIO()
-    with (
-        contextlib.redirect_stdout(output),
-        contextlib.redirect_stderr(errors),
-        jax.numpy_dtype_promotion("standard"),  # as outside of the tests
-    ):
-        code = main(arguments)
-    return code, output.getvalue(), errors.getvalue()
-
-
-def last_line(output: str) -> dict[str, Any]:
-    final: dict[str, Any] = json.loads(output.splitlines()[-1].removeprefix("final: "))
-    return final
-
-
-@dataclasses.dataclass(frozen=True)
-class Alone:
-    """The run that was left alone; `built` is without initial weights, which its first step was given."""
-
-    workdir: Path
-    output: str
-    errors: str
-    built: Run
-
-    @property
-    def final(self) -> dict[str, Any]:
-        return last_line(self.output)
-
-    def assert_same_end(self, workdir: Path, *, metrics: bool = True) -> None:
-        assert runs.differences(runs.saved(self.workdir, STEPS), runs.saved(workdir, STEPS)) == []
-        if metrics:
-            assert runs.metrics(workdir) == runs.metrics(self.workdir)
-
-    def copy_until(self, step: int, target: Path) -> Path:
-        """The workdir as it was when this step had been saved, and the run then cut off a little later."""
-        shutil.copytree(self.workdir, target)
-        for later in runs.checkpoints(target):
-            if later > step:
-                shutil.rmtree(target / "checkpoints" / str(later))
-        return target
-
-
-@pytest.fixture(scope="module")
-def alone(arguments: list[str], compile_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Alone:
-    del compile_cache  # in use from now on
-    workdir, built = tmp_path_factory.mktemp("alone") / "run", []
-
-    def keep(config: TrainConfig) -> Run:
-        built.append(build(config))
-        return built[0]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.loop, "build", keep)
-        code, output, errors = call_main([*arguments, "--workdir", str(workdir)])
-    assert code == 0, errors
-    return Alone(workdir, output, errors, built[0])
-
-
-RunMain = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run_main(arguments: list[str], alone: Alone) -> RunMain:
-    """Runs in this process: (workdir, further arguments) -> exit code, stdout, stderr."""
-    del alone  # has compiled the same program
-    return lambda workdir, *more: call_main([*arguments, "--workdir", str(workdir), *more])
-
-
-@pytest.fixture
-def rerun(run_main: RunMain, alone: Alone, monkeypatch: pytest.MonkeyPatch) -> RunMain:
-    """As `run_main`, without building again; for runs that go on from a checkpoint, so need no initial weights."""
-
-    def run(workdir: Path, *more: str) -> tuple[int, str, str]:
-        with monkeypatch.context() as patch:
-            patch.setattr(train.loop, "build", lambda config: dataclasses.replace(alone.built, config=config))
-            return run_main(workdir, *more)
-
-    return run
 
 
 def test_last_line(alone: Alone) -> None:
@@ -292,16 +190,6 @@ def test_checkpoint_of_another_model(alone: Alone, run_main: RunMain, digits_fol
     assert runs.checkpoints(workdir) == [4]
 
 
-@contextlib.contextmanager
-def fast_compilation() -> Iterator[None]:
-    """For a program that runs a few steps, whose exact values are compared with nothing."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
-
-
 def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(
     alone: Alone, run_main: RunMain, rerun: RunMain, tmp_path: Path
 ) -> None:
@@ -337,112 +225,6 @@ def test_an_evaluation_that_is_not_finite_stops_the_run(
     assert all(math.isfinite(x) for line in runs.metrics(workdir) for x in line.values() if isinstance(x, float))
 
 
-@pytest.fixture(scope="module")
-def ported(alone: Alone, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run's weights as a PyTorch file."""
-    path = tmp_path_factory.mktemp("ported") / "weights.safetensors"
-    assert port_weights.main([str(alone.workdir), str(path)]) == 0
-    return path
-
-
-@pytest.fixture(scope="module")
-def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Noise in three class folders, six images to train and three to evaluate."""
-    root = tmp_path_factory.mktemp("folder")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 2), ("val", 1)):
-        for name in ("a", "b", "c"):
-            (root / split / name).mkdir(parents=True)
-            for number in range(count):
-                pixels = rng.integers(0, 256, (32, 32, 3), np.uint8)
-                Image.fromarray(pixels).save(root / split / name / f"{number}.png")
-    return root
-
-
-@pytest.mark.parametrize("from_init", [False, True], ids=["workdir", "init"])
-def test_evaluation_only(
-    from_init: bool,
-    alone: Alone,
-    ported: Path,
-    run_main: RunMain,
-    tmp_path: Path,
-) -> None:
-    workdir = tmp_path / "none" if from_init else alone.workdir
-    more = ("--init", str(ported), "--optim.ema_decay", "0") if from_init else ()
-    before = sorted(alone.workdir.rglob("*"))
-    code, output, _ = run_main(workdir, "--eval_only", *more)
-    assert code == 0
-    final = last_line(output)
-    expected = {name: value for name, value in alone.final.items() if not (from_init and name.startswith("ema"))}
-    assert final == expected | {"step": 0 if from_init else STEPS}
-    assert sorted(alone.workdir.rglob("*")) == before
-    assert not (tmp_path / "none").exists()
-
-
-def test_init_replaces_the_head_for_other_classes(alone: Alone, ported: Path, arguments: list[str]) -> None:
-    trained = runs.saved(alone.workdir, STEPS)
-    for classes in (10, 3):
-        model = create_or_load_model(parse([*arguments, "--init", str(ported)]), classes)
-        params = traverse_util.flatten_dict(twins_jax.get_params(model), sep="/")
-        assert params["head/kernel"].shape == (256, classes)
-        for name, value in params.items():
-            if not name.startswith("head/") or classes == 10:
-                np.testing.assert_array_equal(value, trained[f"params/{name}"], err_msg=name)
-    fresh = np.asarray(params["head/kernel"])
-    assert 0.01 < fresh.std() < 0.03  # trunc-normal of 0.02
-    assert not np.asarray(params["head/bias"]).any()
-
-
-def test_init_with_other_classes_is_not_evaluated(
-    ported: Path, digits_folder: Path, run_main: RunMain, tmp_path: Path
-) -> None:
-    folder = ("--data.source", "folder", "--data.dir", str(digits_folder), "--optim.ema_decay", "0")
-    code, output, errors = run_main(tmp_path / "run", "--eval_only", "--init", str(ported), *folder)
-    assert (code, "final" in output) == (2, False)
-    assert errors == f"error: init: {ported} has 10 classes, and the data 3\n"
-
-
-def test_init_of_another_variant(ported: Path, run_main: RunMain, tmp_path: Path) -> None:
-    code, _, errors = run_main(tmp_path / "run", "--init", str(ported), "--model.name", "twins_svt_small")
-    assert code == 2
-    assert errors.startswith("error: ")
-    assert "twins_svt_small" in errors
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda root: shutil.rmtree(root / "val" / "b"), None),  # a class without evaluation images is no error
-        (lambda root: shutil.rmtree(root / "train" / "b"), r"error: .*/val/b: class 'b' is not among the classes"),
-        (lambda root: (root / "val" / "b" / "0.png").unlink(), r"error: .*/val/b: holds no image"),
-        (lambda root: (root / "val" / "b" / "0.png").write_bytes(b"\x89PNG"), r"error: .*/val/b/0.png: not a readable"),
-    ],
-)
-def test_bad_images(
-    damage: Callable[[Path], Any],
-    message: str | None,
-    ported: Path,
-    digits_folder: Path,
-    run_main: RunMain,
-    tmp_path: Path,
-) -> None:
-    weights = load_file(ported)
-    weights |= {name: weights[name][:3] for name in ("head.weight", "head.bias")}
-    save_file(weights, tmp_path / "three.safetensors")
-    root = Path(shutil.copytree(digits_folder, tmp_path / "data"))
-    damage(root)
-    more: Sequence[str] = ("--data.source", "folder", "--data.dir", str(root), "--optim.ema_decay", "0")
-    code, output, errors = run_main(
-        tmp_path / "run", "--eval_only", "--init", str(tmp_path / "three.safetensors"), *more
-    )
-    if message is None:
-        assert (code, last_line(output)["examples"]) == (0, 2)
-    else:
-        assert code == 2
-        assert re.search(rf"^{message}.*\n$", errors)
-
-
 def test_an_image_that_cannot_be_read_stops_training(
     alone: Alone, rerun: RunMain, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -456,43 +238,6 @@ def test_an_image_that_cannot_be_read_stops_training(
         r"^error: twins_digits/1\.0\.0 train\[\d+\]: not a readable image: \d+ bytes$", errors, re.MULTILINE
     )
     assert "Traceback" not in errors
-
-
-@pytest.mark.parametrize("ema", [False, True])
-def test_trained_weights_go_to_pytorch_and_back(alone: Alone, timm: ModuleType, tmp_path: Path, ema: bool) -> None:
-    """As files that timm's model agrees with, and bit for bit what the checkpoint holds."""
-    del timm  # is what --verify compares with
-    flags = ["--ema"] if ema else []
-    torch_file, orbax = str(tmp_path / "timm.safetensors"), str(tmp_path / "orbax")
-    assert port_weights.main([str(alone.workdir), torch_file, "--verify", *flags]) == 0
-    assert port_weights.main([torch_file, orbax]) == 0
-    item = "ema/" if ema else "params/"
-    expected = {
-        name.removeprefix(item): leaf
-        for name, leaf in runs.saved(alone.workdir, STEPS).items()
-        if name.startswith(item)
-    }
-    actual = read_weights(orbax).tensors
-    assert actual.keys() == expected.keys()
-    assert all(np.array_equal(actual[name], expected[name]) for name in actual)
-
-
-def test_changed_values_are_not_ported(alone: Alone, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The checksum tells; that the parameters are others than it says and not it than they cannot be seen."""
-    checkpoint = Path(shutil.copytree(alone.workdir / "checkpoints" / str(STEPS), tmp_path / "16"))
-    metadata = json.loads((checkpoint / "_CHECKPOINT_METADATA").read_text())
-    metadata["custom_metadata"]["checksums"]["params"] ^= 1
-    (checkpoint / "_CHECKPOINT_METADATA").write_text(json.dumps(metadata))
-    assert port_weights.main([str(checkpoint), str(tmp_path / "a.safetensors")]) == 2
-    expected = f"error: {checkpoint}/params: damaged: its values are not those that training saved\n"
-    assert capsys.readouterr().err == expected
-    assert port_weights.main([str(checkpoint), str(tmp_path / "a.safetensors"), "--ema"]) == 0
-
-
-def test_init_is_evaluated_and_not_what_the_folder_holds(alone: Alone, run_main: RunMain) -> None:
-    code, output, _ = run_main(alone.workdir, "--eval_only", "--init", str(alone.workdir / "checkpoints" / "4" / "ema"))
-    assert (code, last_line(output)["step"]) == (0, 0)
-    assert last_line(output)["loss"] != alone.final["loss"]
 
 
 def test_workdir_that_cannot_be_written(rerun: RunMain, tmp_path: Path) -> None:

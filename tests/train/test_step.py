@@ -196,7 +196,7 @@ def test_bfloat16_computes_with_float32_parameters_and_reductions(accumulate: in
         return make_train_step(apply, optimizer, run, 5)(start, batch)
 
     batch = {"image": jax.ShapeDtypeStruct((4, 32, 32, 3), "uint8"), "label": jax.ShapeDtypeStruct((4,), "int32")}
-    with jax.numpy_dtype_promotion("standard"):  # flax's LayerNorm promotes bfloat16 to float32
+    with jax.numpy_dtype_promotion("standard"):  # optax's schedules divide the int32 step
         program, (after, metrics) = jax.make_jaxpr(first_step, return_shape=True)(params, batch)
     dtypes = {leaf.dtype for leaf in jax.tree.leaves((after, metrics))}
     assert dtypes == {np.dtype("float32"), np.dtype("int32")}  # int32: the counts of steps

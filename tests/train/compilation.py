@@ -1,0 +1,18 @@
+"""Programs that are compiled fast and run slowly."""
+
+import contextlib
+from collections.abc import Iterator
+
+import jax
+
+
+@contextlib.contextmanager
+def fast_compilation() -> Iterator[None]:
+    """For programs that run a few times, whose exact values are compared with nothing."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+        # Else later tests get JAX's own small programs, its random numbers' for one, as they were compiled here.
+        jax.clear_caches()
