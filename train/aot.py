@@ -21,7 +21,7 @@ import twins_jax
 from train.collectives import Traffic, read_traffic
 from train.config import TrainConfig, require
 from train.data.sources import dataset_info
-from train.figures import write_figures
+from train.figures import check_out, write_figures
 from train.flops import TRAINING_FACTOR, forward_flops
 from train.main import EXIT_BAD_INPUT, parse_recipe
 from train.optim import make_optimizer, make_schedule
@@ -228,6 +228,8 @@ def main(arguments: Sequence[str]) -> int:
     jax.config.update("jax_platforms", "cpu")  # the chips are compiled for only, also where there are some
     try:
         args = parse_recipe(arguments, Arguments, Arguments, "train.aot")
+        if args.out:
+            check_out(args.out)
         report = compile_step(args.train, args.topology, args.classes)
         print(_table(report))
         if args.out:

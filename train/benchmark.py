@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from train.benchmark_sides import OURS, TIMM, Case, Worker
-from train.figures import write_figures
+from train.figures import check_out, write_figures
 from twins_jax import list_models
 from twins_jax.config import AttentionImplementation
 from twins_jax.errors import InputError
@@ -46,18 +46,23 @@ def main(arguments: Sequence[str]) -> int:
         return _fail("--attention_implementation cudnn: allowed with --device cuda --dtype bfloat16")
     if args.attention_implementation == "pallas" and args.device == "tpu":
         return _fail("--attention_implementation pallas: allowed with --device cuda, and cpu, which interprets kernels")
-    report = _about(args)
+    report = _about(args, arguments)
+    try:
+        check_out(Path(args.out))
+        _measure_all(args, report)
+    except InputError as error:
+        return _fail(str(error))
+    return 0
+
+
+def _measure_all(args: argparse.Namespace, report: dict[str, Any]) -> None:
     print(_HEADER)
     for name, mode, batch, size in itertools.product(args.variants, args.mode, args.batch, args.size):
         case = Case(name, mode, batch, size, args.dtype, args.device, args.attention_implementation)
         result = measure(case, [OURS, *(args.against_modes if args.against else ())], args.rounds, args.seconds)
         print(_row(case, result), flush=True)
         report["results"].append(result)
-        try:
-            write_figures(Path(args.out), report)  # so that what is measured is not lost when a later case fails
-        except InputError as error:
-            return _fail(str(error))
-    return 0
+        write_figures(Path(args.out), report)  # so that what is measured is not lost when a later case fails
 
 
 def measure(case: Case, sides: Sequence[str], rounds: int, seconds: float) -> dict[str, Any]:
@@ -130,10 +135,10 @@ def _row(case: Case, result: dict[str, Any]) -> str:
     return f"{line}  {median:.2f}x ({low:.2f}..{high:.2f}) {best}: {others}"
 
 
-def _about(args: argparse.Namespace) -> dict[str, Any]:
+def _about(args: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
     packages = ["jax", "jaxlib", "flax", "numpy", *(["torch", "timm"] if args.against else [])]
     return {
-        "command": ["python", "-m", "train.benchmark", *sys.argv[1:]],
+        "command": ["python", "-m", "train.benchmark", *arguments],
         "versions": {name: metadata.version(name) for name in packages} | {"python": platform.python_version()},
         "machine": {"processor": _processor(), "cores": len(os.sched_getaffinity(0)), "load": os.getloadavg()},
         "results": [],

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from train.counts import Operation, count
-from train.figures import write_figures
+from train.figures import check_out, write_figures
 from train.flops import matmul_rate, memory_rate
 from train.part_times import Timer
 from twins_jax import list_models
@@ -66,6 +66,15 @@ def main(arguments: Sequence[str]) -> int:
         return _fail(
             f"--device {args.device} with --measure: found {found!r}; allowed is this, whose rates are measured"
         )
+    try:
+        check_out(Path(args.out))
+        _count_all(args, arguments)
+    except InputError as error:
+        return _fail(str(error))
+    return 0
+
+
+def _count_all(args: argparse.Namespace, arguments: Sequence[str]) -> None:
     rates = _measured_device(args.dtype) if args.device == "this" else DEVICES[args.device]
     report: dict[str, Any] = {
         "command": ["python", "-m", "train.roofline", *arguments],
@@ -83,11 +92,7 @@ def main(arguments: Sequence[str]) -> int:
             result["measured_whole"] = timer.whole(batch, size)
         print(table(result), end="\n\n", flush=True)
         report["results"].append(result)
-        try:
-            write_figures(Path(args.out), report)  # so that what is measured is not lost when a later case fails
-        except InputError as error:
-            return _fail(str(error))
-    return 0
+        write_figures(Path(args.out), report)  # so that what is measured is not lost when a later case fails
 
 
 def summarise(

@@ -9,10 +9,11 @@ import jax
 @contextlib.contextmanager
 def fast_compilation() -> Iterator[None]:
     """For programs that run a few times, whose exact values are compared with nothing."""
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     try:
         yield
     finally:
-        jax.config.update("jax_disable_most_optimizations", False)
+        jax.config.update("jax_disable_most_optimizations", before)
         # Else later tests get JAX's own small programs, its random numbers' for one, as they were compiled here.
         jax.clear_caches()

@@ -114,7 +114,7 @@ def test_steps_equal_torch(gradient_norm: float, layer_decay: float) -> None:
         for name, tensor in tensors.items()
     ]
     reference = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8)
-    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):  # optax raises floats to its int32 count
         optimizer = make_optimizer(config, lambda count: jax.numpy.array(rates)[count])
         params: Any = traverse_util.unflatten_dict({n: jax.numpy.array(v) for n, v in start.items()}, sep="/")
         state = optimizer.init(params)

@@ -8,7 +8,6 @@ of CPU time, and passes over the images alternate, so that what else the machine
 
 import dataclasses
 import itertools
-import json
 import os
 import statistics
 import sys
@@ -26,6 +25,7 @@ from PIL import Image, ImageOps
 from train.data.config import DataConfig
 from train.data.sources import open_source
 from train.data.transforms import eval_transforms, train_transforms
+from train.figures import check_out, write_figures
 from twins_jax.errors import InputError
 
 
@@ -50,15 +50,15 @@ class BenchmarkConfig:
 def main(arguments: Sequence[str]) -> int:
     """Measures, prints a table, writes JSON and returns the exit code."""
     config = tyro.cli(BenchmarkConfig, prog="python -m train.data.benchmark", args=list(arguments))
+    out = Path(config.out)
     try:
+        check_out(out)
         results = measure(config)
+        sys.stdout.write(table(results))
+        write_figures(out, results)
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    out = Path(config.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(results, indent=2) + "\n")
-    sys.stdout.write(table(results))
     return 0
 
 
