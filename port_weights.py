@@ -58,8 +58,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _inspect(args: argparse.Namespace) -> int:
     from twins_jax.port.convert import port
-    from twins_jax.port.inspect import describe
-    from twins_jax.port.source import read_weights
+    from twins_jax.port.describe import describe
+    from twins_jax.port.read import read_weights
 
     weights = read_weights(args.src, ema=args.ema)
     print(describe(weights, port(weights, args.model)))
@@ -68,8 +68,8 @@ def _inspect(args: argparse.Namespace) -> int:
 
 def _port(args: argparse.Namespace) -> int:
     from twins_jax.port.convert import port
-    from twins_jax.port.files import check_paths, plan_target, write_target
-    from twins_jax.port.source import read_weights
+    from twins_jax.port.read import read_weights
+    from twins_jax.port.write import check_paths, plan_target, write_target
 
     check_paths(args.src, args.dst, *([args.report] if args.report else []), overwrite=args.overwrite)
     weights = read_weights(args.src, ema=args.ema)
@@ -93,8 +93,8 @@ def _port(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace, from_torch: bool) -> int:
-    from twins_jax.port.source import read_weights
-    from twins_jax.port.target import staged
+    from twins_jax.files import write_text
+    from twins_jax.port.read import read_weights
     from twins_jax.port.verify import verify
 
     if from_torch:
@@ -103,8 +103,7 @@ def _verify(args: argparse.Namespace, from_torch: bool) -> int:
         report = verify(read_weights(args.dst), args.src, name=args.model, ema=args.ema)
     print(report.to_text())
     if args.report:
-        with staged(args.report, overwrite=args.overwrite) as path, open(path, "w", encoding="utf-8") as file:
-            file.write(json.dumps(report.to_json(), indent=2) + "\n")
+        write_text(args.report, json.dumps(report.to_json(), indent=2) + "\n")
     return 0 if report.holds else 1
 
 

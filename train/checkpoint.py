@@ -19,11 +19,11 @@ from jax.experimental import multihost_utils
 from jax.tree_util import keystr, tree_flatten_with_path, tree_unflatten
 from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
 
-from train.config import CheckpointConfig
-from train.state import TrainState
-from twins_jax.errors import InputError
-from twins_jax.port.checksum import checksum
-from twins_jax.port.text import one_line
+from twins_jax.errors import InputError, one_line
+from twins_jax.port.orbax_io import checksum
+
+from .config import CheckpointConfig
+from .state import TrainState
 
 Tree = dict[str, Any]
 

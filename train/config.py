@@ -4,10 +4,11 @@ import dataclasses
 import math
 from typing import Literal
 
-from train.data.config import DataConfig
-from train.mixing import MixConfig
 from twins_jax.config import MIN_IMAGE_SIZE, AttentionImplementation, WindowPadding, variant_config
 from twins_jax.errors import InputError
+
+from .data.config import DataConfig
+from .tasks.classification.mixing import MixConfig
 
 
 def require(field: str, value: object, ok: bool, allowed: str) -> None:

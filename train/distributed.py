@@ -12,10 +12,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from train.config import DistributedConfig
-from twins_jax.errors import InputError
-from twins_jax.port.text import one_line
+from twins_jax.errors import InputError, one_line
 from twins_jax.sharding import batch_sharding
+
+from .config import DistributedConfig
 
 EXIT_LOST_PROCESS = 4
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from twins_jax import Params
 
 if TYPE_CHECKING:
-    from train.run import Run
+    from .experiment import Run
 
 TRAINING_FACTOR = 3
 """A training step costs about three forward passes: the backward pass has two matrix products for each of the first."""

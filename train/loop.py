@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -16,20 +15,22 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from train import flops
-from train.checkpoint import Checkpoints
-from train.config import TrainConfig
-from train.data.classification import eval_batches, train_batches
-from train.distributed import StopRequest, initialize, is_main_process, to_global
-from train.errors import DivergedError, PreemptedError
-from train.evaluators.classification import evaluate
-from train.evaluators.report import write_report
-from train.metrics import MetricWriter
-from train.profile import Profiler
-from train.run import Run, build
-from train.state import TrainState
-from train.step import Batch
 from twins_jax import InputError
+from twins_jax.files import write_text
+
+from . import flops
+from .checkpoint import Checkpoints
+from .config import TrainConfig
+from .data.pipeline import eval_batches, train_batches
+from .distributed import StopRequest, initialize, is_main_process, to_global
+from .errors import DivergedError, PreemptedError
+from .experiment import Run, build
+from .metric_writer import MetricWriter
+from .profiler import Profiler
+from .state import TrainState
+from .step import Batch
+from .tasks.classification.metrics import evaluate
+from .tasks.classification.report import write_report
 
 MAX_IN_FLIGHT = 2
 """Steps that may be queued on the device: enough to keep it busy, few enough that their batches fit in memory."""
@@ -197,10 +198,8 @@ def _progress_bar(start: int, total: int) -> tqdm:
 
 
 def _write_config(workdir: Path, config: TrainConfig) -> None:
-    aside = workdir / "config.tmp"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
-        os.replace(aside, workdir / "config.json")
     except OSError as error:
-        raise InputError(f"workdir: {workdir} cannot be written to: {error.strerror}") from error
+        raise InputError(f"workdir: {workdir} cannot be made: {error.strerror}") from error
+    write_text(workdir / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")

@@ -8,12 +8,12 @@ from typing import TypeVar
 import jax
 import tyro
 
-from train.config import TrainConfig
-from train.distributed import exit_lost_process, expect_exit, lost_connection
-from train.errors import DivergedError, PreemptedError
-from train.recipes import DEFAULT, RECIPES
-from twins_jax.errors import InputError
-from twins_jax.port.text import one_line
+from twins_jax.errors import InputError, one_line
+
+from .config import TrainConfig
+from .distributed import exit_lost_process, expect_exit, lost_connection
+from .errors import DivergedError, PreemptedError
+from .recipes import DEFAULT, RECIPES
 
 Settings = TypeVar("Settings")
 
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     try:
         config = parse(arguments)
-        from train.loop import run  # late, so that --help does not wait for the data and checkpoint libraries
+        from .loop import run  # late, so that --help does not wait for the data and checkpoint libraries
 
         final = run(config)
     except InputError as error:

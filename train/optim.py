@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import keystr, tree_map_with_path
 
-from train.config import TrainConfig
 from twins_jax import Params
 from twins_jax.config import variant_config
+
+from .config import TrainConfig
 
 
 def make_schedule(config: TrainConfig, train_examples: int) -> optax.Schedule:

@@ -5,29 +5,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from train.config import TrainConfig
-from train.losses import cross_entropy, smooth_targets
-from train.mixing import mix, random_erase
-from train.state import TrainState
 from twins_jax import Params
+from twins_jax.preprocess import normalize
+
+from .config import TrainConfig
+from .state import TrainState
+from .tasks.classification.losses import cross_entropy, smooth_targets
+from .tasks.classification.mixing import mix, random_erase
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
-
-# The statistics of ImageNet-1K that all published weights were trained with, for RGB in [0, 1].
-IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
-
-
-def normalise(images: jax.Array) -> jax.Array:
-    """uint8 [B, H, W, 3] -> float32 [B, H, W, 3] of mean 0 and standard deviation 1 over ImageNet.
-
-    On the device, so that a quarter of the bytes crosses to it.
-    """
-    return (images.astype(jnp.float32) / 255.0 - IMAGENET_MEAN) / IMAGENET_STD
 
 
 def make_train_step(
@@ -72,7 +61,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         erase_key, mix_key, drop_key = jax.random.split(key, 3)
-        images = random_erase(erase_key, normalise(batch["image"]), config.mix.erase_probability)
+        images = random_erase(erase_key, normalize(batch["image"]), config.mix.erase_probability)
         targets = smooth_targets(batch["label"], num_classes, config.optim.label_smoothing)
         images, targets = mix(mix_key, images, targets, config.mix)
         loss_and_gradients = accumulated if parts > 1 else jax.value_and_grad(loss_fn)

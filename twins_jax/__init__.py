@@ -3,15 +3,10 @@
 from twins_jax.backbone import TwinsBackbone
 from twins_jax.classifier import TwinsClassifier
 from twins_jax.config import TwinsConfig
+from twins_jax.create import create_backbone, create_model, list_models
 from twins_jax.errors import InputError
 from twins_jax.functional import Params, get_params, set_params, split_model
-from twins_jax.pretrained import (
-    backbone_from_pretrained,
-    create_backbone,
-    create_model,
-    from_pretrained,
-    list_models,
-)
+from twins_jax.pretrained import backbone_from_pretrained, from_pretrained
 
 __all__ = [
     "InputError",

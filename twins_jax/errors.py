@@ -1,4 +1,4 @@
-"""The one exception for input that a caller can correct."""
+"""The one exception for input that a caller can correct, and the wording of messages."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,15 @@ class InputError(ValueError):
     The message is one line that names the argument or file, what was found and what is allowed; lists of names may
     follow on lines of their own. Command lines print it and exit with code 2 instead of showing a traceback.
     """
+
+
+def require(field: str, value: object, ok: bool, allowed: str) -> None:
+    """Raises InputError that names an argument, its value and what it must be, unless `ok`."""
+    if not ok:
+        raise InputError(f"{field}={value!r}: must be {allowed}")
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an exception's message that says something, or else its kind."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__

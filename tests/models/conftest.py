@@ -2,7 +2,7 @@ import jax
 import pytest
 
 import twins_jax
-from tests.models.helpers import IMAGES, SVT, classifier
+from tests.support.models import IMAGES, SVT, classifier
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.models.helpers import random_array, random_module, relative_error
+from tests.support.models import random_array, random_module, relative_error
 from twins_jax.attention import (
     GlobalSubSampledAttention,
     LocallyGroupedAttention,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.models.helpers import SVT
+from tests.support.models import SVT
 from twins_jax.config import TwinsConfig
 from twins_jax.layers import Linear, PatchConv
 from twins_jax.peg import PositionalEncodingGenerator

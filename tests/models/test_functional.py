@@ -5,7 +5,7 @@ import numpy as np
 from flax import nnx
 
 import twins_jax
-from tests.models.helpers import IMAGES, PCPVT, SVT, classifier, named, run
+from tests.support.models import IMAGES, PCPVT, SVT, classifier, named, run
 
 
 def test_apply_equals_the_model(logits: jax.Array) -> None:

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 import twins_jax
-from tests.models.helpers import (
+from tests.support.models import (
     IMAGES,
     PCPVT,
     SVT,

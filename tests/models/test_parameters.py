@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 import twins_jax
-from tests.models.helpers import PCPVT, SVT, backbone, classifier, named, random_array
+from tests.support.models import PCPVT, SVT, backbone, classifier, named, random_array
 from twins_jax import TwinsBackbone, TwinsClassifier
 
 COUNTS = {"twins_pcpvt_small": 24_106_216, "twins_svt_small": 24_060_776}

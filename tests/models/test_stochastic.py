@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 import twins_jax
-from tests.models.helpers import IMAGES, SVT, classifier, random_array, random_module
+from tests.support.models import IMAGES, SVT, classifier, random_array, random_module
 from twins_jax.attention import GlobalSubSampledAttention, LocallyGroupedAttention
 from twins_jax.backbone import Block, Stage
 from twins_jax.config import variant_config

@@ -4,7 +4,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.parity.bfloat16 import Logits, agree, compute, largest_error, lead, rms_error
+from tests.scripts.bfloat16 import Logits, agree, compute, largest_error, lead, rms_error
 
 TOLERANCE = 0.02
 """Of an image's largest logit: the project's own criterion. bfloat16 rounds by up to 2^-9 = 0.002."""

@@ -17,7 +17,7 @@ import port_weights
 import twins_jax
 from twins_jax.errors import InputError
 from twins_jax.port.convert import port
-from twins_jax.port.source import read_weights
+from twins_jax.port.read import read_weights
 
 BACKBONE_LEFTOVERS = {"backbone.norm.weight", "backbone.norm.bias", "backbone.head.weight", "backbone.head.bias"}
 

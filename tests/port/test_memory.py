@@ -29,7 +29,7 @@ def sources(make_model, tmp_path_factory) -> Path:
 )
 def test_peak_memory(sources, tmp_path, source, target):
     done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("peak_memory.py"), sources / source, tmp_path / target],
+        [sys.executable, ROOT / "tests" / "scripts" / "peak_memory.py", sources / source, tmp_path / target],
         env={"PYTHONPATH": str(ROOT), "PATH": ""},
         capture_output=True,
         text=True,

@@ -14,7 +14,7 @@ from flax import nnx
 import twins_jax
 from twins_jax.errors import InputError
 from twins_jax.port.convert import port
-from twins_jax.port.source import read_weights
+from twins_jax.port.read import read_weights
 from twins_jax.port.verify import Input, verify
 
 IMAGES = np.random.default_rng(0).standard_normal((2, 64, 96, 3), dtype=np.float32)

@@ -5,7 +5,7 @@ import torch
 
 import port_weights
 from twins_jax.config import VARIANTS
-from twins_jax.port.source import read_weights
+from twins_jax.port.read import read_weights
 from twins_jax.port.verify import Input, verify
 
 PUBLISHED = [name for name in VARIANTS if name != "twins_svt_tiny"]

@@ -14,7 +14,7 @@ import torch
 
 import port_weights
 from twins_jax.errors import InputError
-from twins_jax.port.target import staged
+from twins_jax.files import staged
 
 
 def run(*arguments):

@@ -9,8 +9,8 @@ import torch
 import port_weights
 from twins_jax.errors import InputError
 from twins_jax.port import verify as verify_module
+from twins_jax.port.read import read_weights
 from twins_jax.port.safetensors_io import read_safetensors, write_safetensors
-from twins_jax.port.source import read_weights
 from twins_jax.port.verify import Comparison, Input, verify
 
 SMALL = (Input(1, 64, 96), Input(2, 33, 40))

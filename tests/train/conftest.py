@@ -9,11 +9,11 @@ from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 import train.loop
-from tests.train import runs
-from tests.train.alone import PLAN, Alone, RunMain, call_main
+from tests.support import runs
+from tests.support.alone import PLAN, Alone, RunMain, call_main
 from train.config import TrainConfig
 from train.data.digits import prepare_digits
-from train.run import Run, build
+from train.experiment import Run, build
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,8 @@ from jax.experimental import multihost_utils
 
 from train.checkpoint import Checkpoints
 from train.config import CheckpointConfig, DistributedConfig
-from train.data.classification import eval_batches, train_batches
 from train.data.config import DataConfig
+from train.data.pipeline import eval_batches, train_batches
 from train.distributed import initialize
 from train.state import create_state
 from twins_jax import InputError

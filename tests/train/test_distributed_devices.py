@@ -13,22 +13,22 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
 
-import train.run
+import train.experiment
 import twins_jax.config
-from tests.models.helpers import SVT
+from tests.support.models import SVT
+from tests.support.paths import ROOT
 from train.checkpoint import Checkpoints
 from train.config import ModelConfig, TrainConfig
-from train.data.classification import eval_batches, train_batches
+from train.data.pipeline import eval_batches, train_batches
 from train.distributed import to_global
-from train.evaluators.classification import evaluate
+from train.experiment import Run, build, create_or_load_model
 from train.optim import make_optimizer, make_schedule
 from train.recipes import digits
-from train.run import Run, build, create_or_load_model
 from train.state import TrainState, create_state
+from train.tasks.classification.metrics import evaluate
 from twins_jax import split_model
 from twins_jax.sharding import AXES, make_mesh
 
-ROOT = Path(__file__).parents[2]
 FSDP = {"one device": 1, "data 8": 1, "fsdp 8": 8, "data 2, fsdp 4": 4, "accumulated": 4}
 SPLIT = [name for name in FSDP if name != "one device"]
 BATCH, STEPS = 32, 3
@@ -97,7 +97,7 @@ def measure(folder: Path) -> dict[str, Any]:
     batches, more = ([next(data) for _ in range(count)] for count in (STEPS, 2))
     found: dict[str, Any] = {}
     for name in FSDP:
-        train.run.make_mesh = lambda fsdp, name=name: mesh(name)  # noqa: ARG005
+        train.experiment.make_mesh = lambda fsdp, name=name: mesh(name)  # noqa: ARG005
         run = build(config(folder, name))
         parts = (to_global(batch, run.mesh) for batch in eval_batches(run.config.data, run.config.eval_batch_size))
         found[name] = {"eval": evaluate(run.eval_step, run.state.params, parts)}

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.paths import ROOT
 
 # `python -m train.main` with one more model. Its blocks, one of each kind, compile in seconds; each process must do it.
 MAIN = """

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.train.mixed_precision import compare, train
+from tests.scripts.mixed_precision import compare, train
 
 ARGUMENTS = ("--steps", "80", "--batch_size", "16", "--optim.learning_rate", "0.03", "--optim.warmup_epochs", "0.2")
 

@@ -15,15 +15,15 @@ from flax import nnx
 
 import train.loop
 import twins_jax
-from tests.train import runs
-from tests.train.alone import STEPS, Alone, RunMain, last_line
-from tests.train.compilation import fast_compilation
+from tests.support import runs
+from tests.support.alone import STEPS, Alone, RunMain, last_line
+from tests.support.compilation import fast_compilation
 from train.checkpoint import Checkpoints
-from train.data.classification import eval_batches, train_batches
+from train.data.pipeline import eval_batches, train_batches
 from train.distributed import to_global
+from train.experiment import build, create_or_load_model
 from train.main import parse
-from train.run import build, create_or_load_model
-from train.step import normalise
+from twins_jax.preprocess import normalize
 
 
 def test_last_line(alone: Alone) -> None:
@@ -39,7 +39,7 @@ def test_figures_are_those_of_the_saved_weights(alone: Alone, arguments: list[st
     (batch,) = eval_batches(parse(arguments).data, 355)
     for prefix, ema in (("", False), ("ema_", True)):
         apply, params = twins_jax.split_model(twins_jax.from_pretrained(alone.workdir, ema=ema))
-        logits = np.asarray(jax.jit(apply)(params, normalise(batch["image"])), np.float64)
+        logits = np.asarray(jax.jit(apply)(params, normalize(batch["image"])), np.float64)
         true = logits[np.arange(355), batch["label"]]
         rank = (logits > true[:, None]).sum(axis=1)
         assert alone.final[f"{prefix}top1"] == (rank == 0).sum() / 355
@@ -231,7 +231,7 @@ def test_an_image_that_cannot_be_read_stops_training(
     def unreadable(data: bytes, name: str) -> np.ndarray:
         raise twins_jax.InputError(f"{name}: not a readable image: {len(data)} bytes")
 
-    monkeypatch.setattr("train.data.transforms.decode", unreadable)
+    monkeypatch.setattr("train.tasks.classification.transforms.decode", unreadable)
     code, _, errors = rerun(alone.copy_until(4, tmp_path / "run"))
     assert code == 2
     assert re.search(

@@ -15,11 +15,11 @@ from safetensors.numpy import load_file, save_file
 
 import port_weights
 import twins_jax
-from tests.train import runs
-from tests.train.alone import STEPS, Alone, RunMain, last_line
+from tests.support import runs
+from tests.support.alone import STEPS, Alone, RunMain, last_line
+from train.experiment import create_or_load_model
 from train.main import parse
-from train.run import create_or_load_model
-from twins_jax.port.source import read_weights
+from twins_jax.port.read import read_weights
 
 
 @pytest.fixture(scope="module")

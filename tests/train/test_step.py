@@ -12,11 +12,12 @@ from flax import nnx
 import train.step
 import twins_jax
 from train.config import OptimConfig, TrainConfig
-from train.mixing import MixConfig
 from train.optim import make_optimizer, make_schedule
 from train.recipes import digits
 from train.state import TrainState, create_state
-from train.step import make_train_step, normalise
+from train.step import make_train_step
+from train.tasks.classification.mixing import MixConfig
+from twins_jax.preprocess import normalize
 from twins_jax.sharding import make_mesh
 
 RNG = np.random.default_rng(0)
@@ -65,7 +66,7 @@ def test_normalised_as_timm_does(timm: ModuleType) -> None:
     mean, std = timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
     expected = (BATCH["image"] / 255 - np.array(mean)) / np.array(std)
     # Four roundings; the subtraction's can be of 1, before the division by 0.22.
-    np.testing.assert_allclose(normalise(jnp.asarray(BATCH["image"])), expected, rtol=0, atol=4 * EPS / 0.22)
+    np.testing.assert_allclose(normalize(jnp.asarray(BATCH["image"])), expected, rtol=0, atol=4 * EPS / 0.22)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import grain
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from train.data import pixels
+from . import pixels
 
 FILL = (124, 116, 104)
 """ImageNet's mean colour (0.485, 0.456, 0.406), x 255."""

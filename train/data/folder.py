@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from train.data.records import Record
 from twins_jax.errors import InputError
+
+from .records import Record
 
 # torchvision.datasets.folder.IMG_EXTENSIONS, so that both see the same files.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")

@@ -8,11 +8,12 @@ import platformdirs
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
 
-from train.data.config import DataConfig
-from train.data.digits import prepare_digits
-from train.data.folder import FolderSource
-from train.data.records import Record, Source
 from twins_jax.errors import InputError
+
+from .config import DataConfig
+from .digits import prepare_digits
+from .folder import FolderSource
+from .records import Record, Source
 
 
 @dataclasses.dataclass(frozen=True)

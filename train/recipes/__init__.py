@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
-from train.config import TrainConfig
-from train.recipes.cifar import cifar10
-from train.recipes.digits import digits
-from train.recipes.finetune import finetune_384, finetune_folder
-from train.recipes.imagenet import (
+from ..config import TrainConfig
+from .cifar import cifar10
+from .digits import digits
+from .finetune import finetune_384, finetune_folder
+from .imagenet import (
     imagenet_pcpvt_base,
     imagenet_pcpvt_large,
     imagenet_pcpvt_small,

@@ -1,7 +1,7 @@
 """CIFAR-sized training: small images from an image folder."""
 
-from train.config import CheckpointConfig, ModelConfig, OptimConfig, TrainConfig
-from train.data.config import DataConfig
+from ..config import CheckpointConfig, ModelConfig, OptimConfig, TrainConfig
+from ..data.config import DataConfig
 
 
 def cifar10() -> TrainConfig:

@@ -1,7 +1,7 @@
 """The embedded default: scikit-learn's digits, which need no download."""
 
-from train.config import CheckpointConfig, ModelConfig, OptimConfig, TrainConfig
-from train.data.config import DataConfig
+from ..config import CheckpointConfig, ModelConfig, OptimConfig, TrainConfig
+from ..data.config import DataConfig
 
 
 def digits() -> TrainConfig:

@@ -1,8 +1,8 @@
 """Fine-tuning from ported weights. The paper publishes no such result: these are starting points of ours."""
 
-from train.config import CheckpointConfig, ModelConfig, OptimConfig, TrainConfig
-from train.data.config import DataConfig
-from train.mixing import MixConfig
+from ..config import CheckpointConfig, ModelConfig, OptimConfig, TrainConfig
+from ..data.config import DataConfig
+from ..tasks.classification.mixing import MixConfig
 
 
 def finetune_folder() -> TrainConfig:

@@ -6,9 +6,9 @@ of all devices together; where it does not fit, `--optim.accumulate` cuts it int
 gradients but for stochastic depth, which draws other rows then.
 """
 
-from train.config import CheckpointConfig, ModelConfig, OptimConfig, TrainConfig
-from train.data.config import DataConfig
-from train.mixing import MixConfig
+from ..config import CheckpointConfig, ModelConfig, OptimConfig, TrainConfig
+from ..data.config import DataConfig
+from ..tasks.classification.mixing import MixConfig
 
 TRAIN_EXAMPLES = 1_281_167
 """Images in ImageNet-1K's training split."""

@@ -4,9 +4,8 @@ import json
 import os
 from typing import Any
 
-from twins_jax.errors import InputError
+from twins_jax.errors import InputError, one_line
 from twins_jax.port.convert import NOTHING_DECLARED, Declared
-from twins_jax.port.text import one_line
 
 PREFIX = "hf-hub:"
 """What begins the names of repositories, as timm has it: "hf-hub:timm/twins_svt_small.in1k", optionally "@revision"."""

@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from twins_jax.errors import InputError
+from twins_jax.errors import InputError, one_line
 from twins_jax.port.convert import Tensors
-from twins_jax.port.text import one_line
 
 
 def is_safetensors(head: bytes) -> bool:

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from twins_jax.errors import InputError
-from twins_jax.port.text import one_line
+from twins_jax.errors import InputError, one_line
 
 _kept_alive: list[Any] = []
 

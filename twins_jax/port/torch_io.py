@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from twins_jax.errors import InputError
+from twins_jax.errors import InputError, one_line
 from twins_jax.port.convert import Tensors
-from twins_jax.port.text import one_line
 
 CONTAINERS = ("model", "state_dict", "model_ema", "state_dict_ema")
 """The keys under which training scripts (upstream's, timm's, OpenMMLab's) store state dicts, tried in this order."""

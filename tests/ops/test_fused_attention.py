@@ -1,0 +1,230 @@
+"""The fused attentions, interpreted, against the plain formulation in float64; lowered for CUDA; and what is chosen."""
+
+import dataclasses
+import functools
+import importlib.util
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jaxlib.version
+import numpy as np
+import pytest
+from flax import nnx
+
+import twins_jax
+from tests.support.models import SVT, classifier, named, random_array, random_module, relative_error
+from twins_jax import InputError, TwinsConfig
+from twins_jax.attention import GlobalSubSampledAttention, LocallyGroupedAttention
+from twins_jax.fused import choose as choosing
+from twins_jax.fused.choose import choose
+from twins_jax.fused.gsa import gsa
+from twins_jax.fused.lsa import Windows, lsa
+
+Make = Callable[[TwinsConfig], nnx.Module]
+
+FAST_COMPILATION = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+"""What takes time here is compiling the interpreted kernels."""
+
+
+def lsa_layer(dim: int, heads: int) -> Make:
+    return lambda config: LocallyGroupedAttention(dim, heads, 7, config=config, rngs=nnx.Rngs(0))
+
+
+def gsa_layer(dim: int, heads: int, ratio: int = 2) -> Make:
+    return lambda config: GlobalSubSampledAttention(dim, heads, ratio, config=config, rngs=nnx.Rngs(0))
+
+
+CASES: dict[str, tuple[Make, tuple[int, ...], str]] = {
+    # layer, its input, window padding
+    "lsa, tiled": (lsa_layer(64, 2), (2, 7, 14, 64), "zero"),
+    "lsa, padded": (lsa_layer(64, 2), (2, 10, 16, 64), "zero"),
+    "lsa, padded one way": (lsa_layer(64, 1), (2, 7, 9, 64), "zero"),
+    "lsa, masked": (lsa_layer(64, 2), (2, 10, 16, 64), "mask"),
+    "lsa, masked, but padded one way": (lsa_layer(32, 2), (2, 7, 9, 32), "mask"),
+    "gsa, a tile of keys": (gsa_layer(64, 2), (2, 9, 14, 64), "zero"),
+    "gsa, full tiles": (gsa_layer(64, 1), (2, 16, 16, 64), "zero"),
+    "gsa, parts of the queries": (gsa_layer(16, 1, ratio=8), (1, 11, 21, 16), "zero"),
+    "gsa, two tiles of keys": (gsa_layer(32, 1), (1, 19, 18, 32), "zero"),
+}
+
+
+def run(model: Make, config: TwinsConfig, x: np.ndarray) -> dict[str, np.ndarray]:
+    """Outputs and gradients of a model with rounded weights and input, so that all dtypes compute on the same ones."""
+    stored = random_module(lambda: model(dataclasses.replace(config, param_dtype=jnp.float32)))
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: model(config)))
+    params = jax.tree.map(lambda p: p.astype(jnp.bfloat16).astype(config.param_dtype), nnx.split(stored)[1])
+
+    @functools.partial(jax.jit, compiler_options=FAST_COMPILATION)
+    def outputs_and_gradients(params: Any, x: jax.Array) -> Any:
+        outputs, vjp = jax.vjp(lambda params, x: nnx.merge(graphdef, params)(x), params, x)
+        return outputs, vjp(jnp.cos(jnp.arange(outputs.size)).reshape(outputs.shape).astype(outputs.dtype))
+
+    rounded = jnp.asarray(x, jnp.bfloat16).astype(config.dtype)
+    outputs, (d_params, d_x) = outputs_and_gradients(params, rounded)
+    assert outputs.dtype == d_x.dtype == config.dtype
+    assert {leaf.dtype for leaf in jax.tree.leaves(d_params)} == {config.param_dtype}
+    found = named(twins_jax.get_params(nnx.merge(graphdef, d_params)))
+    return found | {"outputs": np.asarray(outputs, np.float64), "d_x": np.asarray(d_x, np.float64)}
+
+
+def errors(
+    model: Make, config: TwinsConfig, x: np.ndarray, dtype: str, truth: dict[str, np.ndarray]
+) -> dict[str, tuple[float, float]]:
+    """Of the kernels, and of the plain formulation, in outputs and each gradient."""
+    config = dataclasses.replace(config, dtype=jnp.dtype(dtype), param_dtype=jnp.dtype("float32"))
+    plain = run(model, dataclasses.replace(config, attention_implementation="xla"), x)
+    kernels = run(model, dataclasses.replace(config, attention_implementation="pallas"), x)
+    assert kernels.keys() == truth.keys()
+    return {name: (relative_error(kernels[name], t), relative_error(plain[name], t)) for name, t in truth.items()}
+
+
+def exact(model: Make, config: TwinsConfig, x: np.ndarray) -> dict[str, np.ndarray]:
+    with jax.enable_x64(True):
+        in_float64 = {"dtype": jnp.dtype("float64"), "param_dtype": jnp.dtype("float64")}
+        return run(model, dataclasses.replace(config, attention_implementation="xla", **in_float64), x)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_kernels_round_as_little_as_the_plain_formulation(case: str) -> None:
+    layer, shape, window_padding = CASES[case]
+    config = dataclasses.replace(SVT, window_padding=window_padding)
+    x = random_array(*shape)
+    truth = exact(layer, config, x)
+    for dtype in ("float32", "bfloat16"):
+        for name, (found, allowed) in errors(layer, config, x, dtype, truth).items():
+            assert found <= 2 * allowed + float(jnp.finfo(dtype).eps) / 8, (dtype, name, found, allowed)
+
+
+def test_whole_model() -> None:
+    """With rematerialisation, whose gradients run the kernels forward twice."""
+
+    def model(config: TwinsConfig) -> nnx.Module:
+        return twins_jax.TwinsClassifier(config, 10, rngs=nnx.Rngs(0))
+
+    config, x = dataclasses.replace(SVT, remat=True), random_array(2, 36, 40, 3)
+    # The worst of all: after so many layers, errors of one parameter's gradient are a matter of luck.
+    found, allowed = np.max(list(errors(model, config, x, "float32", exact(model, config, x)).values()), axis=0)
+    assert found <= 2 * allowed
+
+
+def structs(dtype: str, *shapes: tuple[int, ...]) -> list[jax.ShapeDtypeStruct]:
+    return [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
+
+
+def lower_for_cuda(function: Callable[..., jax.Array], arguments: list[jax.ShapeDtypeStruct]) -> str:
+    """The program of a function and its gradients."""
+
+    def both(*arguments: jax.Array) -> Any:
+        outputs, vjp = jax.vjp(function, *arguments)
+        return outputs, vjp(outputs)
+
+    return jax.jit(both).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.skipif(
+    jaxlib.version.__version_info__ > (0, 10, 2) and importlib.util.find_spec("jax_cuda13_plugin") is None,
+    reason="later versions of jaxlib compile kernels when they lower them, with the CUDA plugin",
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dim", choosing.HEAD_DIMS)
+@pytest.mark.parametrize(("name", "kernels"), [("lsa", 2), ("lsa, padded", 2), ("gsa", 2), ("gsa, many keys", 3)])
+def test_kernels_are_lowered_for_cuda(name: str, kernels: int, dim: int, dtype: str) -> None:
+    """To Triton's IR, at the sizes of Twins-SVT's first stage, and without a copy that moves windows or heads."""
+    channels = 2 * dim
+    if name.startswith("lsa"):
+        side = 128 if "padded" in name else 56
+        windows = Windows(side, side, 7, see_padding=True)
+        arguments = structs(dtype, (8, side, side, 3 * channels), (3 * channels,))
+        program = lower_for_cuda(lambda qkv, bias: lsa(qkv, bias, 2, windows), arguments)
+    else:
+        queries, keys = (16384, 256) if "many" in name else (3136, 49)
+        arguments = structs(dtype, (8, queries, channels), (8, keys, 2 * channels))
+        program = lower_for_cuda(lambda query, key_value: gsa(query, key_value, 2), arguments)
+    assert len(re.findall(r"custom_call @\S*triton", program)) == kernels
+    assert not re.findall(r"stablehlo\.(transpose|pad|slice|gather)\b", program)
+
+
+def test_auto_is_the_plain_formulation_on_cpus() -> None:
+    assert choose("auto", jnp.float32, 32) == "xla"
+
+
+def on_gpu(monkeypatch: pytest.MonkeyPatch, auto: str) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(choosing, "AUTO_ON_GPU", auto)
+
+
+@pytest.mark.parametrize(
+    ("auto", "arguments", "uses", "expected"),
+    [
+        ("pallas", ("bfloat16", 32), {"window_size": 7, "masks_padding": True}, "pallas"),
+        ("pallas", ("float64", 32), {}, "xla"),
+        ("pallas", ("float32", 24), {}, "xla"),
+        ("pallas", ("float32", 128), {}, "xla"),
+        ("pallas", ("float32", 32), {"window_size": 9}, "xla"),
+        ("cudnn", ("bfloat16", 24), {}, "cudnn"),
+        ("cudnn", ("float32", 32), {}, "xla"),
+        ("cudnn", ("bfloat16", 12), {}, "xla"),
+        ("cudnn", ("bfloat16", 32), {"window_size": 7, "masks_padding": True}, "xla"),
+    ],
+)
+def test_auto_falls_back(
+    monkeypatch: pytest.MonkeyPatch, auto: str, arguments: tuple[str, int], uses: dict[str, Any], expected: str
+) -> None:
+    on_gpu(monkeypatch, auto)
+    assert choose("auto", *arguments, **uses) == expected
+
+
+@pytest.mark.parametrize(
+    ("platform", "requested", "arguments", "uses", "message"),
+    [
+        ("cpu", "cudnn", ("bfloat16", 32), {}, "found the platform cpu; allowed are CUDA GPUs"),
+        ("tpu", "pallas", ("bfloat16", 32), {}, "found the platform tpu; allowed are GPUs, and CPUs, which"),
+        ("gpu", "pallas", ("float64", 32), {}, "found dtype float64; allowed are float32, bfloat16 and float16"),
+        ("gpu", "pallas", ("float32", 24), {}, "found heads of 24 channels; allowed are 16, 32, 64"),
+        ("gpu", "pallas", ("float32", 32), {"window_size": 9}, "found window_size=9; allowed are sizes up to 8"),
+        ("gpu", "cudnn", ("float32", 32), {}, "found dtype float32; allowed are bfloat16 and float16"),
+        ("gpu", "cudnn", ("float16", 12), {}, "found heads of 12 channels; allowed are multiples of 8 up to 128"),
+        ("gpu", "cudnn", ("float16", 32), {"masks_padding": True}, "found window_padding='mask' on a map that"),
+    ],
+)
+def test_what_does_not_apply_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+    platform: str,
+    requested: Any,
+    arguments: tuple[str, int],
+    uses: dict[str, Any],
+    message: str,
+) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    with pytest.raises(InputError, match=f"^attention_implementation='{requested}': {message}"):
+        choose(requested, *arguments, **uses)
+
+
+def test_the_error_comes_with_the_call() -> None:
+    model = classifier(dataclasses.replace(SVT, attention_implementation="cudnn"))
+    with pytest.raises(InputError, match=r"^attention_implementation='cudnn': found the platform cpu"):
+        nnx.eval_shape(model, jnp.zeros((1, 32, 32, 3)))
+
+
+@pytest.mark.parametrize("layer", [lsa_layer(32, 2), gsa_layer(32, 2)], ids=["lsa", "gsa"])
+def test_cudnn_gets_queries_keys_and_values(monkeypatch: pytest.MonkeyPatch, layer: Make) -> None:
+    """By a stand-in of the same contract: cuDNN itself needs a GPU."""
+    x = jnp.asarray(random_array(2, 10, 16, 32), jnp.bfloat16)
+    config = dataclasses.replace(SVT, dtype=jnp.dtype("bfloat16"))
+    expected = random_module(lambda: layer(config))(x)
+    seen = []
+    plain = jax.nn.dot_product_attention
+
+    def stand_in(*arguments: jax.Array, implementation: str) -> jax.Array:
+        seen.append(implementation)
+        with jax.numpy_dtype_promotion("standard"):  # JAX's own plain attention promotes bfloat16 with float32
+            return plain(*arguments, implementation="xla")
+
+    on_gpu(monkeypatch, "cudnn")
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    found = random_module(lambda: layer(config))(x)
+    assert seen == ["cudnn"]
+    assert relative_error(found, expected) < 4 * float(jnp.finfo(jnp.bfloat16).eps)

@@ -1,0 +1,81 @@
+"""Real training runs on digits in processes of their own, for the tests and for `soak.py`."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import traverse_util
+
+from tests.support.paths import ROOT
+
+# Random in the data, in the step (erasing) and in the model (drop-path, the recipe's), and with a moving average.
+ARGUMENTS = (
+    *("--batch_size", "8", "--eval_batch_size", "100", "--log_every_steps", "2"),
+    *("--mix.erase_probability", "0.25", "--optim.ema_decay", "0.9"),
+)
+
+
+def start(arguments: Sequence[str], compile_cache: Path) -> subprocess.Popen[str]:
+    """Starts `python -m train.main`; programs that an earlier run compiled are read from the cache."""
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(compile_cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    command = [sys.executable, "-m", "train.main", *arguments]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | cache, **pipes)
+
+
+def signal_when(process: subprocess.Popen[str], signum: int, ready: Callable[[], bool], delay: float = 0.0) -> None:
+    """Sends a signal `delay` seconds after `ready` holds; does nothing if the process ends before."""
+    while not ready():
+        if process.poll() is not None:
+            return
+        time.sleep(0.002)
+    time.sleep(delay)
+    process.send_signal(signum)
+
+
+def metrics(workdir: Path) -> list[dict[str, Any]]:
+    """The complete lines of metrics.jsonl without the fields that measure time."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    timing = ("images_per_s", "mfu")
+    return [{key: value for key, value in json.loads(line).items() if key not in timing} for line in lines]
+
+
+def checkpoints(workdir: Path) -> list[int]:
+    """The steps of the complete checkpoints."""
+    folder = workdir / "checkpoints"
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []
+
+
+def saved(workdir: Path, step: int) -> dict[str, Any]:
+    """What the checkpoint of a step holds, by name: arrays, and the position in the data."""
+    folder = workdir.absolute() / "checkpoints" / str(step)
+    state: dict[str, Any] = {"data": (folder / "data" / "process_0-of-1.json").read_text()}
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        for item in ("params", "opt_state", "ema"):
+            tree = traverse_util.flatten_dict({item: checkpointer.restore(folder / item)}, sep="/")
+            state |= {name: np.asarray(leaf) for name, leaf in tree.items()}
+    return state
+
+
+def differences(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
+    """The names of what is not the same, bit for bit, in two checkpoints."""
+    names = sorted(first.keys() | second.keys())
+    return [name for name in names if name not in first or name not in second or not _same(first[name], second[name])]
+
+
+def _same(first: Any, second: Any) -> bool:
+    if isinstance(first, str):
+        return first == second
+    return first.shape == second.shape and first.dtype == second.dtype and first.tobytes() == second.tobytes()

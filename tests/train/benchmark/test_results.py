@@ -1,0 +1,57 @@
+"""Files of figures, and the commands that write them."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+import train.benchmark.aot
+import train.benchmark.input_pipeline
+import train.benchmark.roofline
+import train.benchmark.speed
+from train.benchmark.results import check_out, write_figures
+from twins_jax import InputError
+
+COMMANDS = {
+    "benchmark": (train.benchmark.speed.main, ()),
+    "roofline": (train.benchmark.roofline.main, ()),
+    "aot": (train.benchmark.aot.main, ("imagenet_svt_small", "--topology", "v5e:2x2")),
+    "data": (train.benchmark.input_pipeline.main, ()),
+}
+
+
+def test_earlier_figures_are_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "new" / "figures.json"
+    check_out(out)
+    write_figures(out, {"a": 1})
+    write_figures(out, {"a": [2.5, None]})
+    assert json.loads(out.read_text()) == {"a": [2.5, None]}
+
+    def no_space(self: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device", str(self), None, str(target))
+
+    monkeypatch.setattr(Path, "replace", no_space)
+    with pytest.raises(InputError, match=r"--out: .*figures\.json cannot be written to: .*No space left"):
+        write_figures(out, {"a": 3})
+    assert json.loads(out.read_text()) == {"a": [2.5, None]}
+    assert list(out.parent.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("path", ["folder", "file/beneath.json", "/", "/dev/null"])
+def test_nothing_is_measured_for_a_file_that_cannot_be_written(
+    command: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    Path("file").write_text("")
+    main: Callable[[Sequence[str]], int]
+    main, arguments = COMMANDS[command]
+    assert main([*arguments, "--out", path]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"error: --out: {path} ")
+    assert captured.err.count("\n") == 1
+    assert not captured.out
+    assert sorted(str(x) for x in Path().iterdir()) == ["file", "folder"]
+    assert Path("/dev/null").is_char_device()

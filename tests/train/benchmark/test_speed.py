@@ -1,0 +1,115 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import train.benchmark.speed
+from train.benchmark.backends import OURS, Case
+
+CASE = Case("twins_svt_tiny", "infer", 2, 32, "float32", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def _fast_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # no figure is compared with another here
+
+
+def run(*arguments: str) -> int:
+    return train.benchmark.speed.main(["--rounds", "2", "--seconds", "0.01", *arguments])
+
+
+def test_our_side_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "new" / "figures.json"
+    assert run("--variants", "twins_svt_tiny", "--mode", "infer", "train", "--size", "32", "--out", str(out)) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    infer, step = json.loads(out.read_text())["results"]
+    assert (infer["case"]["mode"], step["case"]["mode"]) == ("infer", "train")
+    for figures in (infer["sides"][OURS], step["sides"][OURS]):
+        assert len(figures["rounds"]) == 2
+        assert 0 < figures["seconds"][1] < 10
+        assert figures["peak_bytes"] > 2**20
+        assert 0 < figures["dispatch_seconds"] < 1
+        assert 0 < figures["share_of_matmul_rate"] < 1.5
+    assert step["sides"][OURS]["flops"] > 2.5 * infer["sides"][OURS]["flops"]
+
+
+def test_beside_timm(timm: ModuleType, tmp_path: Path) -> None:
+    del timm
+    out = tmp_path / "figures.json"
+    more = ("--variants", "twins_svt_small", "--batch", "1", "--size", "32", "--against", "timm")
+    assert run(*more, "--against_modes", "timm eager", "--out", str(out)) == 0
+    for result in json.loads(out.read_text())["results"]:
+        assert result["best_other"] == "timm eager"
+        pairs = zip(result["sides"]["timm eager"]["rounds"], result["sides"][OURS]["rounds"], strict=True)
+        assert result["ratio"][1] == pytest.approx(sum(theirs / own for theirs, own in pairs) / 2)
+
+
+class FakeWorker:
+    """Sides whose rounds are known; notes the order in which they work."""
+
+    order: list[str] = []  # noqa: RUF012
+    seconds = {OURS: iter([2.0, 1.0, 4.0]), "a": iter([3.0, 3.0, 3.0]), "b": iter([6.0, 2.0, 2.0])}  # noqa: RUF012
+
+    def __init__(self, side: str, case: Case) -> None:  # noqa: ARG002
+        self.side = side
+
+    def start(self) -> dict[str, Any]:
+        return {"flops": 6.0, "matmul_rate": 12.0} if self.side == OURS else {}
+
+    def time(self, seconds: float) -> float:
+        assert seconds == 0.5
+        self.order.append(self.side)
+        return next(self.seconds[self.side])
+
+    def memory(self) -> dict[str, int]:
+        return {"peak_bytes": 1}
+
+    def close(self) -> None:
+        self.order.append(f"end {self.side}")
+
+
+def test_rounds_alternate_and_ratios_are_within_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train.benchmark.speed, "Worker", FakeWorker)
+    result = train.benchmark.speed.measure(CASE, [OURS, "a", "b"], 3, 0.5)
+    assert FakeWorker.order == [OURS, "a", "b"] * 3 + [f"end {side}" for side in (OURS, "a", "b")]
+    assert result["best_other"] == "b"  # of medians 3 and 2
+    assert result["ratio"][1] == 2.0  # the median of 3, 2 and 0.5
+    assert result["sides"][OURS]["seconds"][1] == 2.0
+    assert result["sides"][OURS]["share_of_matmul_rate"] == 6 / 2 / 12
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--variants", "resnet"), "error: --variants: resnet unknown; allowed are"),
+        (("--batch", "0"), "error: --batch, --size, --rounds: found 0; allowed are integers from 1"),
+        (
+            ("--attention_implementation", "cudnn"),
+            "error: --attention_implementation cudnn: allowed with --device cuda --dtype bfloat16",
+        ),
+        (
+            ("--attention_implementation", "pallas", "--device", "tpu"),
+            "error: --attention_implementation pallas: allowed with --device cuda, and cpu",
+        ),
+        (("--against", "timm", "--variants", "twins_svt_tiny"), "error: --against timm: timm has no twins_svt_tiny"),
+    ],
+)
+def test_bad_arguments(arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*arguments) == 2
+    assert capsys.readouterr().err.startswith(message)
+
+
+def test_needs_neither_data_nor_checkpoint_libraries() -> None:
+    code = """
+import sys
+import train.benchmark.speed
+from train.benchmark.backends import Case, _make_ours
+_make_ours(Case("twins_svt_tiny", "infer", 1, 32, "float32", "cpu")).call()
+print([n for n in ("grain", "tensorflow_datasets", "tyro", "numba", "PIL", "torch", "timm") if n in sys.modules])
+"""
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert output == "[]\n"

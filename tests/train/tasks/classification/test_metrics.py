@@ -1,0 +1,78 @@
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from train.tasks.classification.metrics import evaluate, make_eval_step
+from twins_jax.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from twins_jax.sharding import make_mesh
+
+NAN_ROW = 255
+"""The image of padded rows: its logits are NaN, so that one that counts shows."""
+
+
+def look_up(params: dict[str, Any], images: jax.Array) -> jax.Array:
+    """A model that knows its logits: the first pixel's red says which row of a table they are."""
+    red = (images[:, 0, 0, 0] * IMAGENET_STD[0] + IMAGENET_MEAN[0]) * 255
+    return params["table"][jnp.round(red).astype(jnp.int32)]
+
+
+def batches(labels: np.ndarray, size: int) -> Iterator[dict[str, jax.Array]]:
+    for start in range(0, len(labels), size):
+        part = labels[start : start + size]
+        images = np.full((size, 2, 2, 3), NAN_ROW, np.uint8)
+        images[: len(part)] = np.arange(start, start + len(part), dtype=np.uint8)[:, None, None, None]
+        padded = np.pad(part, (0, size - len(part))).astype(np.int32)
+        yield {"image": images, "label": padded, "mask": np.arange(size) < len(part)}
+
+
+def evaluated(logits: np.ndarray, labels: np.ndarray, size: int) -> dict[str, float | int]:
+    table = np.full((256, logits.shape[1]), np.nan, np.float32)
+    table[: len(logits)] = logits
+    return evaluate(make_eval_step(look_up, make_mesh()), {"table": table}, batches(labels, size))
+
+
+@pytest.mark.parametrize("size", [1, 8, 23, 32])
+@pytest.mark.parametrize("classes", [3, 10])
+def test_equals_numpy_however_the_examples_are_batched(size: int, classes: int) -> None:
+    rng = np.random.default_rng(classes)
+    logits = rng.standard_normal((23, classes)).astype(np.float32)
+    labels = rng.integers(0, classes, 23)
+    result = evaluated(logits, labels, size)
+
+    ranked = np.argsort(-logits, axis=1, kind="stable")
+    shifted = np.exp(logits.astype(np.float64))
+    losses = -np.log(shifted[np.arange(23), labels] / shifted.sum(axis=1))
+    assert result["top1"] == (ranked[:, 0] == labels).sum() / 23
+    assert result["top5"] == (ranked[:, :5] == labels[:, None]).any(axis=1).sum() / 23
+    assert result["examples"] == 23
+    # A few float32 roundings of the largest logit; the mean over the examples is float64.
+    assert result["loss"] == pytest.approx(losses.mean(), abs=4 * 2**-24 * float(np.abs(logits).max()))
+
+
+def test_of_equal_logits_the_first_class_is_predicted() -> None:
+    # So a model that says nothing scores as one that always says 0, 1, 2, 3, 4.
+    result = evaluated(np.zeros((20, 10), np.float32), np.arange(20) % 10, 8)
+    assert (result["top1"], result["top5"]) == (0.1, 0.5)
+    # Two that share the lead: the first one is found at once, the second one is not.
+    logits = np.zeros((2, 10), np.float32)
+    logits[:, [3, 7]] = 1.0
+    assert evaluated(logits, np.array([3, 7]), 2)["top1"] == 0.5
+
+
+def test_nan_is_never_right() -> None:
+    logits = np.full((4, 10), np.nan, np.float32)
+    result = evaluated(logits, np.zeros(4, np.int32), 4)
+    assert (result["top1"], result["top5"], result["examples"]) == (0.0, 0.0, 4)
+    assert np.isnan(result["loss"])
+
+
+def test_sums_are_exact() -> None:
+    # In float32 a sum of 2**24 takes up no 1 any more.
+    sums = {"top1": np.int32(1), "top5": np.int32(1), "loss": np.float32(2**24), "examples": np.int32(2)}
+    one = {"top1": np.int32(0), "top5": np.int32(0), "loss": np.float32(1), "examples": np.int32(2)}
+    result = evaluate(lambda _, batch: batch, {}, [sums, one, one, one])  # type: ignore[arg-type, list-item, return-value]
+    assert result == {"top1": 1 / 8, "top5": 1 / 8, "loss": (2**24 + 3) / 8, "examples": 8}

@@ -1,0 +1,245 @@
+"""Compiles a recipe's training step for TPU with no TPU at hand: memory, arithmetic and traffic of each chip.
+
+`python -m train.benchmark.aot [RECIPE] [--topology v5e:2x2] [--field value ...]` takes the fields of
+`python -m train.main` and
+compiles the program that it would run there. Exit code 0 where it fits into the chips' memory, 1 where it does not, and
+2 for what cannot be compiled.
+"""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Sequence
+from importlib import metadata, util
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import tyro
+from flax import nnx
+
+import twins_jax
+from twins_jax.errors import InputError, one_line
+from twins_jax.sharding import make_mesh
+
+from ..config import TrainConfig, require
+from ..data.sources import dataset_info
+from ..experiment import check_batch_size, create_or_load_model, lower_train_step
+from ..flops import TRAINING_FACTOR, forward_flops
+from ..main import EXIT_BAD_INPUT, parse_recipe
+from ..optim import make_optimizer, make_schedule
+from ..recipes.imagenet import TRAIN_EXAMPLES
+from ..state import abstract_state
+from ..step import make_train_step
+from .collectives import Traffic, read_traffic
+from .results import check_out, write_figures
+from .tpu import Chip, topology_devices
+
+EXIT_DOES_NOT_FIT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What to compile, and for which chips."""
+
+    train: Annotated[TrainConfig, tyro.conf.arg(name="")]
+
+    topology: str = "v5e:2x2"
+    """Generation and shape of the slice: v5e:4x4, v5p:2x2x4, v6e:16x16."""
+
+    classes: int | None = None
+    """Outputs of the model; if not given those of the data set, which must be there unless it is imagenet2012."""
+
+    out: Path | None = None
+    """File for the figures as JSON."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What one chip needs for one training step.
+
+    Attributes:
+        model: variant.
+        topology: of the slice.
+        chip: its kind.
+        mesh: devices along each axis.
+        images: of the batch that the chip works on.
+        compile_seconds: of tracing and compiling.
+        verdict: "fits", or what the compiler says.
+        memory: bytes of the chip's HBM: "arguments" (state and batch), "outputs" (state and metrics), "aliased"
+            (outputs in the place of arguments), "temporaries", "code", and the "peak". Empty where it does not fit.
+        flops: operations, as the compiler counts them; None where it does not, or does not fit.
+        model_flops: operations that the model needs: three forward passes.
+        bytes_accessed: of HBM and on-chip memory, as the compiler counts them.
+        traffic: the collectives; None where the program does not fit.
+    """
+
+    model: str
+    topology: str
+    chip: Chip
+    mesh: dict[str, int]
+    images: int
+    compile_seconds: float
+    verdict: str
+    model_flops: float
+    memory: dict[str, int] = dataclasses.field(default_factory=dict)
+    flops: float | None = None
+    bytes_accessed: float | None = None
+    traffic: Traffic | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether the program fits into the chip's memory."""
+        return self.verdict == "fits"
+
+    def seconds(self) -> dict[str, float]:
+        """The time of a step's arithmetic, memory and traffic, each alone at the chip's peak rate.
+
+        "compute" and "interconnect" are lower bounds. "hbm" is none: some of the bytes stay on the chip.
+        """
+        if self.traffic is None:
+            return {}
+        return {
+            "compute": (self.flops or self.model_flops) / self.chip.peak_flops,
+            "hbm": (self.bytes_accessed or 0.0) / self.chip.hbm_bandwidth,
+            "interconnect": self.traffic.total.sent_bytes / self.chip.ici_bandwidth,
+        }
+
+
+def compile_step(config: TrainConfig, topology: str, classes: int | None = None) -> Report:
+    """Compiles the training step of a run on the chips of `topology`.
+
+    Args:
+        config: the run's. Weights of `init` are not read.
+        topology: as `train.benchmark.tpu.topology_devices` takes it.
+        classes: outputs of the model; None: those of the data set.
+
+    Raises:
+        InputError: a setting or the topology is not what it must be, or the data set is needed and not there.
+    """
+    chip, devices = topology_devices(topology)
+    mesh = make_mesh(config.fsdp, devices)
+    check_batch_size(config, mesh)
+    attention = config.model.attention_implementation
+    require("model.attention_implementation", attention, attention in ("auto", "xla"), "auto and xla, for TPUs")
+    require("classes", classes, classes is None or classes >= 1, "integers from 1")
+    outputs, train_examples = (classes, TRAIN_EXAMPLES) if classes is not None else _describe_data(config)
+    fresh = dataclasses.replace(config, init="")
+    apply, params = twins_jax.split_model(nnx.eval_shape(lambda: create_or_load_model(fresh, outputs)))
+    optimizer = make_optimizer(config, make_schedule(config, train_examples))
+    state = abstract_state(params, optimizer, mesh, ema=config.optim.ema_decay > 0)
+    step = make_train_step(apply, optimizer, config, outputs)
+    images = config.batch_size // mesh.size
+    model_flops = TRAINING_FACTOR * images * forward_flops(apply, params, config.data.image_size)
+    start = time.perf_counter()
+    lowered = lower_train_step(step, state, config, mesh)
+    try:
+        compiled, verdict = lowered.compile(), "fits"
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise InputError(f"topology={topology!r}: the compiler fails: {one_line(error)}") from error
+        compiled, verdict = None, one_line(error).removeprefix("RESOURCE_EXHAUSTED: ")
+    report = Report(
+        config.model.name,
+        topology,
+        chip,
+        dict(mesh.shape),
+        images,
+        time.perf_counter() - start,
+        verdict,
+        model_flops,
+    )
+    return report if compiled is None else _with_figures(report, compiled, config.optim.accumulate)
+
+
+def _with_figures(report: Report, compiled: jax.stages.Compiled, parts: int) -> Report:
+    stats, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
+    assert stats is not None, "some backends leave these out, TPU's does not"
+    assert cost is not None
+    assert text is not None
+    memory = {
+        "arguments": stats.argument_size_in_bytes,
+        "outputs": stats.output_size_in_bytes,
+        "aliased": stats.alias_size_in_bytes,
+        "temporaries": stats.temp_size_in_bytes,
+        "code": stats.generated_code_size_in_bytes,
+        "peak": stats.peak_memory_in_bytes,
+    }
+    # The compiler counts the body of a loop once; the loop over the parts of a batch holds all but the optimizer.
+    flops, bytes_accessed = (parts * cost[name] for name in ("flops", "bytes accessed"))
+    return dataclasses.replace(
+        report,
+        memory=memory,
+        flops=flops if flops > 0 else None,
+        bytes_accessed=bytes_accessed,
+        traffic=read_traffic(text),
+    )
+
+
+def _describe_data(config: TrainConfig) -> tuple[int, int]:
+    """Classes and training examples, for ImageNet-1K without its files."""
+    if config.data.source.partition(":")[0] == "imagenet2012":
+        return 1000, TRAIN_EXAMPLES
+    info = dataset_info(config.data)
+    return info.num_classes, info.train_examples
+
+
+def _table(report: Report) -> str:
+    chip, seconds = report.chip, report.seconds()
+    mesh = " x ".join(f"{axis} {size}" for axis, size in report.mesh.items())
+    lines = [
+        f"{report.model}, {report.images} images a chip, on {report.topology} ({mesh}); "
+        f"compiled in {report.compile_seconds:.0f} s",
+        f"{'fits' if report.fits else 'does not fit'}: " + _memory(report),
+    ]
+    if report.traffic is None:
+        return "\n".join(lines)
+    counted = f"{report.flops / 1e9:.0f}" if report.flops else "not counted"
+    lines += [
+        f"GFLOPs a chip: {counted} (three forward passes: {report.model_flops / 1e9:.0f})",
+        f"{'collectives':20} {'count':>6} {'payload MB':>11} {'sent MB':>9}",
+    ]
+    for kind, found in (*report.traffic.kinds.items(), ("total", report.traffic.total)):
+        lines.append(f"{kind:20} {found.count:6} {found.payload_bytes / 1e6:11.1f} {found.sent_bytes / 1e6:9.1f}")
+    if report.traffic.in_open_loops:
+        lines.append(f"{report.traffic.in_open_loops} of them in loops of unknown length, counted once")
+    times = ", ".join(f"{name} {1e3 * value:.2f}" for name, value in seconds.items())
+    ratio = seconds["interconnect"] / seconds["compute"]
+    lines.append(f"ms a step at the peak rates of {chip.name}: {times}; interconnect : compute {ratio:.3f}")
+    return "\n".join(lines)
+
+
+def _memory(report: Report) -> str:
+    hbm = f"{report.chip.hbm_bytes / 2**30:.0f} GiB"
+    if not report.memory:
+        return f"{report.verdict} (HBM {hbm})"
+    kinds = ", ".join(f"{kind} {value / 2**20:.0f}" for kind, value in report.memory.items())
+    return f"MiB a chip of {hbm}: {kinds}"
+
+
+def _figures(report: Report, config: TrainConfig, arguments: Sequence[str]) -> dict[str, Any]:
+    versions = {name: metadata.version(name) for name in ("jax", "flax", "libtpu") if util.find_spec(name)}
+    about = {"command": ["python", "-m", "train.benchmark.aot", *arguments], "versions": versions}
+    figures = dataclasses.asdict(report) | {"fits": report.fits, "seconds": report.seconds()}
+    return about | figures | {"config": dataclasses.asdict(config)}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Compiles, prints a table, writes JSON where asked to, and returns the exit code: 0, 1 or 2."""
+    jax.config.update("jax_platforms", "cpu")  # the chips are compiled for only, also where there are some
+    try:
+        args = parse_recipe(arguments, Arguments, Arguments, "train.benchmark.aot")
+        if args.out:
+            check_out(args.out)
+        report = compile_step(args.train, args.topology, args.classes)
+        print(_table(report))
+        if args.out:
+            write_figures(args.out, _figures(report, args.train, arguments))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    return 0 if report.fits else EXIT_DOES_NOT_FIT
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,249 @@
+"""The sides that `train.benchmark.speed` compares, each in a process of its own."""
+
+import dataclasses
+import multiprocessing
+import os
+import resource
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from twins_jax.config import AttentionImplementation
+
+OURS = "twins_jax"
+TIMM = ("timm eager", "timm channels-last", "timm compiled")
+LEARNING_RATE = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is measured: one call of a variant on random images.
+
+    Attributes:
+        variant: the model's name.
+        mode: "infer" (logits of 1,000 classes) or "train" (cross-entropy, gradients and a step of AdamW).
+        batch: images in a call.
+        size: their side.
+        dtype: of the computation; the parameters are float32.
+        device: "cpu", "cuda" or "tpu".
+        attention_implementation: of this package's side; see `TwinsConfig`.
+    """
+
+    variant: str
+    mode: str
+    batch: int
+    size: int
+    dtype: str
+    device: str
+    attention_implementation: "AttentionImplementation" = "auto"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name."""
+        return dataclasses.asdict(self)
+
+
+class Side(NamedTuple):
+    """A case made ready on one side.
+
+    Attributes:
+        call: runs it once and waits for the result.
+        figures: "compile_seconds" and others that are measured once.
+        peak_bytes: most memory held so far, of the device, or of the process where the device is the CPU.
+    """
+
+    call: Callable[[], None]
+    figures: dict[str, float]
+    peak_bytes: Callable[[], int]
+
+
+class Worker:
+    """A process that holds one side of a case and runs it when asked."""
+
+    def __init__(self, side: str, case: Case) -> None:
+        self.side = side
+        context = multiprocessing.get_context("spawn")
+        self._connection, other = context.Pipe()
+        self._process = context.Process(target=_serve, args=(side, case, other), daemon=True)
+
+    def start(self) -> dict[str, Any]:
+        """Builds the side and calls it once; returns its figures."""
+        self._process.start()
+        return self._answer()
+
+    def time(self, seconds: float) -> float:
+        """The median seconds of a call, over about `seconds` of calls."""
+        self._connection.send(("time", seconds))
+        return float(self._answer())
+
+    def memory(self) -> dict[str, int]:
+        """The most bytes that were in use."""
+        self._connection.send(("memory", None))
+        return {"peak_bytes": self._answer()}
+
+    def close(self) -> None:
+        """Ends the process."""
+        if self._process.pid is not None:
+            self._process.kill()
+            self._process.join()
+
+    def _answer(self) -> Any:
+        while not self._connection.poll(1.0):
+            if not self._process.is_alive():
+                raise RuntimeError(f"{self.side} ended with exit code {self._process.exitcode}")
+        return self._connection.recv()
+
+
+def _serve(side: str, case: Case, connection: Connection) -> None:
+    made = _make_ours(case) if side == OURS else _make_timm(side, case)
+    made.call()
+    connection.send(made.figures)
+    while True:
+        what, value = connection.recv()
+        connection.send(_time(made.call, value) if what == "time" else made.peak_bytes())
+
+
+def _time(call: Callable[[], None], seconds: float) -> float:
+    call()  # wakes up the threads
+    took: list[float] = []
+    end = time.perf_counter() + seconds
+    while not took or time.perf_counter() < end:
+        begin = time.perf_counter()
+        call()
+        took.append(time.perf_counter() - begin)
+    return statistics.median(took)
+
+
+def _peak_process_bytes() -> int:
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _make_ours(case: Case) -> Side:
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the other sides need the device's memory too
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import optax
+    from flax import nnx
+
+    import twins_jax
+
+    from ..flops import forward_flops, matmul_rate
+    from ..tasks.classification.losses import cross_entropy
+
+    # Not by the environment: to start this process, its parent's module has imported JAX, which reads that then.
+    jax.config.update("jax_platforms", case.device)
+
+    apply, params = twins_jax.split_model(
+        twins_jax.create_model(
+            case.variant,
+            num_classes=1000,
+            rngs=nnx.Rngs(0),
+            dtype=jnp.dtype(case.dtype),
+            attention_implementation=case.attention_implementation,
+        )
+    )
+    rng = np.random.default_rng(0)
+    images = jax.device_put(rng.standard_normal((case.batch, case.size, case.size, 3), np.float32))
+    labels = jax.device_put(jax.nn.one_hot(rng.integers(1000, size=case.batch), 1000))
+
+    figures: dict[str, float] = {}
+    state: Any
+    if case.mode == "infer":
+        program, state = jax.jit(apply), params
+        arguments: tuple[jax.Array, ...] = (images,)
+    else:
+        optimizer = optax.adamw(LEARNING_RATE)
+
+        def step(state: Any, images: jax.Array, labels: jax.Array) -> Any:
+            params, moments = state
+
+            def loss_fn(params: Any) -> jax.Array:
+                return cross_entropy(apply(params, images), labels).mean()
+
+            loss, gradients = jax.value_and_grad(loss_fn)(params)
+            updates, moments = optimizer.update(gradients, moments, params)
+            return (optax.apply_updates(params, updates), moments), loss
+
+        program, state = jax.jit(step, donate_argnums=0), (params, optimizer.init(params))
+        arguments = (images, labels)
+    begin = time.perf_counter()
+    compiled = program.lower(state, *arguments).compile()
+    figures["compile_seconds"] = time.perf_counter() - begin
+    if case.mode == "infer":  # which may loop over groups of images, and XLA counts a loop's body once
+        figures["flops"] = case.batch * forward_flops(apply, params, case.size)
+    else:
+        costs: Any = compiled.cost_analysis()
+        figures["flops"] = costs["flops"]
+    figures["matmul_rate"] = matmul_rate(jnp.dtype(case.dtype))
+
+    # What a call costs besides the computation: the same arguments, and nothing to do with them.
+    empty = jax.jit(lambda *_: jnp.zeros(()), keep_unused=True)
+    figures["dispatch_seconds"] = _time(lambda: jax.block_until_ready(empty(state, *arguments)), 0.2)
+
+    def infer() -> None:
+        jax.block_until_ready(program(state, *arguments))
+
+    def train() -> None:
+        nonlocal state
+        state, loss = program(state, *arguments)
+        loss.block_until_ready()
+        jax.block_until_ready(state)
+
+    def peak_bytes() -> int:
+        statistics_ = jax.devices()[0].memory_stats()
+        return statistics_["peak_bytes_in_use"] if statistics_ else _peak_process_bytes()
+
+    return Side(infer if case.mode == "infer" else train, figures, peak_bytes)
+
+
+def _make_timm(side: str, case: Case) -> Side:
+    os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # or compile times would be those of an earlier run's cache
+    import torch
+
+    from twins_jax.port.timm import import_timm
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        timm = import_timm()
+    model = timm.create_model(case.variant, num_classes=1000).to(case.device)
+    images = torch.randn(case.batch, 3, case.size, case.size, device=case.device)
+    labels = torch.randint(1000, (case.batch,), device=case.device)
+    if side != "timm eager":
+        model, images = (x.to(memory_format=torch.channels_last) for x in (model, images))
+    run = model
+    if side == "timm compiled":
+        run = torch.compile(model, mode="max-autotune" if case.device == "cuda" else "default")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
+    precision = torch.autocast(case.device, torch.bfloat16, enabled=case.dtype == "bfloat16")
+
+    def wait() -> None:
+        if case.device == "cuda":
+            torch.cuda.synchronize()
+
+    def infer() -> None:
+        with torch.inference_mode(), precision:
+            run(images)
+        wait()
+
+    def train() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with precision:
+            loss = torch.nn.functional.cross_entropy(run(images), labels)
+        loss.backward()
+        optimizer.step()
+        wait()
+
+    def peak_bytes() -> int:
+        return torch.cuda.max_memory_allocated() if case.device == "cuda" else _peak_process_bytes()
+
+    model.train(case.mode == "train")
+    call = infer if case.mode == "infer" else train
+    begin = time.perf_counter()
+    call()
+    return Side(call, {"compile_seconds": time.perf_counter() - begin}, peak_bytes)

@@ -1,0 +1,171 @@
+"""python -m train.benchmark.input_pipeline DIR: images/s on one core, beside timm's loader in the same run.
+
+DIR is an ImageFolder, read from the page cache. Both sides read, decode, augment and collate to uint8 batches, for
+training (random resized crop, flip, rand-m9-mstd0.5-inc1, bicubic) and for evaluation (resize 256, crop 224), in one
+thread on one core. What both leave to the device is left out: normalisation and random erasing. The seconds are those
+of CPU time, and passes over the images alternate, so that what else the machine does counts little, and for both.
+"""
+
+import dataclasses
+import itertools
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+import tyro
+from PIL import Image, ImageOps
+
+from twins_jax.errors import InputError
+
+from ..data.config import DataConfig
+from ..data.sources import open_source
+from ..tasks.classification.transforms import eval_transforms, train_transforms
+from .results import check_out, write_figures
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchmarkConfig:
+    """Decodes and augments images on one core, in this package's pipeline and in timm's, in turn."""
+
+    dir: tyro.conf.Positional[str] = "../shared/data/imagenet-sample"
+    """Folder with one folder of images per class."""
+
+    passes: int = 15
+    """Measured passes over all images, for each of the pipelines; one more goes before. At least 2."""
+
+    out: str = "runs/data-benchmark.json"
+    """File for the figures."""
+
+    def __post_init__(self) -> None:
+        if self.passes < 2:
+            raise InputError(f"passes: {self.passes!r}; it must be at least 2, for the spread")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measures, prints a table, writes JSON and returns the exit code."""
+    config = tyro.cli(BenchmarkConfig, prog="python -m train.benchmark.input_pipeline", args=list(arguments))
+    out = Path(config.out)
+    try:
+        check_out(out)
+        results = measure(config)
+        sys.stdout.write(table(results))
+        write_figures(out, results)
+    except InputError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+def measure(config: BenchmarkConfig) -> dict[str, Any]:
+    """Returns the images/s of every pass and the ratios to timm in the same round, with the machine and versions."""
+    root = Path(config.dir).expanduser().resolve()
+    if hasattr(os, "sched_setaffinity"):  # Linux
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    with tempfile.TemporaryDirectory() as folder:
+        for split in ("train", "val"):
+            (Path(folder) / split).symlink_to(root)
+        data = DataConfig(source="folder", dir=folder, rand_augment_layers=2)
+        images = len(open_source(data, "eval"))
+        pipelines = {
+            "train": (_ours(data, images, train=True), _timm(root, images, train=True)),
+            "eval": (_ours(data, images, train=False), _timm(root, images, train=False)),
+        }
+        rates: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in pipelines}
+        for round_number in range(config.passes + 1):
+            for name, pair in pipelines.items():
+                for run_pass, values in zip(pair, rates[name], strict=True):
+                    start = time.process_time()
+                    run_pass()
+                    if round_number:  # the first compiles and fills the page cache
+                        values.append(images / (time.process_time() - start))
+    results: dict[str, Any] = {"dir": str(root), "images": images, "versions": _versions(), "load": os.getloadavg()}
+    for name, (ours, theirs) in rates.items():
+        ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+        results[name] = {"images_per_second": ours, "timm_images_per_second": theirs, "ratio": ratios}
+    return results
+
+
+def table(results: dict[str, Any]) -> str:
+    """The medians with quartiles, as text."""
+    lines = [f"{results['images']} images, one core; images/s: median (quartiles of the passes)"]
+    lines.append(f"{'':6}{'this package':>24}{'timm':>24}{'ratio':>20}")
+    for name in ("train", "eval"):
+        columns = [results[name][key] for key in ("images_per_second", "timm_images_per_second", "ratio")]
+        cells = [_spread(column, digits) for column, digits in zip(columns, (0, 0, 2), strict=True)]
+        lines.append(f"{name:6}{cells[0]:>24}{cells[1]:>24}{cells[2]:>20}")
+    return "\n".join(lines) + "\n"
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    low, median, high = statistics.quantiles(values, n=4)
+    return f"{median:.{digits}f} ({low:.{digits}f}..{high:.{digits}f})"
+
+
+def _ours(data: DataConfig, images: int, *, train: bool) -> Callable[[], None]:
+    # As `train_batches`, but for the shuffle: Grain's takes 3 us an example of ImageNet's, yet 250 us of so few.
+    source = grain.MapDataset.source(open_source(data, "train" if train else "eval")).seed(0)
+    dataset = source.apply((train_transforms if train else eval_transforms)(data)).repeat().batch(images)
+    epochs = itertools.count()
+
+    def run_pass() -> None:
+        _check(dataset[next(epochs)]["image"].shape, (images, 224, 224, 3))
+
+    return run_pass
+
+
+def _timm(root: Path, images: int, *, train: bool) -> Callable[[], None]:
+    import torch
+
+    # With a CPU-only torch the compiled operators of torchvision do not load, and its import needs their schemas.
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    if not hasattr(torch.ops.torchvision, "nms"):
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    from timm.data import auto_augment, create_loader
+    from timm.data.dataset import ImageDataset
+
+    torch.set_num_threads(1)
+    # Pillow 13 raises an error at 0 bits, which timm asks for at the highest level; 1 bit costs the same.
+    auto_augment.NAME_TO_OP["PosterizeIncreasing"] = lambda image, bits, **_: ImageOps.posterize(image, max(bits, 1))
+    loader = create_loader(
+        ImageDataset(str(root)),
+        input_size=224,
+        batch_size=images,
+        is_training=train,
+        auto_augment="rand-m9-mstd0.5-inc1" if train else None,
+        interpolation="bicubic",
+        crop_pct=None if train else 0.875,
+        num_workers=0,
+        persistent_workers=False,
+        device=torch.device("cpu"),
+    )
+    batches: Iterable[Any] = loader.loader  # before the prefetcher, which normalises on the device
+
+    def run_pass() -> None:
+        for batch, _ in batches:
+            _check(tuple(batch.shape), (images, 3, 224, 224))
+
+    return run_pass
+
+
+def _check(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if shape != expected:
+        raise AssertionError(f"a batch of {shape}, not {expected}")
+
+
+def _versions() -> dict[str, str]:
+    import timm
+    import torch
+
+    return {"timm": timm.__version__, "torch": torch.__version__, "numpy": np.__version__, "pillow": Image.__version__}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,143 @@
+"""A page that shows where a classifier errs: confusion matrix, classes by recall, misclassified images."""
+
+import base64
+import csv
+import heapq
+import html
+import io
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from PIL import Image
+
+from twins_jax import Params
+from twins_jax.files import write_text
+from twins_jax.preprocess import normalize
+
+from ...step import Batch
+
+MAX_IMAGES = 100
+"""Misclassified images on the page, those with the surest wrong answers."""
+
+MAX_MATRIX_CLASSES = 30
+"""With more classes than this the page lists the most frequent confusions instead of the whole matrix."""
+
+
+class Mistake(NamedTuple):
+    """A misclassified image. Ordered by confidence, then by position in the data set."""
+
+    confidence: float
+    position: int
+    label: int
+    prediction: int
+    image: np.ndarray
+
+
+def write_report(
+    folder: Path,
+    apply: Callable[..., jax.Array],
+    params: Params,
+    batches: Iterable[Batch],
+    class_names: Sequence[str],
+) -> None:
+    """Classifies one pass over `batches` and writes FOLDER/confusion.csv and FOLDER/index.html.
+
+    Args:
+        folder: made if it is not there; an older report in it is replaced.
+        apply: `split_model`'s pure function, (params, images) -> logits [B, classes].
+        params: of the model.
+        batches: {"image": uint8 [B, H, W, 3], "label": int32 [B], "mask": bool [B]} on devices of this process.
+        class_names: of the labels.
+    """
+
+    @jax.jit
+    def predict(params: Params, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        probabilities = jax.nn.softmax(apply(params, normalize(images)))
+        return probabilities.argmax(axis=-1), probabilities.max(axis=-1)
+
+    confusion = np.zeros((len(class_names), len(class_names)), np.int64)
+    worst: list[Mistake] = []
+    position = 0
+    for batch in batches:
+        predictions, confidences = (np.asarray(part) for part in predict(params, batch["image"]))
+        images, labels, mask = (np.asarray(batch[key]) for key in ("image", "label", "mask"))
+        np.add.at(confusion, (labels[mask], predictions[mask]), 1)
+        for row in np.flatnonzero(mask & (predictions != labels)):
+            mistake = Mistake(
+                float(confidences[row]), position + int(row), int(labels[row]), int(predictions[row]), images[row]
+            )
+            heapq.heappush(worst, mistake)
+            if len(worst) > MAX_IMAGES:
+                heapq.heappop(worst)
+        position += len(labels)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = io.StringIO()
+    writer = csv.writer(rows)
+    writer.writerow(["true \\ predicted", *class_names])
+    writer.writerows([name, *counts] for name, counts in zip(class_names, confusion.tolist(), strict=True))
+    write_text(folder / "confusion.csv", rows.getvalue())
+    write_text(folder / "index.html", _page(confusion, sorted(worst, reverse=True), class_names))
+
+
+def _page(confusion: np.ndarray, mistakes: Sequence[Mistake], class_names: Sequence[str]) -> str:
+    names = [html.escape(name) for name in class_names]
+    examples, right = int(confusion.sum()), int(np.trace(confusion))
+    matrix = _matrix(confusion, names) if len(names) <= MAX_MATRIX_CLASSES else _confusions(confusion, names)
+    figures = "".join(
+        f'<figure><img src="data:image/png;base64,{_png(mistake.image)}" alt=""><figcaption>{names[mistake.label]}'
+        f"<br>taken for {names[mistake.prediction]}, {mistake.confidence:.0%}</figcaption></figure>"
+        for mistake in mistakes
+    )
+    return f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>Evaluation</title>
+<style>
+body {{ font: 15px/1.4 system-ui, sans-serif; margin: 2em; }}
+table {{ border-collapse: collapse; }} td, th {{ padding: .2em .5em; text-align: right; font-weight: normal; }}
+figure {{ display: inline-block; width: 112px; margin: .5em; vertical-align: top; font-size: 12px; }}
+figure img {{ width: 112px; image-rendering: pixelated; }}
+</style>
+<h1>Evaluation: {right} of {examples} right ({right / examples:.2%})</h1>
+<h2>Confusion</h2>{matrix}
+<h2>Classes by recall</h2>{_recalls(confusion, names)}
+<h2>Misclassified images, the surest first ({len(mistakes)} of {examples - right})</h2>{figures}
+</html>
+"""
+
+
+def _matrix(confusion: np.ndarray, names: Sequence[str]) -> str:
+    head = "<tr><th>true \\ predicted" + "".join(f"<th>{name}" for name in names)
+    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    rows = []
+    for name, counts, row_shares in zip(names, confusion, shares, strict=True):
+        cells = (
+            f'<td style="background: rgb(30 110 200 / {share:.3f})">{count or ""}'
+            for count, share in zip(counts, row_shares, strict=True)
+        )
+        rows.append(f"<tr><th>{name}{''.join(cells)}")
+    return f"<table>{head}{''.join(rows)}</table>"
+
+
+def _confusions(confusion: np.ndarray, names: Sequence[str]) -> str:
+    wrong = confusion - np.diag(np.diag(confusion))
+    order = np.argsort(wrong, axis=None)[::-1][:50]
+    pairs = (np.unravel_index(index, wrong.shape) for index in order)
+    rows = (f"<tr><td>{names[t]}<td>taken for {names[p]}<td>{wrong[t, p]}" for t, p in pairs if wrong[t, p])
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _recalls(confusion: np.ndarray, names: Sequence[str]) -> str:
+    totals = confusion.sum(axis=1)
+    recalls = np.diag(confusion) / np.maximum(totals, 1)
+    order = [label for label in np.argsort(recalls, kind="stable") if totals[label]]
+    rows = (f"<tr><td>{names[i]}<td>{recalls[i]:.1%}<td>of {totals[i]}" for i in order)
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _png(image: np.ndarray) -> str:
+    data = io.BytesIO()
+    Image.fromarray(image).save(data, "PNG")
+    return base64.b64encode(data.getvalue()).decode()

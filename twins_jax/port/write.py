@@ -1,0 +1,90 @@
+"""Ports one file or folder to another: the library behind `port_weights.py`."""
+
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+from twins_jax.errors import InputError
+from twins_jax.files import staged
+from twins_jax.port.convert import Ported, Tensors, Weights, to_layout
+from twins_jax.port.orbax_io import is_params, write_params
+from twins_jax.port.rules import OURS, OURS_BACKBONE, TORCH, TORCH_DENSE, Layout
+from twins_jax.port.safetensors_io import write_safetensors
+from twins_jax.port.torch_io import write_torch
+
+TORCH_SUFFIXES = (".pth", ".pt", ".bin")
+
+
+class Target(NamedTuple):
+    """What a file or folder will be: the layout of its names, and how it is written."""
+
+    label: str
+    layout: Layout
+    write: Callable[[str, Tensors], None]
+
+
+def plan_target(source: Weights, ported: Ported, target: str) -> Target:
+    """Decides what is written from where it comes from and the name of where it goes.
+
+    Raises:
+        InputError: the target is a PyTorch file, and so is the source.
+    """
+    is_backbone = ported.model.num_classes is None
+    ours, theirs = (OURS_BACKBONE, TORCH_DENSE) if is_backbone else (OURS, TORCH)
+    suffix = os.path.splitext(target)[1]
+    if suffix == ".safetensors":
+        layout = ours if source.layout.is_torch else theirs
+        framework = "pt" if layout.is_torch else "jax"
+        return Target(
+            ".safetensors file", layout, lambda path, tensors: write_safetensors(path, tensors, framework=framework)
+        )
+    if suffix in TORCH_SUFFIXES:
+        if source.layout.is_torch:
+            raise InputError(
+                f"{target}: the source holds PyTorch's names already: allowed are an Orbax folder, or .safetensors of "
+                f"twins_jax's names"
+            )
+        return Target("torch file", theirs, write_torch)
+    return Target("Orbax folder", ours, write_params)
+
+
+def write_target(ported: Ported, kind: Target, target: str, *, overwrite: bool = False) -> None:
+    """Writes parameters, which appear at the target complete or not at all.
+
+    `ported.params` is emptied: each tensor is let go of once it is converted, so that there are never two whole copies,
+    if the caller holds no other reference to them (such as the `Weights`).
+
+    Raises:
+        InputError: the target exists and `overwrite` is not set, or cannot be written.
+    """
+    check_target(target, overwrite=overwrite)
+    with staged(target) as path:
+        tensors = to_layout(ported.params, kind.layout)
+        ported.params.clear()
+        kind.write(path, tensors)
+
+
+def check_paths(source: str, target: str, *others: str, overwrite: bool) -> None:
+    """Raises InputError, before any work is done, where one of the paths to be written cannot be or is another one."""
+    seen = [os.path.realpath(source)]
+    for path in (target, *others):
+        if os.path.realpath(path) in seen:
+            raise InputError(f"{path}: is given twice, and would be overwritten")
+        seen.append(os.path.realpath(path))
+        check_target(path, overwrite=overwrite)
+
+
+def check_target(target: str, *, overwrite: bool) -> None:
+    """Raises InputError where a target cannot be written, before any work is done for it.
+
+    With `overwrite` files and Orbax folders of parameters may exist; no other folder is ever replaced.
+    """
+    parent = os.path.dirname(os.path.abspath(target))
+    if not os.path.isdir(parent):
+        raise InputError(f"{target}: its folder {parent} does not exist")
+    if not os.path.lexists(target):
+        return
+    if not overwrite:
+        raise InputError(f"{target}: exists already, and is only overwritten with --overwrite")
+    if os.path.isdir(target) and not is_params(target):
+        raise InputError(f"{target}: is a folder that is no Orbax folder of parameters, and is never overwritten")
