@@ -5,7 +5,7 @@ from flax import nnx
 
 from twins_jax.backbone import TwinsBackbone
 from twins_jax.config import TwinsConfig
-from twins_jax.errors import InputError
+from twins_jax.errors import require
 from twins_jax.layers import LayerNorm, Linear
 
 
@@ -18,26 +18,26 @@ class TwinsClassifier(nnx.Module):
         rngs: `params` stream for the initial parameters.
 
     Raises:
-        InputError: (a ValueError) naming the argument, what was given and what is allowed.
+        InputError: (a ValueError) naming the argument, its value and what it must be.
     """
 
     def __init__(self, config: TwinsConfig, num_classes: int, *, rngs: nnx.Rngs) -> None:
-        if num_classes < 0:
-            raise InputError(f"num_classes={num_classes}: allowed are integers from 0")
-        if config.stage_norms:
-            raise InputError("stage_norms=True: allowed for backbones only, a classifier norms the last map itself")
+        require("num_classes", num_classes, num_classes >= 0, "an integer from 0")
+        require(
+            "stage_norms", config.stage_norms, not config.stage_norms, "False: a classifier norms the last map itself"
+        )
         self.config = config
         self.num_classes = num_classes
         self.backbone = TwinsBackbone(config, rngs=rngs)
-        self.norm = LayerNorm(config.embed_dims[-1], epsilon=1e-6, config=config)
+        self.norm = LayerNorm(config.embed_dims[-1], epsilon=1e-6, **config.dtypes)
         if num_classes:
-            self.head = Linear(config.embed_dims[-1], num_classes, config=config, rngs=rngs)
+            self.head = Linear(config.embed_dims[-1], num_classes, **config.dtypes, rngs=rngs)
 
     def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         """Classifies images.
 
         Args:
-            images: normalised floats [B, H, W, in_channels], H and W at least 32.
+            images: normalized floats [B, H, W, in_channels], H and W at least 32.
             rngs: `dropout` stream; with it dropout and stochastic depth act, without it the model is deterministic.
 
         Returns:

@@ -1,12 +1,12 @@
-"""The architecture of a Twins model, and the published variants as one table."""
+"""The architecture of a Twins model, its options, and the published variants as one table."""
 
 import dataclasses
-from typing import Literal, get_args
+from typing import Literal, TypedDict, Unpack, get_args
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from twins_jax.errors import InputError
+from twins_jax.errors import require
 
 WindowPadding = Literal["zero", "mask"]
 AttentionImplementation = Literal["auto", "xla", "pallas", "cudnn"]
@@ -17,12 +17,59 @@ MIN_IMAGE_SIZE = 32
 """The four stages reduce an image by 4, 2, 2 and 2: a smaller side would leave the last one empty."""
 
 
+class RuntimeOptions(TypedDict, total=False):
+    """The options that leave a model's parameters as they are."""
+
+    drop_path_rate: float
+    """Stochastic-depth rate of the last block; it rises linearly over the blocks from 0 (paper: 0.2, 0.3 and 0.5 for
+    small, base and large). Default 0."""
+
+    dropout_rate: float
+    """Dropout after patch embeddings, attention projections and MLP layers. Default 0, as in the paper."""
+
+    window_padding: WindowPadding
+    """How LSA treats the padding of a map that windows do not tile: "zero" (default) as timm and upstream detection, or
+    "mask" as upstream segmentation. See `LocallyGroupedAttention`."""
+
+    attention_implementation: AttentionImplementation
+    """The computation of the attentions: "xla", the plain formulation; "pallas", fused kernels for GPUs; "cudnn",
+    cuDNN's kernel; "auto" (default), the fastest that applies where the model is traced. See `ops.dispatch.choose`; one
+    that does not apply is an error when the model is called."""
+
+    dtype: DTypeLike
+    """Of the computation, such as "bfloat16". Softmax and statistics of norms are float32 at least. Default float32."""
+
+    remat: bool
+    """Recompute each block's activations in the backward pass instead of storing them. Default False."""
+
+
+class TwinsOptions(RuntimeOptions, total=False):
+    """The options of a model; `TwinsConfig` has them as fields."""
+
+    in_channels: int
+    """Channels of the images. Default 3."""
+
+    stage_norms: bool
+    """A LayerNorm at the end of each stage of a backbone; its output is the stage's map and the next stage's input, as
+    in upstream's dense SVT. Default False."""
+
+    param_dtype: DTypeLike
+    """Of the parameters. Default float32."""
+
+
+class DTypes(TypedDict):
+    """The dtypes that every layer takes."""
+
+    dtype: DTypeLike
+    param_dtype: DTypeLike
+
+
 @dataclasses.dataclass(frozen=True)
 class TwinsConfig:
-    """Everything that decides which function a Twins backbone computes, except its weights.
+    """The function that a Twins backbone computes, except for its weights.
 
-    The first group of fields is the architecture (paper, arXiv 2104.13840, sections 3.1 and 3.2, and the appendix's
-    configuration tables). The second group holds the choices a caller makes for one use of it.
+    The first fields are the architecture (paper, arXiv 2104.13840, sections 3.1 and 3.2, and the appendix's
+    configuration tables). The others are the options: `TwinsOptions` says what each one does.
 
     Attributes:
         embed_dims: channels C of each stage's map.
@@ -32,20 +79,9 @@ class TwinsConfig:
         sub_sampling_ratios: side of the square of positions that GSA sums up in one key (1: no sub-sampling).
         window_size: side of LSA's windows, whose blocks alternate with GSA's (Twins-SVT); None: every block is GSA
             (Twins-PCPVT).
-        in_channels: channels of the images.
-        drop_path_rate: stochastic-depth rate of the last block; it rises linearly over the blocks from 0.
-        dropout_rate: dropout after patch embeddings, attention projections and MLP layers.
-        window_padding: what LSA does with maps that windows do not tile; see `LocallyGroupedAttention`.
-        attention_implementation: what computes the attentions: "xla", the plain formulation; "pallas", fused kernels
-            for GPUs (CPUs interpret them, for tests); "cudnn", cuDNN's kernel; "auto", what is fastest where the model
-            is traced and applies to it. See `twins_jax.fused.choose`.
-        stage_norms: a LayerNorm on each of the backbone's four outputs, as upstream's dense SVT backbones have.
-        dtype: of the computation. Softmax and the statistics of LayerNorm are float32 at least.
-        param_dtype: of the parameters.
-        remat: recompute each block's activations in the backward pass instead of storing them.
 
     Raises:
-        InputError: (a ValueError) naming the field, what was given and what is allowed.
+        InputError: (a ValueError) naming the field, its value and what it must be.
     """
 
     embed_dims: StageInts
@@ -68,26 +104,27 @@ class TwinsConfig:
     def __post_init__(self) -> None:
         for field in ("embed_dims", "num_heads", "mlp_ratios", "depths", "sub_sampling_ratios"):
             values = getattr(self, field)
-            if len(values) != 4 or any(value < 1 for value in values):
-                raise InputError(f"{field}={values!r}: allowed are four positive integers, one for each stage")
-        for dim, heads in zip(self.embed_dims, self.num_heads, strict=True):
-            if dim % heads:
-                raise InputError(f"num_heads={self.num_heads}: {heads} heads do not divide embed_dims' {dim}")
-        if self.window_size is not None and self.window_size < 2:
-            raise InputError(f"window_size={self.window_size}: allowed are None and integers from 2")
-        if self.in_channels < 1:
-            raise InputError(f"in_channels={self.in_channels}: allowed are integers from 1")
+            is_right = len(values) == 4 and all(value >= 1 for value in values)
+            require(field, values, is_right, "four positive integers, one for each stage")
+        divide = all(dim % heads == 0 for dim, heads in zip(self.embed_dims, self.num_heads, strict=True))
+        require("num_heads", self.num_heads, divide, f"divisors of embed_dims, {self.embed_dims}")
+        window_size = self.window_size
+        require("window_size", window_size, window_size is None or window_size >= 2, "None or an integer from 2")
+        require("in_channels", self.in_channels, self.in_channels >= 1, "an integer from 1")
         for field in ("drop_path_rate", "dropout_rate"):
-            if not 0.0 <= getattr(self, field) < 1.0:
-                raise InputError(f"{field}={getattr(self, field)}: allowed are rates in [0, 1)")
-        if self.window_padding not in get_args(WindowPadding):
-            raise InputError(f"window_padding={self.window_padding!r}: allowed are {get_args(WindowPadding)}")
-        if self.attention_implementation not in get_args(AttentionImplementation):
-            allowed = get_args(AttentionImplementation)
-            raise InputError(f"attention_implementation={self.attention_implementation!r}: allowed are {allowed}")
+            require(field, getattr(self, field), 0.0 <= getattr(self, field) < 1.0, "a rate in [0, 1)")
+        for field, allowed in (
+            ("window_padding", get_args(WindowPadding)),
+            ("attention_implementation", get_args(AttentionImplementation)),
+        ):
+            require(field, getattr(self, field), getattr(self, field) in allowed, f"one of {', '.join(allowed)}")
         for field in ("dtype", "param_dtype"):
-            if not jnp.issubdtype(getattr(self, field), jnp.floating):
-                raise InputError(f"{field}={getattr(self, field)!r}: allowed are floating-point dtypes")
+            require(field, getattr(self, field), _is_floating(getattr(self, field)), "a floating-point dtype")
+
+    @property
+    def dtypes(self) -> DTypes:
+        """Both dtypes, as a layer's keyword arguments."""
+        return {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
     def is_lsa(self, block: int) -> bool:
         """Whether the block of this index within its stage is LSA: in Twins-SVT, LSA and GSA alternate, LSA first."""
@@ -98,6 +135,13 @@ class TwinsConfig:
         total = sum(self.depths)
         rates = iter(self.drop_path_rate * i / max(total - 1, 1) for i in range(total))
         return [[next(rates) for _ in range(depth)] for depth in self.depths]
+
+
+def _is_floating(dtype: DTypeLike) -> bool:
+    try:
+        return dtype is not None and jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:  # no dtype at all
+        return False
 
 
 def _pcpvt(depths: StageInts) -> TwinsConfig:
@@ -135,8 +179,17 @@ VARIANTS: dict[str, TwinsConfig] = {
 }
 
 
-def variant_config(name: str) -> TwinsConfig:
-    """The configuration of a named variant; raises `InputError` (a ValueError) with the allowed names."""
-    if name not in VARIANTS:
-        raise InputError(f"name={name!r} is not a Twins variant: allowed are {', '.join(sorted(VARIANTS))}")
-    return VARIANTS[name]
+def variant_config(name: str, **options: Unpack[TwinsOptions]) -> TwinsConfig:
+    """The configuration of a named variant, with options.
+
+    Raises:
+        InputError: (a ValueError) naming the argument, its value and what it must be: for an unknown variant the
+            names of all, for an unknown option, or a field of the architecture, the options.
+    """
+    require("name", name, name in VARIANTS, f"one of {', '.join(sorted(VARIANTS))}")
+    known = TwinsOptions.__annotations__
+    for option, value in options.items():
+        require(
+            option, value, option in known, f"left out, it is no option; the options are {', '.join(sorted(known))}"
+        )
+    return dataclasses.replace(VARIANTS[name], **options)

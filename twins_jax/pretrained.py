@@ -1,10 +1,9 @@
 """Models with the weights of a checkpoint."""
 
-import dataclasses
 import logging
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,13 +11,14 @@ from flax import nnx, traverse_util
 
 from twins_jax.backbone import TwinsBackbone
 from twins_jax.classifier import TwinsClassifier
-from twins_jax.config import TwinsConfig
-from twins_jax.errors import InputError
+from twins_jax.config import TwinsConfig, TwinsOptions, variant_config
+from twins_jax.errors import InputError, require
 from twins_jax.functional import Params, get_params, set_params
 from twins_jax.layers import Linear
 
 if TYPE_CHECKING:
     from twins_jax.port.convert import Ported
+    from twins_jax.port.infer import Inferred
 
 _logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def from_pretrained(
     num_classes: int | None = None,
     ema: bool = False,
     rngs: nnx.Rngs | None = None,
-    **overrides: Any,
+    **overrides: Unpack[TwinsOptions],
 ) -> TwinsClassifier:
     """Creates a classifier with the weights of a checkpoint.
 
@@ -43,7 +43,7 @@ def from_pretrained(
             the place of the checkpoint's (0: no head).
         ema: take the exponential moving average that a training checkpoint holds beside the weights.
         rngs: `params` stream for a fresh head; needed only for that.
-        **overrides: `TwinsConfig`'s fields of use, such as `drop_path_rate`, `window_padding`, `dtype`.
+        **overrides: see `TwinsOptions`; `in_channels` and `stage_norms` must be those of the weights.
 
     Returns:
         The model, all its weights from the checkpoint but a fresh head's, as `param_dtype` (float32).
@@ -55,7 +55,7 @@ def from_pretrained(
     model, params, _ = _port(source, name, ema)
     if model.num_classes is None:
         raise InputError(f"{source}: holds a backbone without a classifier: use backbone_from_pretrained")
-    config = _replace_uses(model.config(), **overrides)
+    config = _config(model, overrides)
     classes = model.num_classes if num_classes is None else num_classes
     classifier = nnx.eval_shape(lambda: TwinsClassifier(config, classes, rngs=nnx.Rngs(0)))
     fresh: Params = {}
@@ -64,13 +64,13 @@ def from_pretrained(
         if classes:
             if rngs is None:
                 raise InputError(f"num_classes={classes}: {source} has {model.num_classes}, a fresh head needs rngs")
-            fresh = {"head": get_params(Linear(config.embed_dims[-1], classes, config=config, rngs=rngs))}
+            fresh = {"head": get_params(Linear(config.embed_dims[-1], classes, **config.dtypes, rngs=rngs))}
     set_params(classifier, _to_params(params, config) | fresh)
     return classifier
 
 
 def backbone_from_pretrained(
-    source: str | os.PathLike[str], *, name: str | None = None, ema: bool = False, **overrides: Any
+    source: str | os.PathLike[str], *, name: str | None = None, ema: bool = False, **overrides: Unpack[TwinsOptions]
 ) -> TwinsBackbone:
     """Creates a backbone with the weights of a classification, segmentation or detection checkpoint.
 
@@ -82,7 +82,7 @@ def backbone_from_pretrained(
             "backbone.".
         name: the variant; read off the weights where it is None.
         ema: as in `from_pretrained`.
-        **overrides: `TwinsConfig`'s fields of use, such as `drop_path_rate`, `window_padding`, `dtype`.
+        **overrides: see `TwinsOptions`; `in_channels` and `stage_norms` must be those of the weights.
 
     Returns:
         The backbone, with `stage_norms` where the checkpoint has them, its weights as `param_dtype` (float32).
@@ -94,7 +94,7 @@ def backbone_from_pretrained(
     model, params, not_ported = _port(source, name, ema)
     if not_ported:
         _logger.warning("%s: %d tensors not ported: %s", source, len(not_ported), ", ".join(not_ported))
-    config = _replace_uses(model.config(), **overrides)
+    config = _config(model, overrides)
     backbone = nnx.eval_shape(lambda: TwinsBackbone(config, rngs=nnx.Rngs(0)))
     set_params(backbone, _to_params(params, config)["backbone"])
     return backbone
@@ -113,12 +113,11 @@ def _to_params(params: Mapping[str, np.ndarray], config: TwinsConfig) -> Params:
     return traverse_util.unflatten_dict(arrays, sep="/")
 
 
-def _replace_uses(config: TwinsConfig, **overrides: Any) -> TwinsConfig:
-    """`dataclasses.replace` for the fields of use: the weights fix the others."""
-    allowed = [field.name for field in dataclasses.fields(config) if field.default is not dataclasses.MISSING]
-    for key, value in overrides.items():
-        if key not in allowed:
-            raise InputError(f"{key}={value!r} is no override: allowed are {', '.join(allowed)}")
-        if key in ("in_channels", "stage_norms") and value != getattr(config, key):
-            raise InputError(f"{key}={value!r}: the weights are for {getattr(config, key)!r}")
-    return dataclasses.replace(config, **overrides)
+def _config(model: "Inferred", overrides: TwinsOptions) -> TwinsConfig:
+    """The configuration of weights, with the options that they leave open."""
+    for option, of_weights in (("in_channels", model.in_channels), ("stage_norms", model.stage_norms)):
+        found = overrides.get(option, of_weights)
+        require(option, found, found == of_weights, f"{of_weights}, as in the weights")
+    options = overrides.copy()
+    options["in_channels"], options["stage_norms"] = model.in_channels, model.stage_norms
+    return variant_config(model.name, **options)

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import keystr
 
-from twins_jax.errors import InputError
+from twins_jax.errors import require
 
 AXES = ("data", "fsdp")
 
@@ -37,9 +37,8 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
         InputError: `fsdp` does not divide the number of devices.
     """
     count = jax.device_count() if devices is None else len(devices)
-    if fsdp < 1 or count % fsdp:
-        raise InputError(f"fsdp={fsdp}: allowed are the divisors of the number of devices, {count}")
-    # Auto axes: under Explicit ones the window reshape of LSA would need shardings spelt out.
+    require("fsdp", fsdp, fsdp >= 1 and count % fsdp == 0, f"a divisor of the number of devices, {count}")
+    # Auto axes: under Explicit ones the window reshape of LSA would need shardings spelled out.
     return jax.make_mesh((count // fsdp, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 

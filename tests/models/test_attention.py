@@ -10,14 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.models import random_array, random_module, relative_error
-from twins_jax.attention import (
-    GlobalSubSampledAttention,
-    LocallyGroupedAttention,
-    join_windows,
-    padding_bias,
-    split_windows,
-)
+from twins_jax.attention import GlobalSubSampledAttention, LocallyGroupedAttention
 from twins_jax.config import WindowPadding, variant_config
+from twins_jax.ops.window_attention import join_windows, padding_bias, split_windows
 
 DIM, HEADS = 8, 2
 CONFIG = variant_config("twins_svt_tiny")

@@ -16,9 +16,9 @@ from twins_jax.peg import PositionalEncodingGenerator
 
 Make = Callable[[TwinsConfig], nnx.Module]
 LAYERS: dict[str, Make] = {
-    "linear": lambda config: Linear(8, 8, config=config, rngs=nnx.Rngs(0)),
-    "patch": lambda config: PatchConv(8, 8, 2, config=config, rngs=nnx.Rngs(0)),
-    "peg": lambda config: PositionalEncodingGenerator(8, config=config, rngs=nnx.Rngs(0)),
+    "linear": lambda config: Linear(8, 8, **config.dtypes, rngs=nnx.Rngs(0)),
+    "patch": lambda config: PatchConv(8, 8, 2, **config.dtypes, rngs=nnx.Rngs(0)),
+    "peg": lambda config: PositionalEncodingGenerator(8, **config.dtypes, rngs=nnx.Rngs(0)),
 }
 
 

@@ -62,18 +62,33 @@ def test_arguments_reach_the_configuration(create: Callable[..., Any]) -> None:
     assert model.config == dataclasses.replace(variant_config("twins_svt_tiny"), **uses)
 
 
-def test_stage_norms_normalise_each_map() -> None:
+def test_a_stage_reads_the_normed_map_of_the_one_before() -> None:
     with jax.enable_x64(True):
-        plain, _ = twins_jax.split_model(backbone(dataclasses.replace(SVT, **IN_FLOAT64)))
-        normed, params = twins_jax.split_model(backbone(dataclasses.replace(SVT, stage_norms=True, **IN_FLOAT64)))
-        # In one program, so that the stages are compiled once.
-        both = jax.jit(lambda params, images: (plain({"stages": params["stages"]}, images), normed(params, images)))
-        for i, (before, after) in enumerate(zip(*both(params, IMAGES.astype(np.float64)), strict=True)):
-            centred = before - before.mean(-1, keepdims=True)
-            variance = (centred**2).mean(-1, keepdims=True)
-            norm = params["norms"][str(i)]
+        graphdef, state = nnx.split(backbone(dataclasses.replace(SVT, stage_norms=True, **IN_FLOAT64)))
+
+        @jax.jit
+        def both(state: nnx.State, images: jax.Array) -> tuple[list[jax.Array], tuple[jax.Array, ...]]:
+            model = nnx.merge(graphdef, state)
+            x, expected = images, []
+            for stage, norm in zip(model.stages, model.norms, strict=True):
+                x = stage(x)
+                centered = x - x.mean(-1, keepdims=True)
+                variance = (centered**2).mean(-1, keepdims=True)
+                x = centered / jnp.sqrt(variance + 1e-6) * norm.scale[...] + norm.bias[...]
+                expected.append(x)
+            return expected, model(images)
+
+        for expected, found in zip(*both(state, IMAGES.astype(np.float64)), strict=True):
             # float64 rounds to about 1e-15; an epsilon of 1e-5 would be off by 1e-6.
-            assert relative_error(after, centred / np.sqrt(variance + 1e-6) * norm["scale"] + norm["bias"]) < 1e-12
+            assert relative_error(found, expected) < 1e-12
+
+
+@pytest.mark.parametrize("config", [PCPVT, SVT], ids=["pcpvt", "svt"])
+def test_a_dtype_by_its_name(config: TwinsConfig) -> None:
+    by_name, by_type = (
+        run(classifier(dataclasses.replace(config, dtype=dtype)), IMAGES) for dtype in ("bfloat16", jnp.bfloat16)
+    )
+    np.testing.assert_array_equal(by_name, by_type)
 
 
 def test_without_classes_the_pooled_features_come_out(logits: jax.Array) -> None:

@@ -83,7 +83,7 @@ def test_batches_are_split_over_both_axes() -> None:
 
 @pytest.mark.parametrize("fsdp", [0, -1, 3, 1 + math.factorial(8)])
 def test_fsdp_must_divide_the_devices(fsdp: int) -> None:
-    with pytest.raises(InputError, match=rf"fsdp={fsdp}: allowed are the divisors of .* {jax.device_count()}"):
+    with pytest.raises(InputError, match=rf"fsdp={fsdp}: must be a divisor of .* {jax.device_count()}"):
         make_mesh(fsdp)
 
 

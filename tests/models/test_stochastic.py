@@ -54,7 +54,7 @@ def test_only_a_key_makes_a_model_random(logits: jax.Array) -> None:
     [
         lambda: LocallyGroupedAttention(16, 2, 7, config=DROPOUT, rngs=nnx.Rngs(0)),
         lambda: GlobalSubSampledAttention(16, 2, 1, config=DROPOUT, rngs=nnx.Rngs(0)),
-        lambda: Mlp(16, 32, config=DROPOUT, rngs=nnx.Rngs(0)),
+        lambda: Mlp(16, 32, dropout_rate=DROPOUT.dropout_rate, rngs=nnx.Rngs(0)),
     ],
     ids=["LSA", "GSA", "Mlp"],
 )

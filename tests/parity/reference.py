@@ -162,8 +162,8 @@ def compare(
 def precision(dtype: DTypeLike) -> Iterator[None]:
     """The modes of JAX that a comparison in this dtype needs.
 
-    float32: sums in blocks (see `twins_jax.matmul`), as PyTorch's are. float64: the x64 mode, and no blocks, which
-    it does not need.
+    float32: sums in blocks (see `ops.xla_cpu.blocked_dot`), as PyTorch's are. float64: the x64 mode, and no blocks,
+    which it does not need.
     """
     if np.dtype(dtype) == np.float32:
         with jax.default_matmul_precision("highest"):

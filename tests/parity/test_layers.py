@@ -34,7 +34,7 @@ class Layer(NamedTuple):
 def patch_embed(in_channels: int, size: int) -> Layer:
     return Layer(
         theirs=lambda twins: twins.PatchEmbed(size, size, in_channels, DIM),
-        ours=lambda config, rngs: PatchEmbed(in_channels, DIM, size, config=config, rngs=rngs),
+        ours=lambda config, rngs: PatchEmbed(in_channels, DIM, size, **config.dtypes, rngs=rngs),
         channels=in_channels,
     )
 
@@ -63,12 +63,12 @@ LSA = Layer(
 )
 PEG = Layer(
     theirs=lambda twins: twins.PosConv(DIM, DIM),
-    ours=lambda config, rngs: PositionalEncodingGenerator(DIM, config=config, rngs=rngs),
+    ours=lambda config, rngs: PositionalEncodingGenerator(DIM, **config.dtypes, rngs=rngs),
     names={".proj.0.": "."},
 )
 MLP = Layer(
     theirs=lambda twins: twins.Mlp(DIM, 4 * DIM),
-    ours=lambda config, rngs: Mlp(DIM, 4 * DIM, config=config, rngs=rngs),
+    ours=lambda config, rngs: Mlp(DIM, 4 * DIM, **config.dtypes, rngs=rngs),
 )
 
 CASES = {

@@ -253,7 +253,7 @@ def test_model_name_must_fit(tiny_pth, tmp_path, capsys):
     assert run(tiny_pth, tmp_path / "orbax", "--model", "twins_svt_small") == 2
     assert "do not fit twins_svt_small" in capsys.readouterr().err
     assert run(tiny_pth, tmp_path / "orbax", "--model", "nonsense") == 2
-    assert "'nonsense' is not a Twins variant" in capsys.readouterr().err
+    assert "name='nonsense': must be one of" in capsys.readouterr().err
 
 
 def test_inspect(dense, tiny_pth, tmp_path, capsys):

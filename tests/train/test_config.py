@@ -48,7 +48,7 @@ def test_field_out_of_range(config: type[Any], prefix: str, field: str, values: 
 
 
 def test_unknown_variant() -> None:
-    with pytest.raises(InputError, match=r"'twins_svt_huge'.*allowed are .*twins_svt_tiny"):
+    with pytest.raises(InputError, match=r"'twins_svt_huge'.*must be one of .*twins_svt_tiny"):
         ModelConfig(name="twins_svt_huge")
 
 

@@ -158,7 +158,7 @@ def test_success(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
         (["--init", "{tmp}/none"], "{tmp}/none: No such file or directory"),
         (["--init", "{tmp}/garbage"], "{tmp}/garbage: neither a .safetensors file nor"),
         (["--eval_only", "--workdir", "{tmp}/none"], "eval_only: {tmp}/none holds no checkpoint, and no init is given"),
-        (["--fsdp", "3"], "fsdp=3: allowed are the divisors of the number of devices"),
+        (["--fsdp", "3"], "fsdp=3: must be a divisor of the number of devices"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -1,7 +1,7 @@
 """How much arithmetic each part of a Twins classifier needs, and how few bytes it can move, from its config alone.
 
 FLOPs are two for each multiply-add of the matrix products and of the PEG, windows' padding included as the plain
-formulation computes it: where windows do not tile a map, the kernels of `twins_jax.fused` need less. Softmax, GELU,
+formulation computes it: where windows do not tile a map, the kernels of `ops.pallas` need less. Softmax, GELU,
 norms and additions are left out: they take a small share of the arithmetic, and the figures are meant as a lower bound.
 
 Bytes are those that must cross the device's memory if each operation is one kernel that reads every input once, writes

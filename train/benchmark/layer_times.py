@@ -1,10 +1,8 @@
 """How long the layers of a model take, each alone on its device."""
 
-import functools
 import statistics
 import time
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -13,8 +11,8 @@ import optax
 from flax import nnx
 
 import twins_jax
-from twins_jax import TwinsClassifier, TwinsConfig
-from twins_jax.layers import Linear
+from twins_jax import TwinsClassifier, TwinsConfig, ops
+from twins_jax.attention import GlobalSubSampledAttention, LocallyGroupedAttention
 
 from ..tasks.classification.losses import cross_entropy
 from .layer_costs import Operation
@@ -109,9 +107,10 @@ def as_function(model: TwinsClassifier, operation: Operation) -> tuple[Callable[
         module = module[int(name)] if name.isdigit() else getattr(module, name)
     dtype = model.config.dtype
     x = jax.ShapeDtypeStruct(operation.shape, dtype)
-    if operation.part in ("LSA", "GSA"):
-        return _attention(module, x)
-
+    if operation.part == "LSA":
+        return _lsa(module, x)
+    if operation.part == "GSA":
+        return _gsa(module, x)
     graphdef, params = nnx.split(module)
     if operation.path == "backbone/stages/0/patch_embed/proj":  # the images: float32, and without a gradient
 
@@ -130,48 +129,48 @@ def as_function(model: TwinsClassifier, operation: Operation) -> tuple[Callable[
     return function, {"params": params, "x": x}, x if operation.part in ("projection", "MLP") else None
 
 
-class _Given:
-    """A linear layer of which all but the product is there: what it would compute is given."""
+def _lsa(layer: LocallyGroupedAttention, x: jax.ShapeDtypeStruct) -> tuple[Callable[[Any, Any], jax.Array], Any, None]:
+    """LSA without its projections: the queries, keys and values of all windows are given."""
 
-    def __init__(self, layer: Linear, result: Callable[[jax.Array], jax.Array]) -> None:
-        self.dtype = layer.dtype
-        self.bias = layer.bias
-        self._result = result
+    def attend(x: jax.Array, project: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        return ops.window_attention(
+            x,
+            project,
+            layer.num_heads,
+            layer.window_size,
+            window_padding=layer.window_padding,
+            implementation=layer.implementation,
+        )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self._result(x)
+    shapes = []
 
+    def record(x: jax.Array) -> jax.Array:
+        shapes.append(jax.ShapeDtypeStruct((*x.shape[:-1], 3 * x.shape[-1]), x.dtype))
+        return jnp.zeros(shapes[-1].shape, x.dtype)
 
-def _attention(module: Any, x: jax.ShapeDtypeStruct) -> tuple[Callable[[Any, Any], jax.Array], Any, None]:
-    """LSA or GSA without its projections: the module's own code, where the projections' results are given."""
-    names = [name for name in ("qkv", "q", "kv") if hasattr(module, name)]
-    call: Any = type(module).__call__
-
-    def sub_sample(x: jax.Array) -> jax.Array:
-        return x[:, : x.shape[1] // module.ratio, : x.shape[2] // module.ratio]
-
-    def run(x: jax.Array, project: Callable[[str, jax.Array], jax.Array]) -> jax.Array:
-        layers: dict[str, Any] = {
-            name: _Given(getattr(module, name), functools.partial(project, name)) for name in names
-        }
-        layers |= {"sub_sample": sub_sample, "norm": lambda x: x, "proj": lambda x: x}
-        attended: jax.Array = call(SimpleNamespace(**vars(module) | layers), x)
-        return attended
-
-    shapes: dict[str, Any] = {}
-
-    def record(name: str, x: jax.Array) -> jax.Array:
-        shapes[name] = jax.ShapeDtypeStruct((*x.shape[:-1], getattr(module, name).kernel.shape[-1]), x.dtype)
-        return jnp.zeros(shapes[name].shape, x.dtype)
-
-    jax.eval_shape(lambda x: run(x, record), x)
+    jax.eval_shape(lambda x: attend(x, record), x)
 
     def function(projected: dict[str, jax.Array], constants: None) -> jax.Array:
         del constants
         unused = jnp.zeros(x.shape, x.dtype)  # its shape alone counts: what is computed from it is dropped
-        return run(unused, lambda name, _: projected[name])
+        # A fused implementation projects one position of padding, too.
+        return attend(unused, lambda x: projected["qkv"] if x.ndim > 1 else layer.qkv(x))
 
-    return function, shapes, None
+    return function, {"qkv": shapes[0]}, None
+
+
+def _gsa(
+    layer: GlobalSubSampledAttention, x: jax.ShapeDtypeStruct
+) -> tuple[Callable[[Any, Any], jax.Array], Any, None]:
+    """GSA without its projections: queries, and keys and values of the representatives are given."""
+    batch, height, width, dim = x.shape
+    representatives = (batch, height // layer.ratio, width // layer.ratio, 2 * dim)
+
+    def function(projected: dict[str, jax.Array], constants: None) -> jax.Array:
+        del constants
+        return ops.attention(projected["query"], projected["key_value"], layer.num_heads, layer.implementation)
+
+    return function, {"query": x, "key_value": jax.ShapeDtypeStruct(representatives, x.dtype)}, None
 
 
 def _fill(leaf: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:

@@ -34,9 +34,7 @@ class Inferred:
 
     def config(self) -> TwinsConfig:
         """The backbone's configuration."""
-        return dataclasses.replace(
-            variant_config(self.name), in_channels=self.in_channels, stage_norms=self.stage_norms
-        )
+        return variant_config(self.name, in_channels=self.in_channels, stage_norms=self.stage_norms)
 
     def expected(self) -> Mapping[str, Shape]:
         """Path -> shape of every parameter, with paths below "backbone/" for a backbone alone, too."""

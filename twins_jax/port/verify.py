@@ -165,7 +165,7 @@ def verify(
     """Runs timm's model and ours on the same random images.
 
     The PyTorch side loads its weights by their own names, so that an error in the table of names shows. Ours runs
-    under the matmul precision "highest"; see `twins_jax.matmul` for why.
+    under the matmul precision "highest"; see `ops.xla_cpu.blocked_dot` for why.
 
     Args:
         torch_weights: of a PyTorch layout.

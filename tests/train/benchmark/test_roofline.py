@@ -21,6 +21,7 @@ from train.benchmark.layer_costs import Operation, Work, count
 from train.benchmark.layer_times import Timer, as_function
 from twins_jax import TwinsClassifier, TwinsConfig
 from twins_jax.config import variant_config
+from twins_jax.ops import xla_cpu
 
 # GFLOPs (multiply-adds, as the paper counts) and exact parameters with 1,000 classes.
 PUBLISHED = {
@@ -66,8 +67,8 @@ def abstract(config: TwinsConfig, num_classes: int = 10) -> TwinsClassifier:
 def test_products_are_those_of_the_traced_model(
     config: TwinsConfig, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A trace of groups holds what a CPU computes and what other backends do.
-    monkeypatch.setattr(twins_jax.backbone, "group_size", lambda batch, positions: batch)  # noqa: ARG005
+    # A trace of chunks holds what a CPU computes and what other backends do.
+    monkeypatch.setattr(xla_cpu, "chunk_size", lambda batch, positions: batch)  # noqa: ARG005
     apply, params = twins_jax.split_model(abstract(config))
     images = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
     operations = [operation for operation in count(config, 10, 2, *size) if operation.part != "PEG"]

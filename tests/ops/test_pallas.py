@@ -1,4 +1,4 @@
-"""The fused attentions, interpreted, against the plain formulation in float64; lowered for CUDA; and what is chosen."""
+"""The Pallas kernels, interpreted, against the plain formulation in float64; and lowered for CUDA."""
 
 import dataclasses
 import functools
@@ -15,13 +15,12 @@ import pytest
 from flax import nnx
 
 import twins_jax
-from tests.support.models import SVT, classifier, named, random_array, random_module, relative_error
-from twins_jax import InputError, TwinsConfig
+from tests.support.models import SVT, named, random_array, random_module, relative_error
+from twins_jax import TwinsConfig
 from twins_jax.attention import GlobalSubSampledAttention, LocallyGroupedAttention
-from twins_jax.fused import choose as choosing
-from twins_jax.fused.choose import choose
-from twins_jax.fused.gsa import gsa
-from twins_jax.fused.lsa import Windows, lsa
+from twins_jax.ops.dispatch import HEAD_DIMS
+from twins_jax.ops.pallas.gsa import gsa
+from twins_jax.ops.pallas.lsa import Windows, lsa
 
 Make = Callable[[TwinsConfig], nnx.Module]
 
@@ -129,7 +128,7 @@ def lower_for_cuda(function: Callable[..., jax.Array], arguments: list[jax.Shape
     reason="later versions of jaxlib compile kernels when they lower them, with the CUDA plugin",
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("dim", choosing.HEAD_DIMS)
+@pytest.mark.parametrize("dim", HEAD_DIMS)
 @pytest.mark.parametrize(("name", "kernels"), [("lsa", 2), ("lsa, padded", 2), ("gsa", 2), ("gsa, many keys", 3)])
 def test_kernels_are_lowered_for_cuda(name: str, kernels: int, dim: int, dtype: str) -> None:
     """To Triton's IR, at the sizes of Twins-SVT's first stage, and without a copy that moves windows or heads."""
@@ -138,93 +137,10 @@ def test_kernels_are_lowered_for_cuda(name: str, kernels: int, dim: int, dtype: 
         side = 128 if "padded" in name else 56
         windows = Windows(side, side, 7, see_padding=True)
         arguments = structs(dtype, (8, side, side, 3 * channels), (3 * channels,))
-        program = lower_for_cuda(lambda qkv, bias: lsa(qkv, bias, 2, windows), arguments)
+        program = lower_for_cuda(lambda qkv, padding: lsa(qkv, padding, 2, windows), arguments)
     else:
         queries, keys = (16384, 256) if "many" in name else (3136, 49)
         arguments = structs(dtype, (8, queries, channels), (8, keys, 2 * channels))
         program = lower_for_cuda(lambda query, key_value: gsa(query, key_value, 2), arguments)
     assert len(re.findall(r"custom_call @\S*triton", program)) == kernels
     assert not re.findall(r"stablehlo\.(transpose|pad|slice|gather)\b", program)
-
-
-def test_auto_is_the_plain_formulation_on_cpus() -> None:
-    assert choose("auto", jnp.float32, 32) == "xla"
-
-
-def on_gpu(monkeypatch: pytest.MonkeyPatch, auto: str) -> None:
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(choosing, "AUTO_ON_GPU", auto)
-
-
-@pytest.mark.parametrize(
-    ("auto", "arguments", "uses", "expected"),
-    [
-        ("pallas", ("bfloat16", 32), {"window_size": 7, "masks_padding": True}, "pallas"),
-        ("pallas", ("float64", 32), {}, "xla"),
-        ("pallas", ("float32", 24), {}, "xla"),
-        ("pallas", ("float32", 128), {}, "xla"),
-        ("pallas", ("float32", 32), {"window_size": 9}, "xla"),
-        ("cudnn", ("bfloat16", 24), {}, "cudnn"),
-        ("cudnn", ("float32", 32), {}, "xla"),
-        ("cudnn", ("bfloat16", 12), {}, "xla"),
-        ("cudnn", ("bfloat16", 32), {"window_size": 7, "masks_padding": True}, "xla"),
-    ],
-)
-def test_auto_falls_back(
-    monkeypatch: pytest.MonkeyPatch, auto: str, arguments: tuple[str, int], uses: dict[str, Any], expected: str
-) -> None:
-    on_gpu(monkeypatch, auto)
-    assert choose("auto", *arguments, **uses) == expected
-
-
-@pytest.mark.parametrize(
-    ("platform", "requested", "arguments", "uses", "message"),
-    [
-        ("cpu", "cudnn", ("bfloat16", 32), {}, "found the platform cpu; allowed are CUDA GPUs"),
-        ("tpu", "pallas", ("bfloat16", 32), {}, "found the platform tpu; allowed are GPUs, and CPUs, which"),
-        ("gpu", "pallas", ("float64", 32), {}, "found dtype float64; allowed are float32, bfloat16 and float16"),
-        ("gpu", "pallas", ("float32", 24), {}, "found heads of 24 channels; allowed are 16, 32, 64"),
-        ("gpu", "pallas", ("float32", 32), {"window_size": 9}, "found window_size=9; allowed are sizes up to 8"),
-        ("gpu", "cudnn", ("float32", 32), {}, "found dtype float32; allowed are bfloat16 and float16"),
-        ("gpu", "cudnn", ("float16", 12), {}, "found heads of 12 channels; allowed are multiples of 8 up to 128"),
-        ("gpu", "cudnn", ("float16", 32), {"masks_padding": True}, "found window_padding='mask' on a map that"),
-    ],
-)
-def test_what_does_not_apply_is_an_error(
-    monkeypatch: pytest.MonkeyPatch,
-    platform: str,
-    requested: Any,
-    arguments: tuple[str, int],
-    uses: dict[str, Any],
-    message: str,
-) -> None:
-    monkeypatch.setattr(jax, "default_backend", lambda: platform)
-    with pytest.raises(InputError, match=f"^attention_implementation='{requested}': {message}"):
-        choose(requested, *arguments, **uses)
-
-
-def test_the_error_comes_with_the_call() -> None:
-    model = classifier(dataclasses.replace(SVT, attention_implementation="cudnn"))
-    with pytest.raises(InputError, match=r"^attention_implementation='cudnn': found the platform cpu"):
-        nnx.eval_shape(model, jnp.zeros((1, 32, 32, 3)))
-
-
-@pytest.mark.parametrize("layer", [lsa_layer(32, 2), gsa_layer(32, 2)], ids=["lsa", "gsa"])
-def test_cudnn_gets_queries_keys_and_values(monkeypatch: pytest.MonkeyPatch, layer: Make) -> None:
-    """By a stand-in of the same contract: cuDNN itself needs a GPU."""
-    x = jnp.asarray(random_array(2, 10, 16, 32), jnp.bfloat16)
-    config = dataclasses.replace(SVT, dtype=jnp.dtype("bfloat16"))
-    expected = random_module(lambda: layer(config))(x)
-    seen = []
-    plain = jax.nn.dot_product_attention
-
-    def stand_in(*arguments: jax.Array, implementation: str) -> jax.Array:
-        seen.append(implementation)
-        with jax.numpy_dtype_promotion("standard"):  # JAX's own plain attention promotes bfloat16 with float32
-            return plain(*arguments, implementation="xla")
-
-    on_gpu(monkeypatch, "cudnn")
-    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
-    found = random_module(lambda: layer(config))(x)
-    assert seen == ["cudnn"]
-    assert relative_error(found, expected) < 4 * float(jnp.finfo(jnp.bfloat16).eps)

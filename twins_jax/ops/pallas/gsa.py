@@ -13,7 +13,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from twins_jax.fused.kernel_call import COMPILER_PARAMS, TILE, Arrays, Ref, call, dot, positions
+from twins_jax.ops.pallas.kernel_call import COMPILER_PARAMS, TILE, Arrays, Ref, call, dot, positions
 
 KEY, VALUE = np.arange(2, dtype=np.int32)  # arrays' scalars: beside slices, the interpreter knows no other
 

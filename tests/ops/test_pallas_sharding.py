@@ -6,8 +6,8 @@ import sys
 
 SCRIPT = """
 import jax, numpy as np
-from twins_jax.fused.gsa import gsa
-from twins_jax.fused.lsa import Windows, lsa
+from twins_jax.ops.pallas.gsa import gsa
+from twins_jax.ops.pallas.lsa import Windows, lsa
 from twins_jax.sharding import batch_sharding, make_mesh
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -16,7 +16,7 @@ normal = lambda *shape: rng.standard_normal(shape, np.float32)
 mesh = make_mesh(fsdp=2)
 windows = Windows(8, 9, 7, see_padding=True)
 attentions = {
-    "lsa": (lambda qkv, bias: lsa(qkv, bias, 2, windows), [normal(8, 8, 9, 96)], [normal(96)]),
+    "lsa": (lambda qkv, padding: lsa(qkv, padding, 2, windows), [normal(8, 8, 9, 96)], [normal(96)]),
     "gsa": (lambda query, key_value: gsa(query, key_value, 2), [normal(8, 20, 32), normal(8, 9, 64)], []),
 }
 for name, (attention, batched, shared) in attentions.items():

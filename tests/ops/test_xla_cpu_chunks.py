@@ -1,4 +1,4 @@
-"""Inference a few images at a time (`twins_jax.grouping`) against the whole batch at once."""
+"""Inference a few images at a time against the whole batch at once."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from flax import nnx
 from jax import export
 
 import twins_jax
-from twins_jax.grouping import POSITIONS, group_size
+from twins_jax.ops.xla_cpu import POSITIONS, chunk_size
 
 FIRST_STAGE = 56 * 56
 
@@ -17,20 +17,20 @@ FIRST_STAGE = 56 * 56
     ("batch", "positions", "expected"),
     [
         (8, FIRST_STAGE, 2),
-        (7, FIRST_STAGE, 1),  # half of what a group may hold
+        (7, FIRST_STAGE, 1),  # half of what a chunk may hold
         (8, FIRST_STAGE // 4, 8),
         (64, FIRST_STAGE // 4, 8),
         (60, FIRST_STAGE // 16, 30),
-        (37, FIRST_STAGE // 16, 37),  # groups of one image would be too small
+        (37, FIRST_STAGE // 16, 37),  # chunks of one image would be too small
         (1, FIRST_STAGE, 1),
         (8, 10 * POSITIONS, 1),
         (0, FIRST_STAGE, 0),
     ],
 )
-def test_groups_divide_the_batch_and_are_neither_too_large_nor_too_small(
+def test_chunks_divide_the_batch_and_are_neither_too_large_nor_too_small(
     batch: int, positions: int, expected: int
 ) -> None:
-    assert group_size(batch, positions) == expected
+    assert chunk_size(batch, positions) == expected
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +43,11 @@ def images() -> jax.Array:
     return jnp.asarray(np.random.default_rng(0).standard_normal((4, 224, 224, 3), np.float32))
 
 
-def test_groups_change_nothing_but_rounding(model: twins_jax.TwinsClassifier, images: jax.Array) -> None:
+def test_chunks_change_nothing_but_rounding(model: twins_jax.TwinsClassifier, images: jax.Array) -> None:
     apply, params = twins_jax.split_model(model)
     program = jax.jit(apply).lower(params, images)
     assert "stablehlo.while" in program.as_text()
-    at_once = model(images)  # outside jit there are no groups
+    at_once = model(images)  # outside jit there are no chunks
     difference = jnp.abs(program.compile()(params, images) - at_once).max()
     assert difference <= 16 * jnp.finfo(jnp.float32).eps * jnp.abs(at_once).max()
 
@@ -76,7 +76,7 @@ def test_derivatives_are_of_the_whole_batch(model: twins_jax.TwinsClassifier, im
         np.testing.assert_allclose(leaf, expected, rtol=0, atol=64 * jnp.finfo(jnp.float32).eps * scale)
 
 
-def test_directional_derivatives_work_through_groups(model: twins_jax.TwinsClassifier, images: jax.Array) -> None:
+def test_directional_derivatives_work_through_chunks(model: twins_jax.TwinsClassifier, images: jax.Array) -> None:
     apply, params = twins_jax.split_model(model)
     _, tangent = jax.jit(lambda x: jax.jvp(lambda x: apply(params, x), (x,), (jnp.ones_like(x),)))(images)
     _, expected = jax.jvp(model, (images,), (jnp.ones_like(images),))

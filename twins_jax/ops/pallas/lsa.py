@@ -14,7 +14,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from twins_jax.fused.kernel_call import COMPILER_PARAMS, Arrays, Ref, call, dot, positions
+from twins_jax.ops.pallas.kernel_call import COMPILER_PARAMS, Arrays, Ref, call, dot, positions
 
 QUERY, KEY, VALUE = range(3)
 
@@ -47,26 +47,26 @@ class Windows:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def lsa(qkv: jax.Array, bias: jax.Array, num_heads: int, windows: Windows) -> jax.Array:
+def lsa(qkv: jax.Array, padding: jax.Array, num_heads: int, windows: Windows) -> jax.Array:
     """Attention of each position to its own window.
 
-    Positions beyond the map have the projection's bias as key and value, as they do where the map is padded with zeros
-    before the projection.
+    Positions beyond the map all have the key and value of `padding`: the projection of zeros, where the map is padded
+    with zeros before the projection.
 
     Args:
         qkv: [B, H, W, 3 * C]: query, key and value, each head by head; float32, bfloat16 or float16.
-        bias: [3 * C], the projection's, in the dtype of `qkv`.
+        padding: [3 * C], query, key and value of a position beyond the map, in the dtype of `qkv`.
         num_heads: heads of C / num_heads channels, as `choose` allows.
         windows: of this H and W, and of a size that `choose` allows.
 
     Returns:
         [B, H, W, C] in the dtype of `qkv`.
     """
-    return _forward(qkv, bias, num_heads, windows)
+    return _forward(qkv, padding, num_heads, windows)
 
 
-def _lsa_fwd(qkv: jax.Array, bias: jax.Array, num_heads: int, windows: Windows) -> tuple[jax.Array, Arrays]:
-    return _forward(qkv, bias, num_heads, windows), (qkv, bias)
+def _lsa_fwd(qkv: jax.Array, padding: jax.Array, num_heads: int, windows: Windows) -> tuple[jax.Array, Arrays]:
+    return _forward(qkv, padding, num_heads, windows), (qkv, padding)
 
 
 def _lsa_bwd(num_heads: int, windows: Windows, saved: Arrays, gradient: jax.Array) -> Arrays:
@@ -78,22 +78,21 @@ lsa.defvjp(_lsa_fwd, _lsa_bwd)
 
 # Jitted, so that blocks of one stage share a trace and a function of the lowered program.
 @functools.partial(jax.jit, static_argnums=(2, 3))
-def _forward(qkv: jax.Array, bias: jax.Array, num_heads: int, windows: Windows) -> jax.Array:
-    qkv, bias = _by_head(qkv, 3, num_heads), bias.reshape(3, num_heads, -1)
-    (attended,) = call(functools.partial(_call_forward, windows=windows), [qkv], [bias])
+def _forward(qkv: jax.Array, padding: jax.Array, num_heads: int, windows: Windows) -> jax.Array:
+    qkv, padding = _by_head(qkv, 3, num_heads), padding.reshape(3, num_heads, -1)
+    (attended,) = call(functools.partial(_call_forward, windows=windows), [qkv], [padding])
     return attended.reshape(*attended.shape[:3], -1)
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
-def _backward(qkv: jax.Array, bias: jax.Array, gradient: jax.Array, num_heads: int, windows: Windows) -> Arrays:
+def _backward(qkv: jax.Array, padding: jax.Array, gradient: jax.Array, num_heads: int, windows: Windows) -> Arrays:
     arguments = [_by_head(qkv, 3, num_heads), _by_head(gradient, 1, num_heads)]
     kernel = functools.partial(_call_backward, windows=windows)
-    d_qkv, *d_padding = call(kernel, arguments, [bias.reshape(3, num_heads, -1)])
-    d_bias = jnp.zeros(bias.shape, jnp.float32)
-    if d_padding:
-        by_window = d_padding[0]  # [B, rows, columns, 2, heads, d]; nobody reads what padding's queries attend to
-        d_bias = d_bias.at[bias.size // 3 :].set(by_window.sum((0, 1, 2)).ravel())
-    return d_qkv.reshape(qkv.shape), d_bias.astype(bias.dtype)
+    d_qkv, *d_by_window = call(kernel, arguments, [padding.reshape(3, num_heads, -1)])
+    d_padding = jnp.zeros(padding.shape, jnp.float32)
+    if d_by_window:  # [B, rows, columns, 2, heads, d]; nobody reads what padding's queries attend to
+        d_padding = d_padding.at[padding.size // 3 :].set(d_by_window[0].sum((0, 1, 2)).ravel())
+    return d_qkv.reshape(qkv.shape), d_padding.astype(padding.dtype)
 
 
 def _by_head(x: jax.Array, parts: int, num_heads: int) -> jax.Array:
@@ -115,47 +114,47 @@ def _specs(qkv: jax.Array, windows: Windows) -> tuple[tuple[int, ...], dict[str,
     return grid, {
         "qkv": window(3),
         "attended": window(1),
-        "bias": pl.BlockSpec((3, None, dim), lambda head, *_: (0, head, 0)),
-        "padding": pl.BlockSpec(
+        "padding": pl.BlockSpec((3, None, dim), lambda head, *_: (0, head, 0)),
+        "gradients of padding": pl.BlockSpec(
             (None, None, None, 2, None, dim), lambda head, column, row, image: (image, row, column, 0, head, 0)
         ),
     }
 
 
-def _call_forward(qkv: jax.Array, bias: jax.Array, *, windows: Windows, interpret: bool) -> Arrays:
+def _call_forward(qkv: jax.Array, padding: jax.Array, *, windows: Windows, interpret: bool) -> Arrays:
     grid, specs = _specs(qkv, windows)
     out: Arrays = pl.pallas_call(
         functools.partial(_forward_kernel, windows=windows),
         grid=grid,
-        in_specs=[specs["qkv"], specs["bias"]],
+        in_specs=[specs["qkv"], specs["padding"]],
         out_specs=(specs["attended"],),
         out_shape=(jax.ShapeDtypeStruct((*qkv.shape[:3], 1, *qkv.shape[4:]), qkv.dtype),),
         compiler_params=COMPILER_PARAMS,
         interpret=interpret,
         name="lsa_forward",
-    )(qkv, bias)
+    )(qkv, padding)
     return out
 
 
 def _call_backward(
-    qkv: jax.Array, gradient: jax.Array, bias: jax.Array, *, windows: Windows, interpret: bool
+    qkv: jax.Array, gradient: jax.Array, padding: jax.Array, *, windows: Windows, interpret: bool
 ) -> Arrays:
     grid, specs = _specs(qkv, windows)
     out_specs, out_shapes = [specs["qkv"]], [jax.ShapeDtypeStruct(qkv.shape, qkv.dtype)]
     if windows.has_padding_keys:
         shape = (qkv.shape[0], *windows.rows_and_columns, 2, *qkv.shape[4:])
-        out_specs.append(specs["padding"])
+        out_specs.append(specs["gradients of padding"])
         out_shapes.append(jax.ShapeDtypeStruct(shape, jnp.float32))
     out: Arrays = pl.pallas_call(
         functools.partial(_backward_kernel, windows=windows),
         grid=grid,
-        in_specs=[specs["qkv"], specs["attended"], specs["bias"]],
+        in_specs=[specs["qkv"], specs["attended"], specs["padding"]],
         out_specs=tuple(out_specs),
         out_shape=tuple(out_shapes),
         compiler_params=COMPILER_PARAMS,
         interpret=interpret,
         name="lsa_backward",
-    )(qkv, gradient, bias)
+    )(qkv, gradient, padding)
     return out
 
 
@@ -183,12 +182,12 @@ class _Tile:
         plgpu.store(ref.at[self._index(part, ref)], values.astype(ref.dtype), mask=self.in_map[:, None])
 
 
-def _attend(qkv_ref: Ref, bias_ref: Ref, tile: _Tile, windows: Windows) -> Arrays:
+def _attend(qkv_ref: Ref, padding_ref: Ref, tile: _Tile, windows: Windows) -> Arrays:
     """Query, key, value [TILE, d], and the weights of the keys [TILE, TILE] before and as their sums [TILE, 1]."""
     query, key, value = (tile.load(qkv_ref, part) for part in (QUERY, KEY, VALUE))
     if windows.has_padding_keys:
         key, value = (
-            jnp.where(tile.is_padding[:, None], bias_ref[part, :][None, :], x)
+            jnp.where(tile.is_padding[:, None], padding_ref[part, :][None, :], x)
             for part, x in ((KEY, key), (VALUE, value))
         )
     scores = dot(query, key, (1, 1)) * query.shape[1] ** -0.5
@@ -197,23 +196,23 @@ def _attend(qkv_ref: Ref, bias_ref: Ref, tile: _Tile, windows: Windows) -> Array
     return query, key, value, weights, weights.sum(axis=1, keepdims=True)
 
 
-def _forward_kernel(qkv_ref: Ref, bias_ref: Ref, out_ref: Ref, *, windows: Windows) -> None:
+def _forward_kernel(qkv_ref: Ref, padding_ref: Ref, out_ref: Ref, *, windows: Windows) -> None:
     tile = _Tile(windows)
-    _, _, value, weights, total = _attend(qkv_ref, bias_ref, tile, windows)
+    _, _, value, weights, total = _attend(qkv_ref, padding_ref, tile, windows)
     tile.store(out_ref, 0, dot(weights.astype(value.dtype), value, (1, 0)) / total)
 
 
 def _backward_kernel(
     qkv_ref: Ref,
     gradient_ref: Ref,
-    bias_ref: Ref,
+    padding_ref: Ref,
     d_qkv_ref: Ref,
-    d_padding_ref: Ref | None = None,
+    d_by_window_ref: Ref | None = None,
     *,
     windows: Windows,
 ) -> None:
     tile = _Tile(windows)
-    query, key, value, weights, total = _attend(qkv_ref, bias_ref, tile, windows)
+    query, key, value, weights, total = _attend(qkv_ref, padding_ref, tile, windows)
     gradient = tile.load(gradient_ref, 0)
     weights = weights / total
     d_value = dot(weights.astype(value.dtype), gradient, (0, 0))
@@ -224,6 +223,6 @@ def _backward_kernel(
     tile.store(d_qkv_ref, QUERY, dot(d_scores, key, (1, 0)))
     tile.store(d_qkv_ref, KEY, d_key)
     tile.store(d_qkv_ref, VALUE, d_value)
-    if d_padding_ref is not None:
+    if d_by_window_ref is not None:
         for i, x in enumerate((d_key, d_value)):
-            d_padding_ref[i, :] = jnp.where(tile.is_padding[:, None], x, 0).sum(axis=0)
+            d_by_window_ref[i, :] = jnp.where(tile.is_padding[:, None], x, 0).sum(axis=0)

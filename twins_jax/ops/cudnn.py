@@ -5,8 +5,8 @@ import math
 import jax
 
 
-def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """`twins_jax.attention.attend` without a bias, by cuDNN, whose scores stay on the chip.
+def softmax_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """`attention.softmax_attention` without a bias, by cuDNN, which keeps the scores on the chip.
 
     Args:
         query: [..., Q, heads, d], bfloat16 or float16.
@@ -17,7 +17,7 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
         [..., Q, heads, d] in the dtype of `value`.
 
     Raises:
-        RuntimeError: there is no cuDNN, or it does not support the GPU.
+        RuntimeError: cuDNN is not installed, or does not support the GPU.
     """
     batch = math.prod(query.shape[:-3])
     arguments = (x.reshape(batch, *x.shape[-3:]) for x in (query, key, value))

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from tests.support.models import random_array
-from twins_jax.matmul import BLOCK, dot
+from twins_jax.ops.xla_cpu import BLOCK, blocked_dot
 
 UNIT_ROUNDOFF = 2.0**-24
 """The largest relative error of one float32 operation."""
@@ -26,7 +26,7 @@ def product(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 def test_equals_numpy(precision: str | None, length: int, batch: tuple[int, ...]) -> None:
     x, kernel = random_array(*batch, length), random_array(length, 7, seed=1)
     with jax.default_matmul_precision(precision):
-        actual = dot(x, kernel)
+        actual = blocked_dot(x, kernel)
     assert actual.shape == (*batch, 7)
     assert actual.dtype == np.float32
     assert (np.abs(actual - product(x, kernel)) <= bound(x, kernel, length)).all()
@@ -39,7 +39,7 @@ def test_highest_sums_in_blocks() -> None:
 
     def error(precision: str | None) -> np.ndarray:
         with jax.default_matmul_precision(precision):
-            return np.abs(np.asarray(dot(x, kernel)) - truth)
+            return np.abs(np.asarray(blocked_dot(x, kernel)) - truth)
 
     assert np.sqrt((error("highest") ** 2).mean()) < 0.5 * np.sqrt((error(None) ** 2).mean())
     assert (error("highest") <= bound(x, kernel, BLOCK + length // BLOCK)).all()
@@ -48,7 +48,7 @@ def test_highest_sums_in_blocks() -> None:
 def test_gradients_under_highest() -> None:
     x, kernel, weights = random_array(5, 100), random_array(100, 7, seed=1), random_array(5, 7, seed=2)
     with jax.default_matmul_precision("highest"):
-        dx, dkernel = jax.grad(lambda x, kernel: (dot(x, kernel) * weights).sum(), argnums=(0, 1))(x, kernel)
+        dx, dkernel = jax.grad(lambda x, kernel: (blocked_dot(x, kernel) * weights).sum(), argnums=(0, 1))(x, kernel)
     # Short sums in float32.
     np.testing.assert_allclose(dx, weights @ kernel.T, atol=1e-5)
     np.testing.assert_allclose(dkernel, x.T @ weights, atol=1e-5)

@@ -1,0 +1,25 @@
+"""The arithmetic of the layers, as functions named by what they compute.
+
+Models call these and hold the parameters. How a function computes, and on which hardware it does so in another way, is
+decided here alone: `numerics` holds the rules for dtypes, `dispatch` chooses between implementations of attention,
+`cudnn` and `pallas` are two of them, and `xla_cpu` holds what exists for one of XLA's backends.
+"""
+
+from twins_jax.ops.attention import attention
+from twins_jax.ops.convolution import depthwise_conv, patch_conv
+from twins_jax.ops.numerics import at_least_float32, gelu, layer_norm, linear, residual_add
+from twins_jax.ops.window_attention import window_attention
+from twins_jax.ops.xla_cpu import by_image
+
+__all__ = [
+    "at_least_float32",
+    "attention",
+    "by_image",
+    "depthwise_conv",
+    "gelu",
+    "layer_norm",
+    "linear",
+    "patch_conv",
+    "residual_add",
+    "window_attention",
+]

@@ -1,0 +1,57 @@
+"""The two convolutions of Twins, without a convolution: a product of patches, and a sum of shifted maps."""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from twins_jax.ops.numerics import add_bias, at_least_float32
+from twins_jax.ops.xla_cpu import blocked_dot
+
+
+def patch_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array, *, dtype: DTypeLike) -> jax.Array:
+    """A convolution whose stride is its kernel's side, as one matrix product over flattened patches.
+
+    Args:
+        x: [B, H, W, in]. A remainder of H or W that does not fill a patch is dropped, as PyTorch's unpadded
+            convolution drops it.
+        kernel: [size, size, in, out].
+        bias: [out].
+        dtype: of the computation.
+
+    Returns:
+        [B, H // size, W // size, out] in `dtype`.
+    """
+    batch, height, width, channels = x.shape
+    size = kernel.shape[0]
+    rows, columns = height // size, width // size
+    x = x[:, : rows * size, : columns * size]
+    x = x.reshape(batch, rows, size, columns, size, channels).swapaxes(2, 3)
+    x = x.reshape(batch, rows, columns, size * size * channels).astype(dtype)
+    return add_bias(blocked_dot(x, kernel.astype(dtype).reshape(size * size * channels, -1)), bias)
+
+
+def depthwise_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """A zero-padded depthwise convolution of stride 1, as a sum of shifted maps.
+
+    The sum has the dtype float32 at least, because the parameters' gradients are sums over all positions in it (see
+    `numerics.add_bias`).
+
+    Args:
+        x: [B, H, W, C].
+        kernel: [size, size, 1, C] of odd size.
+        bias: [C].
+
+    Returns:
+        [B, H, W, C], not rounded to the dtype of x: float32, or float64 where x is.
+    """
+    _, height, width, _ = x.shape
+    size = kernel.shape[0]
+    wide = at_least_float32(x.dtype)
+    kernel = kernel.astype(wide)
+    margin = (size // 2, size // 2)
+    padded = jnp.pad(x, ((0, 0), margin, margin, (0, 0))).astype(wide)
+    total = bias.astype(wide)
+    for i in range(size):
+        for j in range(size):
+            total = total + padded[:, i : i + height, j : j + width] * kernel[i, j, 0]
+    return total
