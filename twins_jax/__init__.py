@@ -2,7 +2,7 @@
 
 from twins_jax.backbone import TwinsBackbone
 from twins_jax.classifier import TwinsClassifier
-from twins_jax.config import TwinsConfig
+from twins_jax.config import TwinsConfig, TwinsOptions
 from twins_jax.create import create_backbone, create_model, list_models
 from twins_jax.errors import InputError
 from twins_jax.functional import Params, get_params, set_params, split_model
@@ -14,6 +14,7 @@ __all__ = [
     "TwinsBackbone",
     "TwinsClassifier",
     "TwinsConfig",
+    "TwinsOptions",
     "backbone_from_pretrained",
     "create_backbone",
     "create_model",

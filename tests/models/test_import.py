@@ -1,7 +1,7 @@
 import subprocess
 import sys
 
-HEAVY = ("torch", "tensorflow", "tensorflow_datasets", "grain", "orbax", "PIL", "train")
+HEAVY = ("torch", "tensorflow", "tensorflow_datasets", "grain", "orbax", "PIL", "train", "jax.experimental.pallas")
 
 
 def test_import_brings_in_nothing_that_only_some_uses_need() -> None:

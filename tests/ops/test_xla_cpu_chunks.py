@@ -52,6 +52,15 @@ def test_chunks_change_nothing_but_rounding(model: twins_jax.TwinsClassifier, im
     assert difference <= 16 * jnp.finfo(jnp.float32).eps * jnp.abs(at_once).max()
 
 
+def test_remat_works_in_chunks(model: twins_jax.TwinsClassifier, images: jax.Array) -> None:
+    apply, params = twins_jax.split_model(model)
+    remat, _ = twins_jax.split_model(
+        twins_jax.create_model("twins_svt_tiny", num_classes=5, remat=True, rngs=nnx.Rngs(0))
+    )
+    assert "stablehlo.while" in jax.jit(remat).lower(params, images).as_text()
+    np.testing.assert_array_equal(jax.jit(remat)(params, images), jax.jit(apply)(params, images))
+
+
 def test_an_exported_program_takes_any_batch(model: twins_jax.TwinsClassifier) -> None:
     apply, params = twins_jax.split_model(model)
     images = jax.ShapeDtypeStruct(export.symbolic_shape("batch, 64, 64, 3"), jnp.float32)

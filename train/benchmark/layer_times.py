@@ -153,7 +153,7 @@ def _lsa(layer: LocallyGroupedAttention, x: jax.ShapeDtypeStruct) -> tuple[Calla
     def function(projected: dict[str, jax.Array], constants: None) -> jax.Array:
         del constants
         unused = jnp.zeros(x.shape, x.dtype)  # its shape alone counts: what is computed from it is dropped
-        # A fused implementation projects one position of padding, too.
+        # An implementation that projects the map instead of its windows projects one position of padding, too.
         return attend(unused, lambda x: projected["qkv"] if x.ndim > 1 else layer.qkv(x))
 
     return function, {"qkv": shapes[0]}, None
