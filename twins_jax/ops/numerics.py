@@ -29,7 +29,7 @@ def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
 
 
 def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array, *, dtype: DTypeLike) -> jax.Array:
-    """The sum of x kernel and bias: x [..., in], kernel [in, out] and bias [out] give [..., out] in `dtype`."""
+    """Returns x @ kernel + bias of x [..., in], kernel [in, out] and bias [out]: [..., out] in `dtype`."""
     rows = x.reshape(-1, x.shape[-1]).astype(dtype)  # one axis of positions
     rows = add_bias(blocked_dot(rows, kernel.astype(dtype)), bias)
     return rows.reshape(*x.shape[:-1], rows.shape[-1])
@@ -74,5 +74,5 @@ def _normal_cdf(x: jax.Array) -> jax.Array:
 
 
 def residual_add(x: jax.Array, branch: jax.Array) -> jax.Array:
-    """The residual sum x + branch of two maps [..., C] of one dtype."""
+    """Returns x + branch, the two terms of a residual block: [...], both of one dtype."""
     return gradient_barrier(x + branch)
