@@ -1,7 +1,7 @@
 """The architecture of a Twins model, and the published variants as one table."""
 
 import dataclasses
-from typing import Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -15,6 +15,26 @@ StageInts = tuple[int, int, int, int]
 
 MIN_IMAGE_SIZE = 32
 """The four stages reduce an image by 4, 2, 2 and 2: a smaller side would leave the last one empty."""
+
+
+class RuntimeOptions(TypedDict, total=False):
+    """How a model computes.
+
+    Attributes:
+        drop_path_rate: stochastic-depth rate of the last block; it rises linearly over the blocks from 0.
+        dropout_rate: dropout after patch embeddings, attention projections and MLP layers.
+        window_padding: what LSA does with maps that windows do not tile; see `LocallyGroupedAttention`.
+        attention_implementation: what computes the attentions; auto: the fastest where the model runs.
+        dtype: of the computation. Softmax and the statistics of LayerNorm are float32 at least.
+        remat: recompute each block's activations in the backward pass instead of storing them.
+    """
+
+    drop_path_rate: float
+    dropout_rate: float
+    window_padding: WindowPadding
+    attention_implementation: AttentionImplementation
+    dtype: DTypeLike
+    remat: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +106,7 @@ class TwinsConfig:
             allowed = get_args(AttentionImplementation)
             raise InputError(f"attention_implementation={self.attention_implementation!r}: allowed are {allowed}")
         for field in ("dtype", "param_dtype"):
-            if not jnp.issubdtype(getattr(self, field), jnp.floating):
+            if not jnp.issubdtype(jnp.dtype(getattr(self, field)), jnp.floating):
                 raise InputError(f"{field}={getattr(self, field)!r}: allowed are floating-point dtypes")
 
     def is_lsa(self, block: int) -> bool:
@@ -135,8 +155,8 @@ VARIANTS: dict[str, TwinsConfig] = {
 }
 
 
-def variant_config(name: str) -> TwinsConfig:
+def variant_config(name: str, **options: Any) -> TwinsConfig:
     """The configuration of a named variant; raises `InputError` (a ValueError) with the allowed names."""
     if name not in VARIANTS:
         raise InputError(f"name={name!r} is not a Twins variant: allowed are {', '.join(sorted(VARIANTS))}")
-    return VARIANTS[name]
+    return dataclasses.replace(VARIANTS[name], **options)
