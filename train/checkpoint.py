@@ -1,4 +1,4 @@
-"""Checkpoints of a run: WORKDIR/checkpoints/STEP/{params,opt_state,data} and, with a moving average, ema."""
+"""Checkpoints of a run: WORKDIR/checkpoints/STEP/{params,opt_state,data}, and ema and batch_stats where it has any."""
 
 import contextlib
 import dataclasses
@@ -27,20 +27,29 @@ from .state import TrainState
 
 Tree = dict[str, Any]
 
+ITEMS = ("params", "batch_stats", "opt_state", "ema")
+"""The fields of `TrainState` that are saved, each on its own; those that are empty are left out."""
+
 
 class Checkpoints:
     """Saves and restores the state of a run and the position in its data.
 
     A context manager; leaving it waits for the saves that are under way. Saves are asynchronous, all processes write
     their parts, and a checkpoint appears under its step only when it is complete.
+
+    Args:
+        workdir: of the run.
+        config: when checkpoints are written and which are kept.
+        best_metric: the figure of an evaluation whose largest value marks the checkpoint that is kept besides.
     """
 
-    def __init__(self, workdir: Path, config: CheckpointConfig) -> None:
+    def __init__(self, workdir: Path, config: CheckpointConfig, best_metric: str) -> None:
         self._workdir = workdir.absolute()
+        self._best_metric = best_metric
         self._best = _Best()
         self._manager = _Manager(
             self._workdir / "checkpoints",
-            item_handlers={name: ocp.StandardCheckpointHandler() for name in ("params", "opt_state", "ema")}
+            item_handlers={name: ocp.StandardCheckpointHandler() for name in ITEMS}
             | {"data": grain.checkpoint.CheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
                 save_decision_policy=save_decision_policy.FixedIntervalPolicy(config.every_steps),
@@ -51,10 +60,10 @@ class Checkpoints:
         )
         for step in self._manager.all_steps():
             with contextlib.suppress(Exception):  # not evaluated, or damaged, which is `restore`'s to report
-                self._best.top1[step] = self._manager.metadata(step).custom_metadata["top1"]
+                self._best.values[step] = self._manager.metadata(step).custom_metadata[best_metric]
 
     def is_due(self, step: int) -> bool:
-        """Whether the state after `step` steps is to be saved."""
+        """True if the state after `step` steps is to be saved."""
         return self._manager.should_save(step)
 
     def save(
@@ -67,7 +76,7 @@ class Checkpoints:
         args = ocp.args.Composite(**items, data=grain.checkpoint.CheckpointSave(data))
         about: dict[str, Any] = {"checksums": {name: int(_checksum(tree)) for name, tree in _items(state).items()}}
         if evaluation:
-            about["top1"] = self._best.top1[step] = evaluation["top1"]
+            about[self._best_metric] = self._best.values[step] = evaluation[self._best_metric]
         self._manager.save(step, args=args, custom_metadata=about, force=True)
 
     def restore(self, state: TrainState, data: grain.DatasetIterator | None) -> TrainState | None:
@@ -75,8 +84,8 @@ class Checkpoints:
 
         Args:
             state: has the structure, shapes, dtypes and shardings wanted.
-            data: the iterator to set to the saved position. None: only the parameters and their moving average are
-                restored, for evaluation.
+            data: the iterator to set to the saved position. None: the optimizer's state is not restored either, for
+                evaluation.
 
         Returns:
             The state, or None where there is no checkpoint.
@@ -105,7 +114,7 @@ class Checkpoints:
     def _restore_step(self, step: int, state: TrainState, data: grain.DatasetIterator | None) -> TrainState:
         wanted = _items(state)
         if data is None:
-            del wanted["opt_state"]
+            wanted.pop("opt_state", None)
         folder = self._manager.directory / str(step)
         metadata = self._manager.metadata(step)
         checksums = metadata.custom_metadata.get("checksums", {})
@@ -151,20 +160,21 @@ class Checkpoints:
 
 @dataclasses.dataclass
 class _Best(preservation_policy.PreservationPolicy):
-    """Preserves the checkpoint with the best top-1, of equal ones the newest; Orbax's `BestN` knows only its own run's.
+    """Preserves the checkpoint that evaluated best, of equal ones the newest; Orbax's `BestN` knows only its own run's.
 
     Attributes:
-        top1: by step, of the checkpoints whose step was evaluated.
+        values: of the metric by step, of the checkpoints whose step was evaluated.
     """
 
-    top1: dict[int, float] = dataclasses.field(default_factory=dict)
+    values: dict[int, float] = dataclasses.field(default_factory=dict)
 
     def should_preserve(
         self, checkpoints: Sequence[Any], *, context: preservation_policy.PreservationContext
     ) -> Sequence[bool]:
         del context
         steps = [checkpoint.step for checkpoint in checkpoints]
-        best = max((step for step in steps if step in self.top1), key=lambda step: (self.top1[step], step), default=-1)
+        evaluated = (step for step in steps if step in self.values)
+        best = max(evaluated, key=lambda step: (self.values[step], step), default=-1)
         return [step == best for step in steps]
 
 
@@ -181,7 +191,7 @@ def _restore_position(folder: Path, data: grain.DatasetIterator) -> None:
 
 
 def _workers(state: Mapping[str, Any]) -> int:
-    """How many processes an iterator's state is of; one that reads in threads has no such entry."""
+    """The number of processes of an iterator's state; one that reads in threads has no such entry."""
     return len(state.get("iterators_in_use_states", ()))
 
 
@@ -203,10 +213,8 @@ class _Manager(ocp.CheckpointManager):
 
 def _items(state: TrainState) -> dict[str, Tree]:
     """The parts of a state that are saved, as nested dicts: files then do not depend on optax's classes."""
-    parts = {"params": state.params, "opt_state": state.opt_state}
-    if state.ema is not None:
-        parts["ema"] = state.ema
-    return {name: traverse_util.unflatten_dict(_leaves(part), sep="/") for name, part in parts.items()}
+    parts = {name: getattr(state, name) for name in ITEMS}
+    return {name: traverse_util.unflatten_dict(_leaves(part), sep="/") for name, part in parts.items() if part}
 
 
 def _fill(part: Any, tree: Tree) -> Any:

@@ -1,49 +1,54 @@
-"""Every setting of a training run, typed; `python -m train.main --help` shows them with their defaults."""
+"""The settings that every training run has, typed; each task adds its own (`tasks/*/config.py`)."""
 
+import abc
 import dataclasses
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, Required
 
-from twins_jax.config import MIN_IMAGE_SIZE, AttentionImplementation, WindowPadding, variant_config
-from twins_jax.errors import InputError
+import jax.numpy as jnp
 
-from .data.config import DataConfig
-from .tasks.classification.mixing import MixConfig
+from twins_jax.config import RuntimeOptions, TwinsConfig, variant_config
+from twins_jax.errors import require
+
+if TYPE_CHECKING:
+    from .data.sources import DatasetInfo
+    from .task import Task
 
 
-def require(field: str, value: object, ok: bool, allowed: str) -> None:
-    """Raises InputError that names the field, its value and what is allowed, unless `ok`."""
-    if not ok:
-        raise InputError(f"{field}={value!r}: allowed are {allowed}")
+class ModelConfig(RuntimeOptions, total=False):
+    """The model and how it computes."""
+
+    name: Required[str]
+    """A variant, one of `twins_jax.list_models()`."""
+
+
+ModelConfig.__doc__ = RuntimeOptions.__doc__  # the flags' help
+
+_DEFAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(TwinsConfig)}
+MODEL_DEFAULTS: dict[str, Any] = {name: _DEFAULTS[name] for name in RuntimeOptions.__annotations__}
+MODEL_DEFAULTS["dtype"] = jnp.dtype(MODEL_DEFAULTS["dtype"]).name  # as a flag and in config.json
+"""The model's own defaults, which complete a `ModelConfig`."""
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """The model and how it computes."""
+class DataConfig:
+    """Where the data is, and what reads it."""
 
-    name: str = "twins_svt_tiny"
-    """A variant, one of `twins_jax.list_models()`."""
+    source: str = "folder"
+    """Kind or name of the data set."""
 
-    drop_path_rate: float = 0.0
-    """Stochastic-depth rate of the last block."""
+    dir: str = ""
+    """Folder of the data set."""
 
-    dropout_rate: float = 0.0
-    """Dropout after patch embeddings, attention projections and MLP layers."""
+    threads: int = 8
+    """Threads that build batches, in each reading process; each holds one batch in memory."""
 
-    window_padding: WindowPadding = "zero"
-    """What LSA does with maps that its windows do not tile."""
-
-    attention_implementation: AttentionImplementation = "auto"
-    """What computes the attentions; auto: the fastest where the run is."""
-
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the computation; parameters, losses and statistics are float32."""
-
-    remat: bool = False
-    """Recompute activations in the backward pass instead of storing them."""
+    workers: int = 0
+    """Worker processes that build batches; 0 reads in the training process."""
 
     def __post_init__(self) -> None:
-        variant_config(self.name)
+        require("data.threads", self.threads, self.threads >= 1, "an integer from 1")
+        require("data.workers", self.workers, self.workers >= 0, "an integer from 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +73,6 @@ class OptimConfig:
     clip_norm: float = 5.0
     """Largest global norm of the gradients; inf: no clipping."""
 
-    label_smoothing: float = 0.1
-    """Share of each target that is spread over all classes."""
-
     layer_decay: float = 1.0
     """Factor on the learning rate from each block to the one before it, for fine-tuning; 1: none."""
 
@@ -82,14 +84,13 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         for field in ("learning_rate", "warmup_learning_rate", "min_learning_rate"):
-            require(f"optim.{field}", getattr(self, field), 0 < getattr(self, field) < math.inf, "positive numbers")
+            require(f"optim.{field}", getattr(self, field), 0 < getattr(self, field) < math.inf, "a positive number")
         for field in ("warmup_epochs", "weight_decay"):
-            require(f"optim.{field}", getattr(self, field), 0 <= getattr(self, field) < math.inf, "numbers from 0")
-        require("optim.clip_norm", self.clip_norm, self.clip_norm > 0, "positive numbers, and inf for no clipping")
-        require("optim.layer_decay", self.layer_decay, 0 < self.layer_decay <= 1, "factors in (0, 1]")
-        require("optim.accumulate", self.accumulate, self.accumulate >= 1, "integers from 1")
-        require("optim.ema_decay", self.ema_decay, 0 <= self.ema_decay < 1, "decays in [0, 1)")
-        require("optim.label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "shares in [0, 1)")
+            require(f"optim.{field}", getattr(self, field), 0 <= getattr(self, field) < math.inf, "a number from 0")
+        require("optim.clip_norm", self.clip_norm, self.clip_norm > 0, "a positive number, or inf for no clipping")
+        require("optim.layer_decay", self.layer_decay, 0 < self.layer_decay <= 1, "a factor in (0, 1]")
+        require("optim.accumulate", self.accumulate, self.accumulate >= 1, "an integer from 1")
+        require("optim.ema_decay", self.ema_decay, 0 <= self.ema_decay < 1, "a decay in [0, 1)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,16 +108,16 @@ class DistributedConfig:
     """Number of processes; read with `coordinator` only."""
 
     process_id: int = 0
-    """Which of them this is; read with `coordinator` only."""
+    """Number of this process; read with `coordinator` only."""
 
     timeout_seconds: int = 100
-    """How long to wait for the others at the start, and for one that is silent during the run."""
+    """Time to wait for the others at the start, and for one that is silent during the run."""
 
     def __post_init__(self) -> None:
-        require("distributed.processes", self.processes, self.processes >= 1, "integers from 1")
+        require("distributed.processes", self.processes, self.processes >= 1, "an integer from 1")
         in_range = 0 <= self.process_id < self.processes
-        require("distributed.process_id", self.process_id, in_range, f"integers from 0 to {self.processes - 1}")
-        require("distributed.timeout_seconds", self.timeout_seconds, self.timeout_seconds >= 1, "integers from 1")
+        require("distributed.process_id", self.process_id, in_range, f"an integer from 0 to {self.processes - 1}")
+        require("distributed.timeout_seconds", self.timeout_seconds, self.timeout_seconds >= 1, "an integer from 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,16 +128,16 @@ class CheckpointConfig:
     """Steps between checkpoints; the last step always has one."""
 
     keep: int = 2
-    """Newest checkpoints that are kept, beside the one with the best top-1."""
+    """Newest checkpoints that are kept, beside the one that evaluated best."""
 
     def __post_init__(self) -> None:
-        require("checkpoint.every_steps", self.every_steps, self.every_steps >= 1, "integers from 1")
-        require("checkpoint.keep", self.keep, self.keep >= 1, "integers from 1")
+        require("checkpoint.every_steps", self.every_steps, self.every_steps >= 1, "an integer from 1")
+        require("checkpoint.keep", self.keep, self.keep >= 1, "an integer from 1")
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """A training run. The same config on the same devices gives the same run."""
+class RunConfig(abc.ABC):
+    """The settings that the runs of all tasks share. The same config on the same devices gives the same run."""
 
     workdir: str
     """Folder of the run; a rerun goes on from the newest checkpoint in it."""
@@ -145,7 +146,6 @@ class TrainConfig:
     data: DataConfig
     optim: OptimConfig
     checkpoint: CheckpointConfig
-    mix: MixConfig = dataclasses.field(default_factory=MixConfig)
     distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
 
     fsdp: int = 1
@@ -173,29 +173,40 @@ class TrainConfig:
     """Steps between lines of training metrics."""
 
     init: str = ""
-    """Checkpoint to start from: anything `twins_jax.from_pretrained` takes. The head is replaced where the number of
-    classes differs."""
+    """Checkpoint to start from: anything `twins_jax.from_pretrained` takes."""
 
     eval_only: bool = False
     """Evaluate the newest checkpoint in `workdir`, or else `init`, and stop."""
 
     report: bool = False
-    """After the last evaluation write WORKDIR/report: a confusion matrix and a page of misclassified images."""
+    """After the last evaluation write WORKDIR/report, a page that shows where the model errs."""
 
     profile: bool = False
     """Write a trace of a few steps into WORKDIR/profile, for TensorBoard or Perfetto."""
 
     def __post_init__(self) -> None:
-        require("workdir", self.workdir, bool(self.workdir), "folder names")
-        require("seed", self.seed, 0 <= self.seed < 2**31, "integers from 0 to 2**31 - 1")
-        require("epochs", self.epochs, 0 < self.epochs < math.inf, "positive numbers")
-        require("steps", self.steps, self.steps is None or self.steps >= 1, "None and integers from 1")
+        options: Any = MODEL_DEFAULTS | self.model
+        variant_config(**options)  # says what is wrong with it
+        object.__setattr__(self, "model", options)
+        require("workdir", self.workdir, bool(self.workdir), "the name of a folder")
+        require("seed", self.seed, 0 <= self.seed < 2**31, "an integer from 0 to 2**31 - 1")
+        require("epochs", self.epochs, 0 < self.epochs < math.inf, "a positive number")
+        require("steps", self.steps, self.steps is None or self.steps >= 1, "None or an integer from 1")
         for field in ("batch_size", "eval_batch_size", "eval_every_steps", "log_every_steps", "fsdp"):
-            require(field, getattr(self, field), getattr(self, field) >= 1, "integers from 1")
-        side = self.data.image_size
-        require("data.image_size", side, side >= MIN_IMAGE_SIZE, f"integers from {MIN_IMAGE_SIZE}")
+            require(field, getattr(self, field), getattr(self, field) >= 1, "an integer from 1")
         parts = self.optim.accumulate
-        require("batch_size", self.batch_size, self.batch_size % parts == 0, f"multiples of optim.accumulate, {parts}")
+        require("batch_size", self.batch_size, self.batch_size % parts == 0, f"a multiple of optim.accumulate, {parts}")
+
+    @abc.abstractmethod
+    def make_task(self, info: "DatasetInfo | None" = None) -> "Task":
+        """The task of this run.
+
+        Args:
+            info: of the data set, where its files are not to be read; None reads it off them.
+
+        Raises:
+            InputError: the data set is not what it must be.
+        """
 
     def total_steps(self, train_examples: int) -> int:
         """Length of the run in steps."""

@@ -60,7 +60,7 @@ def initialize(config: DistributedConfig) -> None:
 
 
 def lost_connection(error: Exception) -> bool:
-    """Whether an error can be that of a collective whose other side is gone."""
+    """True for an error that a collective whose other side is gone can raise."""
     if isinstance(error, jax.errors.JaxRuntimeError):
         return "RESOURCE_EXHAUSTED" not in str(error)
     return isinstance(error, ValueError) and "Gloo" in str(error)  # as JAX raises them where it does not run ahead
@@ -95,7 +95,7 @@ def _on_abort(signum: int) -> None:  # noqa: ARG001 - C gives it
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that prints and writes metrics."""
+    """True in the one process that prints and writes metrics."""
     return jax.process_index() == 0
 
 
@@ -106,7 +106,7 @@ def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
 
 
 class StopRequest:
-    """Whether the run was asked to stop by SIGTERM, as schedulers do before they take a machine away.
+    """A request to stop by SIGTERM, which schedulers send before they take a machine away.
 
     A context manager. With several processes JAX's preemption service listens for the signal and makes them agree on a
     step; alone, this does.
@@ -116,7 +116,7 @@ class StopRequest:
         self._received = False
 
     def requested(self, step: int) -> bool:
-        """Whether to stop after this step; the same in all processes, which must all ask after every step."""
+        """True if the run stops after this step: the same in all processes, which must all ask after every step."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._received

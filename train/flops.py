@@ -1,17 +1,20 @@
-"""How much arithmetic a run does, and how fast the device could do it."""
+"""The arithmetic of a run, and the rate at which the device could do it."""
 
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
-from twins_jax import Params
+from twins_jax import BatchStats, Params, merge_model
+
+from .task import Batch, Task
 
 if TYPE_CHECKING:
-    from .experiment import Run
+    from .experiment import Experiment
 
 TRAINING_FACTOR = 3
 """A training step costs about three forward passes: the backward pass has two matrix products for each of the first."""
@@ -34,7 +37,7 @@ class Performance:
     devices: int
 
     def mfu(self, images_per_s: float) -> float:
-        """Model-FLOPs utilisation of training: operations the model needs over those the devices could do."""
+        """Model-FLOPs utilization of training: operations the model needs over those the devices could do."""
         return TRAINING_FACTOR * self.forward_flops * images_per_s / (self.peak_flops * self.devices)
 
     def __str__(self) -> str:
@@ -44,20 +47,41 @@ class Performance:
         )
 
 
-def describe(run: "Run") -> Performance:
+def describe(experiment: "Experiment") -> Performance:
     """Counts parameters and operations of a run's model, and measures the device."""
+    state = experiment.state
     return Performance(
-        parameters=sum(leaf.size for leaf in jax.tree.leaves(run.state.params)),
-        forward_flops=forward_flops(run.apply, run.state.params, run.config.data.image_size),
-        peak_flops=matmul_rate(jnp.dtype(run.config.model.dtype)),
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        forward_flops=evaluation_flops(experiment.task, experiment.graphdef, state.params, state.batch_stats),
+        peak_flops=matmul_rate(jnp.dtype(experiment.config.model["dtype"])),
         devices=jax.device_count(),
     )
 
 
+def evaluation_flops(task: Task, graphdef: nnx.GraphDef[Any], params: Params, batch_stats: BatchStats) -> float:
+    """Operations of evaluating one example, which are its forward pass's but for a few.
+
+    Args:
+        task: whose evaluator runs the model.
+        graphdef: of the model.
+        params: arrays, or shapes and dtypes only.
+        batch_stats: the same of running statistics.
+    """
+    evaluator = task.evaluator()
+
+    def step(params: Params, batch_stats: BatchStats, batch: Batch) -> Any:
+        return evaluator.step(merge_model(graphdef, params, batch_stats), batch)
+
+    return _flops(step, params, batch_stats, task.batch_shapes("eval", 1))
+
+
 def forward_flops(apply: Callable[..., jax.Array], params: Params, side: int) -> float:
     """Operations of one image's forward pass, [1, side, side, 3]; `params` may be shapes and dtypes only."""
-    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-    flops: float = jax.jit(apply).lower(params, image).cost_analysis()["flops"]  # type: ignore[index]
+    return _flops(apply, params, jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32))
+
+
+def _flops(function: Callable[..., Any], *arguments: Any) -> float:
+    flops: float = jax.jit(function).lower(*arguments).cost_analysis()["flops"]  # type: ignore[index]
     return flops
 
 

@@ -15,33 +15,31 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from twins_jax import InputError
+from twins_jax import InputError, Params
 from twins_jax.files import write_text
 
 from . import flops
 from .checkpoint import Checkpoints
-from .config import TrainConfig
-from .data.pipeline import eval_batches, train_batches
+from .config import RunConfig
 from .distributed import StopRequest, initialize, is_main_process, to_global
 from .errors import DivergedError, PreemptedError
-from .experiment import Run, build
+from .evaluate import evaluate, make_eval_step
+from .experiment import Experiment, build
 from .metric_writer import MetricWriter
 from .profiler import Profiler
 from .state import TrainState
-from .step import Batch
-from .tasks.classification.metrics import evaluate
-from .tasks.classification.report import write_report
+from .task import Batch, zeros
 
 MAX_IN_FLIGHT = 2
 """Steps that may be queued on the device: enough to keep it busy, few enough that their batches fit in memory."""
 
 
-def run(config: TrainConfig) -> dict[str, Any]:
+def run(config: RunConfig) -> dict[str, Any]:
     """Trains, or only evaluates, as `config` says.
 
     Returns:
-        The last evaluation: "top1", "top5" (fractions), "loss", "examples" and "step"; with a moving average of the
-        weights also its "ema_top1", "ema_top5" and "ema_loss".
+        The last evaluation: what the task's evaluator gives, and "step"; with a moving average of the weights the same
+        of these under "ema_...".
 
     Raises:
         InputError: a setting, the data or a checkpoint is not what it must be.
@@ -55,24 +53,26 @@ def run(config: TrainConfig) -> dict[str, Any]:
     if config.eval_only:
         return _evaluate_only(config, workdir)
     with StopRequest() as stop:  # before the compilation, which may take minutes
-        run = build(config)
+        experiment = build(config)
         if is_main_process():
             _write_config(workdir, config)
-        local_batch_size = config.batch_size // jax.process_count()
         shard, shards = jax.process_index(), jax.process_count()
-        data = iter(train_batches(config.data, local_batch_size, config.seed, shard=shard, shards=shards))
-        with contextlib.closing(data), Checkpoints(workdir, config.checkpoint) as checkpoints:
-            return _train(run, workdir, data, checkpoints, stop)
+        data = iter(experiment.task.batches("train", config.batch_size // shards, shard=shard, shards=shards))
+        with (
+            contextlib.closing(data),
+            Checkpoints(workdir, config.checkpoint, experiment.task.best_metric) as checkpoints,
+        ):
+            return _train(experiment, workdir, data, checkpoints, stop)
 
 
 def _train(
-    run: Run, workdir: Path, data: grain.DatasetIterator, checkpoints: Checkpoints, stop: StopRequest
+    experiment: Experiment, workdir: Path, data: grain.DatasetIterator, checkpoints: Checkpoints, stop: StopRequest
 ) -> dict[str, Any]:
-    config, total = run.config, run.total_steps
-    assert run.train_step is not None, "the run is built for evaluation only"
-    state = checkpoints.restore(run.state, data) or run.state
+    config, total = experiment.config, experiment.total_steps
+    assert experiment.train_step is not None, "the run is built for evaluation only"
+    state = checkpoints.restore(experiment.state, data) or experiment.state
     start = int(state.step)
-    performance = flops.describe(run)
+    performance = flops.describe(experiment)
     if is_main_process():
         print(performance, flush=True)
         if start:
@@ -88,7 +88,7 @@ def _train(
         last_log = time.perf_counter()
         for step in range(start + 1, total + 1):
             profiler.before(step)
-            state, metrics = run.train_step(state, to_global(next(data), run.mesh))
+            state, metrics = experiment.train_step(state, to_global(next(data), experiment.mesh))
             pending.append(metrics)
             if len(pending) > MAX_IN_FLIGHT:
                 jax.block_until_ready(pending[-MAX_IN_FLIGHT - 1])
@@ -102,9 +102,9 @@ def _train(
                 values = _means(pending, last_step=step)
                 now = time.perf_counter()
                 rate = len(pending) * config.batch_size / (now - last_log)
-                epoch = step * config.batch_size / run.info.train_examples
+                epoch = step * config.batch_size / experiment.task.train_examples
                 values |= {"images_per_s": rate, "mfu": performance.mfu(rate)}
-                values |= {"learning_rate": float(run.schedule(step - 1)), "epoch": epoch}
+                values |= {"learning_rate": float(experiment.schedule(step - 1)), "epoch": epoch}
                 if writer:
                     writer.write(step, "train", values)
                 message = f"epoch {epoch:.1f} loss {values['loss']:.3f} {rate:.0f} images/s mfu {values['mfu']:.2f}"
@@ -112,7 +112,7 @@ def _train(
                 pending = []
             evaluation = None
             if is_eval:
-                evaluation = _evaluate(run, state)
+                evaluation = _evaluate(experiment, state)
                 _check_finite(step, evaluation)
                 if writer:
                     writer.write(step, "eval", evaluation)
@@ -124,50 +124,49 @@ def _train(
             if preempted and not is_last:
                 raise PreemptedError(f"SIGTERM: saved step {step} of {total} in {workdir}; start again to go on")
     # Where every step had been done before there is no evaluation yet.
-    return _final(run, workdir, state, evaluation or _evaluate(run, state))
+    return _final(experiment, workdir, state, evaluation or _evaluate(experiment, state))
 
 
-def _evaluate_only(config: TrainConfig, workdir: Path) -> dict[str, Any]:
+def _evaluate_only(config: RunConfig, workdir: Path) -> dict[str, Any]:
     """Evaluates `init` if it is given, and the newest checkpoint of the folder otherwise."""
     if not config.init and not any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
         raise InputError(f"eval_only: {workdir} holds no checkpoint, and no init is given")
-    run = build(config)
+    experiment = build(config)
     state = None
     if not config.init:
-        with Checkpoints(workdir, config.checkpoint) as checkpoints:
-            state = checkpoints.restore(run.state, data=None)
-    state = state or run.state
-    return _final(run, workdir, state, _evaluate(run, state))
+        with Checkpoints(workdir, config.checkpoint, experiment.task.best_metric) as checkpoints:
+            state = checkpoints.restore(experiment.state, data=None)
+    state = state or experiment.state
+    return _final(experiment, workdir, state, _evaluate(experiment, state))
 
 
-def _final(run: Run, workdir: Path, state: TrainState, evaluation: dict[str, Any]) -> dict[str, Any]:
-    if run.config.report:
-        write_report(workdir / "report", run.apply, state.params, _eval_batches(run), run.info.class_names)
+def _final(experiment: Experiment, workdir: Path, state: TrainState, evaluation: dict[str, Any]) -> dict[str, Any]:
+    if experiment.config.report:
+        report = experiment.task.report(workdir / "report")
+        step = make_eval_step(report, experiment.graphdef, experiment.mesh)
+        evaluate(report, step, state.params, state.batch_stats, _eval_batches(experiment))
     return {**evaluation, "step": int(state.step)}
 
 
-def _evaluate(run: Run, state: TrainState) -> dict[str, Any]:
-    result: dict[str, Any] = evaluate(run.eval_step, state.params, _eval_batches(run))
+def _evaluate(experiment: Experiment, state: TrainState) -> dict[str, Any]:
+    def evaluated(params: Params) -> dict[str, Any]:
+        evaluator = experiment.task.evaluator()
+        return evaluate(evaluator, experiment.eval_step, params, state.batch_stats, _eval_batches(experiment))
+
+    result = evaluated(state.params)
     if state.ema is not None:
-        average = evaluate(run.eval_step, state.ema, _eval_batches(run))
-        result |= {f"ema_{name}": average[name] for name in ("top1", "top5", "loss")}
+        result |= {f"ema_{name}": value for name, value in evaluated(state.ema).items() if name != "examples"}
     return result
 
 
-def _eval_batches(run: Run) -> Iterator[Batch]:
+def _eval_batches(experiment: Experiment) -> Iterator[Batch]:
     """The evaluation split, with as many batches in every process: all of them must take part in each step."""
-    config, processes = run.config, jax.process_count()
-    local_batch_size = config.eval_batch_size // processes
-    batches = eval_batches(config.data, local_batch_size, shard=jax.process_index(), shards=processes)
-    side = config.data.image_size
-    empty = {
-        "image": np.zeros((local_batch_size, side, side, 3), np.uint8),
-        "label": np.zeros(local_batch_size, np.int32),
-        "mask": np.zeros(local_batch_size, np.bool_),
-    }
+    config, task, shards = experiment.config, experiment.task, jax.process_count()
+    batches = task.batches("eval", config.eval_batch_size // shards, shard=jax.process_index(), shards=shards)
+    padding = zeros(task.batch_shapes("eval", config.eval_batch_size // shards))
     with contextlib.closing(iter(batches)) as iterator:
-        for _ in range(0, run.info.eval_examples, config.eval_batch_size):
-            yield to_global(next(iterator, empty), run.mesh)
+        for _ in range(0, task.eval_examples, config.eval_batch_size):
+            yield to_global(next(iterator, padding), experiment.mesh)
 
 
 def _means(metrics: list[dict[str, jax.Array]], last_step: int) -> dict[str, float]:
@@ -197,7 +196,7 @@ def _progress_bar(start: int, total: int) -> tqdm:
     return tqdm(total=total, initial=start, unit="step", mininterval=interval, disable=not is_main_process())
 
 
-def _write_config(workdir: Path, config: TrainConfig) -> None:
+def _write_config(workdir: Path, config: RunConfig) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -3,59 +3,79 @@
 import json
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any
 
 import jax
 import tyro
+from jax.typing import DTypeLike
 
-from twins_jax.errors import InputError, one_line
+from twins_jax.errors import InputError, one_line, require
 
-from .config import TrainConfig
+from .config import RunConfig
 from .distributed import exit_lost_process, expect_exit, lost_connection
 from .errors import DivergedError, PreemptedError
 from .recipes import DEFAULT, RECIPES
 
-Settings = TypeVar("Settings")
+FLAGS = tyro.constructors.ConstructorRegistry()
+"""Reads flags of types that tyro does not know."""
+
+
+@FLAGS.primitive_rule
+def _dtype_flag(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[str] | None:
+    wanted: Any = info.type
+    if wanted != DTypeLike:
+        return None
+    dtypes = ("float32", "bfloat16")
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=f"{{{','.join(dtypes)}}}",
+        choices=dtypes,
+        instance_from_str=lambda arguments: arguments[0],
+        is_instance=lambda value: isinstance(value, str),
+        str_from_instance=lambda value: [value],
+    )
+
 
 EXIT_BAD_INPUT = 2
 EXIT_DIVERGED = 3
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: start the same command again
 
 
-def parse(arguments: Sequence[str]) -> TrainConfig:
-    """The config that command-line arguments ask for; exits with code 2 on a bad field or value, naming it.
+def parse(arguments: Sequence[str]) -> RunConfig:
+    """The config that `[RECIPE] [--field value ...]` asks for; exits with code 2 on a bad field or value, naming it.
 
     Raises:
-        InputError: the recipe is unknown.
+        InputError: the recipe is unknown, or a value is not allowed.
     """
-    return parse_recipe(arguments, TrainConfig, lambda config: config, "train.main")
+    config: RunConfig = parse_recipe(arguments, "train.main")
+    return config
 
 
-def parse_recipe(
-    arguments: Sequence[str], settings: type[Settings], default: Callable[[TrainConfig], Settings], module: str
-) -> Settings:
+def parse_recipe(arguments: Sequence[str], module: str, wrap: Callable[[RunConfig], Any] | None = None) -> Any:
     """The settings that `[RECIPE] [--field value ...]` asks for; exits with code 2 on a bad field or value, naming it.
 
     Args:
         arguments: of the command line.
-        settings: a dataclass, whose fields are the flags.
-        default: makes the settings before any flag from the recipe's config.
         module: which `python -m` runs, for `--help`.
+        wrap: makes the settings before any flag, a dataclass whose fields are the flags, from the recipe's config; that
+            config itself if None.
 
     Raises:
-        InputError: the recipe is unknown.
+        InputError: the recipe is unknown, or a value is not allowed.
     """
     has_recipe = bool(arguments) and not arguments[0].startswith("-")
     name = arguments[0] if has_recipe else DEFAULT.__name__
-    if name not in RECIPES:
-        raise InputError(f"recipe {name!r}: allowed are {', '.join(RECIPES)}")
+    require("recipe", name, name in RECIPES, f"one of {', '.join(RECIPES)}")
+    config = RECIPES[name]()
+    default = wrap(config) if wrap else config
     return tyro.cli(
-        settings,
+        type(default),
         prog=f"python -m {module} [RECIPE]",
         description=f"Recipes: {', '.join(RECIPES)}.\n\nThis one, {name}: {RECIPES[name].__doc__}",
-        default=default(RECIPES[name]()),
+        default=default,
         args=list(arguments[has_recipe:]),
         use_underscores=True,
+        registry=FLAGS,
     )
 
 

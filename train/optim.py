@@ -11,10 +11,10 @@ from jax.tree_util import keystr, tree_map_with_path
 from twins_jax import Params
 from twins_jax.config import variant_config
 
-from .config import TrainConfig
+from .config import RunConfig
 
 
-def make_schedule(config: TrainConfig, train_examples: int) -> optax.Schedule:
+def make_schedule(config: RunConfig, train_examples: int) -> optax.Schedule:
     """The learning rate by step: linear from the warm-up's to the peak, then a cosine to the smallest."""
     return optax.warmup_cosine_decay_schedule(
         init_value=config.optim.warmup_learning_rate,
@@ -26,7 +26,7 @@ def make_schedule(config: TrainConfig, train_examples: int) -> optax.Schedule:
 
 
 def decay_mask(params: Params) -> Any:
-    """Which parameters are decayed: all but biases, norms and other 1-d ones, and the PEG's kernels.
+    """The parameters that are decayed: all but biases, norms and other 1-d ones, and the PEG's kernels.
 
     Returns:
         A pytree of bool like `params`. Upstream exempts `pos_block.*` by `no_weight_decay`, timm's optimizer factory
@@ -63,14 +63,14 @@ def layer_scales(params: Params, decay: float, depths: tuple[int, ...]) -> Any:
     return tree_map_with_path(scale, params)
 
 
-def make_optimizer(config: TrainConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+def make_optimizer(config: RunConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Gradient clipping by global norm, then AdamW (betas 0.9 and 0.999, epsilon 1e-8) with `decay_mask`."""
     transforms = [
         optax.clip_by_global_norm(config.optim.clip_norm),
         optax.adamw(schedule, b1=0.9, b2=0.999, eps=1e-8, weight_decay=config.optim.weight_decay, mask=decay_mask),
     ]
     if config.optim.layer_decay < 1:
-        depths = variant_config(config.model.name).depths
+        depths = variant_config(config.model["name"]).depths
 
         def scale_by_layer(updates: Params, params: Params) -> Params:
             return jax.tree.map(jnp.multiply, updates, layer_scales(params, config.optim.layer_decay, depths))

@@ -1,4 +1,4 @@
-"""What a step changes."""
+"""The state that a step changes."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from twins_jax import Params
+from twins_jax import BatchStats, Params
 from twins_jax.sharding import shardings
 
 
@@ -22,21 +22,27 @@ class TrainState:
     Attributes:
         step: int32 [].
         params: nested dicts of float32 arrays.
+        batch_stats: running statistics of the model's BatchNorms, float32; empty for a model without any. The
+            optimizer, the decay mask and the moving average do not see them.
         opt_state: the optimizer's.
         ema: moving average of the parameters, or None.
     """
 
     step: jax.Array
     params: Params
+    batch_stats: BatchStats
     opt_state: Any
     ema: Params | None
 
 
-def abstract_state(params: Params, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool) -> TrainState:
+def abstract_state(
+    params: Params, batch_stats: BatchStats, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool
+) -> TrainState:
     """The shapes, dtypes and layout of the state before the first step, with no memory behind them.
 
     Args:
         params: the parameters, or their shapes and dtypes.
+        batch_stats: the running statistics, or their shapes and dtypes.
         optimizer: of the parameters.
         mesh: over which `twins_jax.sharding` lays it out; its devices need not be at hand.
         ema: whether to keep a moving average.
@@ -44,7 +50,7 @@ def abstract_state(params: Params, optimizer: optax.GradientTransformation, mesh
     Returns:
         A `TrainState` of `jax.ShapeDtypeStruct`, each with its sharding.
     """
-    shapes = jax.eval_shape(_initializer(optimizer, ema=ema), params)
+    shapes = jax.eval_shape(_initializer(optimizer, ema=ema), params, batch_stats)
 
     def place(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.NamedSharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
@@ -53,11 +59,14 @@ def abstract_state(params: Params, optimizer: optax.GradientTransformation, mesh
     return state
 
 
-def create_state(params: Params, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool) -> TrainState:
+def create_state(
+    params: Params, batch_stats: BatchStats, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool
+) -> TrainState:
     """The state before the first step, laid out over the mesh by `twins_jax.sharding`.
 
     Args:
         params: the initial parameters, the same in every process.
+        batch_stats: the initial running statistics, the same in every process.
         optimizer: of the parameters.
         mesh: of the devices of all processes.
         ema: whether to keep a moving average, which starts at the parameters.
@@ -67,14 +76,15 @@ def create_state(params: Params, optimizer: optax.GradientTransformation, mesh: 
         on_host = np.asarray(leaf)
         return jax.make_array_from_callback(on_host.shape, sharding, lambda index: on_host[index])
 
-    params = jax.tree.map(distribute, params, shardings(params, mesh))
-    layout = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(params, optimizer, mesh, ema=ema))
-    return jax.jit(_initializer(optimizer, ema=ema), out_shardings=layout, donate_argnums=0)(params)
+    params, batch_stats = (jax.tree.map(distribute, tree, shardings(tree, mesh)) for tree in (params, batch_stats))
+    abstract = abstract_state(params, batch_stats, optimizer, mesh, ema=ema)
+    layout = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return jax.jit(_initializer(optimizer, ema=ema), out_shardings=layout, donate_argnums=(0, 1))(params, batch_stats)
 
 
-def _initializer(optimizer: optax.GradientTransformation, *, ema: bool) -> Callable[[Params], TrainState]:
-    def init(params: Params) -> TrainState:
+def _initializer(optimizer: optax.GradientTransformation, *, ema: bool) -> Callable[[Params, BatchStats], TrainState]:
+    def init(params: Params, batch_stats: BatchStats) -> TrainState:
         average = jax.tree.map(jnp.copy, params) if ema else None
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
+        return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params), average)
 
     return init

@@ -6,72 +6,87 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 
-from twins_jax import Params
-from twins_jax.preprocess import normalize
+from twins_jax import BatchStats, Params, get_batch_stats, merge_model
 
-from .config import TrainConfig
+from .config import RunConfig
 from .state import TrainState
-from .tasks.classification.losses import cross_entropy, smooth_targets
-from .tasks.classification.mixing import mix, random_erase
+from .task import Batch, Task
 
-Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
-    apply: Callable[..., jax.Array],
-    optimizer: optax.GradientTransformation,
-    config: TrainConfig,
-    num_classes: int,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    task: Task, graphdef: nnx.GraphDef[Any], optimizer: optax.GradientTransformation, config: RunConfig
+) -> TrainStep:
     """Makes the training step, to be jitted.
 
+    Under jit a batch over several devices is one logical array. A BatchNorm therefore sees the statistics of the whole
+    batch, or of a part of it where `optim.accumulate` cuts it: it is synchronized over devices and processes.
+
     Args:
-        apply: `split_model`'s pure function, (params, images, key) -> logits [B, num_classes].
+        task: whose loss is minimized.
+        graphdef: of the model.
         optimizer: of the parameters.
         config: the run's.
-        num_classes: width of the targets.
 
     Returns:
-        (state, {"image": uint8 [B, H, W, 3], "label": int32 [B]}) -> (next state, {"loss": float32 [], "grad_norm":
-        float32 []}). All randomness is folded from the seed and the step.
+        (state, batch) -> (next state, {"loss", "grad_norm" and the task's own scalars: float32 []}). All randomness is
+        folded from the seed and the step.
     """
     parts = config.optim.accumulate
 
-    def loss_fn(params: Params, images: jax.Array, targets: jax.Array, key: jax.Array) -> jax.Array:
-        return cross_entropy(apply(params, images, key), targets).mean()
+    def loss_fn(
+        params: Params, batch_stats: BatchStats, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, tuple[Metrics, BatchStats]]:
+        model = merge_model(graphdef, params, batch_stats)
+        loss, scalars = task.loss(model, batch, nnx.Rngs(dropout=key))
+        return loss, (scalars, get_batch_stats(model))
 
-    def accumulated(params: Params, images: jax.Array, targets: jax.Array, key: jax.Array) -> tuple[jax.Array, Params]:
-        """The mean loss and gradients of the batch's parts, each of which takes every `parts`-th row.
+    loss_and_gradients = jax.value_and_grad(loss_fn, has_aux=True)
 
-        So every device works on its own rows in each part; parts of neighbouring rows would move them.
+    def whole(
+        params: Params, batch_stats: BatchStats, batch: Batch, key: jax.Array
+    ) -> tuple[tuple[jax.Array, Metrics, Params], BatchStats]:
+        (loss, (scalars, batch_stats)), gradients = loss_and_gradients(params, batch_stats, batch, key)
+        return (loss, scalars, gradients), batch_stats
+
+    def in_parts(
+        params: Params, batch_stats: BatchStats, batch: Batch, key: jax.Array
+    ) -> tuple[tuple[jax.Array, Metrics, Params], BatchStats]:
+        """The means over the batch's parts, each of which takes every `parts`-th row.
+
+        Every device then works on its own rows in each part; parts of neighboring rows would move them.
         """
 
-        def add_part(sums: Any, part: Any) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, sums, jax.value_and_grad(loss_fn)(params, *part)), None
+        def add_part(carry: Any, part: Any) -> tuple[Any, None]:
+            sums, batch_stats = carry
+            found, batch_stats = whole(params, batch_stats, *part)
+            return (jax.tree.map(jnp.add, sums, found), batch_stats), None
 
         def split(rows: jax.Array) -> jax.Array:
             return rows.reshape(-1, parts, *rows.shape[1:]).swapaxes(0, 1)
 
-        zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-        sums, _ = jax.lax.scan(add_part, zeros, (split(images), split(targets), jax.random.split(key, parts)))
-        return jax.tree.map(lambda total: total / parts, sums)
+        each = (jax.tree.map(split, batch), jax.random.split(key, parts))
+        shapes, _ = jax.eval_shape(whole, params, batch_stats, *jax.tree.map(lambda x: x[0], each))
+        zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+        (sums, batch_stats), _ = jax.lax.scan(add_part, (zeros, batch_stats), each)
+        return jax.tree.map(lambda total: total / parts, sums), batch_stats
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        erase_key, mix_key, drop_key = jax.random.split(key, 3)
-        images = random_erase(erase_key, normalize(batch["image"]), config.mix.erase_probability)
-        targets = smooth_targets(batch["label"], num_classes, config.optim.label_smoothing)
-        images, targets = mix(mix_key, images, targets, config.mix)
-        loss_and_gradients = accumulated if parts > 1 else jax.value_and_grad(loss_fn)
-        loss, gradients = loss_and_gradients(state.params, images, targets, drop_key)
+        dropout_key = jax.random.split(key, 3)[2]  # `Task.augment` has the others
+        batch = task.augment(batch, key)
+        step = in_parts if parts > 1 else whole
+        (loss, scalars, gradients), batch_stats = step(state.params, state.batch_stats, batch, dropout_key)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema is not None:
             ema = optax.incremental_update(params, ema, 1.0 - config.optim.ema_decay)
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients)}
-        return TrainState(state.step + 1, params, opt_state, ema), metrics
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients), **scalars}
+        return TrainState(state.step + 1, params, batch_stats, opt_state, ema), metrics
 
     return train_step

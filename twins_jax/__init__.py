@@ -5,10 +5,19 @@ from twins_jax.classifier import TwinsClassifier
 from twins_jax.config import TwinsConfig, TwinsOptions
 from twins_jax.create import create_backbone, create_model, list_models
 from twins_jax.errors import InputError
-from twins_jax.functional import Params, get_params, set_params, split_model
+from twins_jax.functional import (
+    BatchStats,
+    Params,
+    get_batch_stats,
+    get_params,
+    merge_model,
+    set_params,
+    split_model,
+)
 from twins_jax.pretrained import backbone_from_pretrained, from_pretrained
 
 __all__ = [
+    "BatchStats",
     "InputError",
     "Params",
     "TwinsBackbone",
@@ -19,8 +28,10 @@ __all__ = [
     "create_backbone",
     "create_model",
     "from_pretrained",
+    "get_batch_stats",
     "get_params",
     "list_models",
+    "merge_model",
     "set_params",
     "split_model",
 ]

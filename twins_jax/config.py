@@ -18,43 +18,42 @@ MIN_IMAGE_SIZE = 32
 
 
 class RuntimeOptions(TypedDict, total=False):
-    """The options that leave a model's parameters as they are."""
+    """The options that leave a model's parameters as they are; the defaults are those of `TwinsConfig`.
+
+    Attributes:
+        drop_path_rate: stochastic-depth rate of the last block; it rises linearly over the blocks from 0 (paper: 0.2,
+            0.3 and 0.5 for small, base and large).
+        dropout_rate: dropout after patch embeddings, attention projections and MLP layers (paper: 0).
+        window_padding: treatment of maps that LSA's windows do not tile: "zero" as timm and upstream detection, "mask"
+            as upstream segmentation; see `LocallyGroupedAttention`.
+        attention_implementation: computation of the attentions: "xla", the plain formulation; "pallas", fused kernels
+            for GPUs; "cudnn", cuDNN's kernel; "auto", the fastest that applies where the model is traced. One that
+            does not apply is an error when the model is called; see `ops.dispatch.choose`.
+        dtype: of the computation. Softmax and the statistics of norms are float32 at least.
+        remat: recompute each block's activations in the backward pass instead of storing them.
+    """
 
     drop_path_rate: float
-    """Stochastic-depth rate of the last block; it rises linearly over the blocks from 0 (paper: 0.2, 0.3 and 0.5 for
-    small, base and large). Default 0."""
-
     dropout_rate: float
-    """Dropout after patch embeddings, attention projections and MLP layers. Default 0, as in the paper."""
-
     window_padding: WindowPadding
-    """How LSA treats the padding of a map that windows do not tile: "zero" (default) as timm and upstream detection, or
-    "mask" as upstream segmentation. See `LocallyGroupedAttention`."""
-
     attention_implementation: AttentionImplementation
-    """The computation of the attentions: "xla", the plain formulation; "pallas", fused kernels for GPUs; "cudnn",
-    cuDNN's kernel; "auto" (default), the fastest that applies where the model is traced. See `ops.dispatch.choose`; one
-    that does not apply is an error when the model is called."""
-
     dtype: DTypeLike
-    """Of the computation, such as "bfloat16". Softmax and statistics of norms are float32 at least. Default float32."""
-
     remat: bool
-    """Recompute each block's activations in the backward pass instead of storing them. Default False."""
 
 
 class TwinsOptions(RuntimeOptions, total=False):
-    """The options of a model; `TwinsConfig` has them as fields."""
+    """The options of a model: those of `RuntimeOptions`, and three that decide which parameters it has.
+
+    Attributes:
+        in_channels: channels of the images.
+        stage_norms: a LayerNorm at the end of each stage of a backbone, whose output is the stage's map and the next
+            stage's input, as in upstream's dense SVT.
+        param_dtype: of the parameters.
+    """
 
     in_channels: int
-    """Channels of the images. Default 3."""
-
     stage_norms: bool
-    """A LayerNorm at the end of each stage of a backbone; its output is the stage's map and the next stage's input, as
-    in upstream's dense SVT. Default False."""
-
     param_dtype: DTypeLike
-    """Of the parameters. Default float32."""
 
 
 class DTypes(TypedDict):
@@ -69,7 +68,7 @@ class TwinsConfig:
     """The function that a Twins backbone computes, except for its weights.
 
     The first fields are the architecture (paper, arXiv 2104.13840, sections 3.1 and 3.2, and the appendix's
-    configuration tables). The others are the options: `TwinsOptions` says what each one does.
+    configuration tables). The others are the options that `TwinsOptions` lists.
 
     Attributes:
         embed_dims: channels C of each stage's map.

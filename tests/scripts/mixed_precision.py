@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import twins_jax
 from tests.support import runs
-from train.data.pipeline import eval_batches
+from tests.support.classification import eval_batches
 from train.recipes import digits
 from twins_jax.preprocess import normalize
 

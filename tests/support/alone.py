@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from tests.support import runs
-from train.experiment import Run
+from train.experiment import Experiment
 from train.main import main
 
 STEPS = 16
@@ -49,7 +49,7 @@ class Alone:
     workdir: Path
     output: str
     errors: str
-    built: Run
+    built: Experiment
 
     @property
     def final(self) -> dict[str, Any]:

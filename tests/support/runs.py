@@ -63,7 +63,9 @@ def saved(workdir: Path, step: int) -> dict[str, Any]:
     folder = workdir.absolute() / "checkpoints" / str(step)
     state: dict[str, Any] = {"data": (folder / "data" / "process_0-of-1.json").read_text()}
     with ocp.PyTreeCheckpointer() as checkpointer:
-        for item in ("params", "opt_state", "ema"):
+        for item in ("params", "batch_stats", "opt_state", "ema"):
+            if not (folder / item).exists():
+                continue
             tree = traverse_util.flatten_dict({item: checkpointer.restore(folder / item)}, sep="/")
             state |= {name: np.asarray(leaf) for name, leaf in tree.items()}
     return state

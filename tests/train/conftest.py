@@ -1,5 +1,6 @@
 import dataclasses
-from collections.abc import Iterator
+import io
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -11,9 +12,9 @@ from PIL import Image
 import train.loop
 from tests.support import runs
 from tests.support.alone import PLAN, Alone, RunMain, call_main
-from train.config import TrainConfig
+from train.config import RunConfig
 from train.data.digits import prepare_digits
-from train.experiment import Run, build
+from train.experiment import Experiment, build
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +52,7 @@ def alone(arguments: list[str], compile_cache: Path, tmp_path_factory: pytest.Te
     del compile_cache  # in use from now on
     workdir, built = tmp_path_factory.mktemp("alone") / "run", []
 
-    def keep(config: TrainConfig) -> Run:
+    def keep(config: RunConfig) -> Experiment:
         built.append(build(config))
         return built[0]
 
@@ -92,4 +93,30 @@ def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for number in range(count):
                 pixels = rng.integers(0, 256, (32, 32, 3), np.uint8)
                 Image.fromarray(pixels).save(root / split / name / f"{number}.png")
+    return root
+
+
+def encoded(pixels: np.ndarray, file_format: str = "png") -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, file_format)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="session")
+def encode() -> Callable[..., bytes]:
+    return encoded
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20 images in train/ and 11 in val/, 3 classes; the red channel is the image's number, the others are noise."""
+    root = tmp_path_factory.mktemp("folder")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 20), ("val", 11)):
+        for number in range(count):
+            pixels = rng.integers(0, 256, (9, 12, 3), np.uint8)
+            pixels[..., 0] = number
+            path = root / split / f"class{number * 3 // count}" / f"{number:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encoded(pixels))
     return root

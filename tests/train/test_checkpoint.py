@@ -29,7 +29,7 @@ def state(step: int = 0, shapes: dict[str, Any] = SHAPES, *, ema: bool = True) -
     is_shape = lambda node: isinstance(node, tuple)  # noqa: E731
     params = jax.tree.map(lambda _: jnp.zeros(()), shapes, is_leaf=is_shape)
     params = jax.tree.map(lambda _, shape: jnp.zeros(shape), params, shapes)
-    start = create_state(params, optax.adamw(1e-3), make_mesh(), ema=ema)
+    start = create_state(params, {}, optax.adamw(1e-3), make_mesh(), ema=ema)
 
     def fill(leaf: jax.Array) -> jax.Array:
         values = rng.standard_normal(leaf.shape) if leaf.dtype == jnp.float32 else np.full(leaf.shape, step)
@@ -47,7 +47,7 @@ def data(position: int = 0) -> grain.DatasetIterator:
 
 def save(workdir: Path, steps: dict[int, float | None], keep: int = 2, **arguments: Any) -> list[int]:
     """Saves steps with their top-1 after restoring what there is, as one run does; returns what is kept."""
-    with Checkpoints(workdir, CheckpointConfig(every_steps=1, keep=keep)) as checkpoints:
+    with Checkpoints(workdir, CheckpointConfig(every_steps=1, keep=keep), "top1") as checkpoints:
         checkpoints.restore(state(**arguments), data())
         for step, top1 in steps.items():
             evaluation = None if top1 is None else {"top1": top1, "loss": 1.0}
@@ -61,7 +61,7 @@ def kept(workdir: Path) -> list[int]:
 
 def restore(workdir: Path, template: TrainState | None = None) -> tuple[TrainState | None, int]:
     """The state, and the next example of its data."""
-    with Checkpoints(workdir, CheckpointConfig(every_steps=1, keep=9)) as checkpoints:
+    with Checkpoints(workdir, CheckpointConfig(every_steps=1, keep=9), "top1") as checkpoints:
         iterator = data()
         restored = checkpoints.restore(template or state(), iterator)
         return restored, int(next(iterator))
@@ -102,9 +102,9 @@ def test_nothing_to_restore(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("error:the checkpoint")
 def test_evaluation_needs_parameters_alone(workdir: Path) -> None:
-    with Checkpoints(workdir, CheckpointConfig()) as checkpoints:
+    with Checkpoints(workdir, CheckpointConfig(), "top1") as checkpoints:
         # Another optimizer, and no moving average: of no interest here.
-        template = create_state(state().params, optax.identity(), make_mesh(), ema=False)
+        template = create_state(state().params, {}, optax.identity(), make_mesh(), ema=False)
         restored = checkpoints.restore(template, data=None)
     assert restored is not None
     assert int(restored.step) == 3
@@ -114,7 +114,7 @@ def test_evaluation_needs_parameters_alone(workdir: Path) -> None:
 def test_save_is_of_the_state_at_that_time(tmp_path: Path) -> None:
     """The save goes on while the next step overwrites its donated input."""
     overwrite = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf * 0, tree), donate_argnums=0)
-    with Checkpoints(tmp_path, CheckpointConfig(every_steps=1, keep=9)) as checkpoints:
+    with Checkpoints(tmp_path, CheckpointConfig(every_steps=1, keep=9), "top1") as checkpoints:
         for step in range(1, 6):
             current = state(step)
             checkpoints.save(current, step, data(10 * step), None)
@@ -147,7 +147,7 @@ def test_newest_and_best_are_kept(
 
 @pytest.mark.parametrize("every", [1, 4])
 def test_when_a_save_is_due(every: int, tmp_path: Path) -> None:
-    with Checkpoints(tmp_path, CheckpointConfig(every_steps=every)) as checkpoints:
+    with Checkpoints(tmp_path, CheckpointConfig(every_steps=every), "top1") as checkpoints:
         assert [step for step in range(1, 13) if checkpoints.is_due(step)] == list(range(every, 13, every))
         checkpoints.save(state(8), 8, data(), None)
         checkpoints.save(state(9), 8, data(), None)  # has been done

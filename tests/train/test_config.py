@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from train.config import CheckpointConfig, DistributedConfig, ModelConfig, OptimConfig, TrainConfig
+from train.config import CheckpointConfig, DistributedConfig, ModelConfig, OptimConfig
 from train.recipes import digits
+from train.tasks.classification.config import ClassificationConfig
 from twins_jax import InputError
 
 NAN, INF = float("nan"), float("inf")
@@ -23,38 +24,56 @@ NAN, INF = float("nan"), float("inf")
         (OptimConfig, "optim.", "layer_decay", (0.0, 1.1, NAN)),
         (OptimConfig, "optim.", "accumulate", (0,)),
         (OptimConfig, "optim.", "ema_decay", (-0.1, 1.0, NAN)),
-        (OptimConfig, "optim.", "label_smoothing", (-0.1, 1.0, NAN)),
         (CheckpointConfig, "checkpoint.", "every_steps", (0,)),
         (CheckpointConfig, "checkpoint.", "keep", (0,)),
         (DistributedConfig, "distributed.", "processes", (0,)),
         (DistributedConfig, "distributed.", "process_id", (-1, 1)),
         (DistributedConfig, "distributed.", "timeout_seconds", (0,)),
-        (TrainConfig, "", "workdir", ("",)),
-        (TrainConfig, "", "seed", (-1, 2**31)),
-        (TrainConfig, "", "epochs", (0.0, NAN, INF)),
-        (TrainConfig, "", "steps", (0, -5)),
-        (TrainConfig, "", "batch_size", (0,)),
-        (TrainConfig, "", "eval_batch_size", (0,)),
-        (TrainConfig, "", "eval_every_steps", (0,)),
-        (TrainConfig, "", "log_every_steps", (0,)),
-        (TrainConfig, "", "fsdp", (0,)),
+        (ClassificationConfig, "", "workdir", ("",)),
+        (ClassificationConfig, "", "seed", (-1, 2**31)),
+        (ClassificationConfig, "", "epochs", (0.0, NAN, INF)),
+        (ClassificationConfig, "", "steps", (0, -5)),
+        (ClassificationConfig, "", "batch_size", (0,)),
+        (ClassificationConfig, "", "eval_batch_size", (0,)),
+        (ClassificationConfig, "", "eval_every_steps", (0,)),
+        (ClassificationConfig, "", "log_every_steps", (0,)),
+        (ClassificationConfig, "", "fsdp", (0,)),
+        (ClassificationConfig, "", "label_smoothing", (-0.1, 1.0, NAN)),
     ],
 )
 def test_field_out_of_range(config: type[Any], prefix: str, field: str, values: tuple[Any, ...]) -> None:
-    start = digits() if config is TrainConfig else config()
+    start = digits() if config is ClassificationConfig else config()
     for value in values:
-        with pytest.raises(InputError, match=rf"^{prefix}{field}={re.escape(repr(value))}: allowed are "):
+        with pytest.raises(InputError, match=rf"^{prefix}{field}={re.escape(repr(value))}: must be "):
             dataclasses.replace(start, **{field: value})
 
 
 def test_unknown_variant() -> None:
-    with pytest.raises(InputError, match=r"'twins_svt_huge'.*must be one of .*twins_svt_tiny"):
-        ModelConfig(name="twins_svt_huge")
+    with pytest.raises(InputError, match=r"'twins_svt_huge'.*twins_svt_tiny"):
+        dataclasses.replace(digits(), model=ModelConfig(name="twins_svt_huge"))
+
+
+def test_option_out_of_range() -> None:
+    with pytest.raises(InputError, match=r"^drop_path_rate=1.5: "):
+        dataclasses.replace(digits(), model=ModelConfig(name="twins_svt_tiny", drop_path_rate=1.5))
+
+
+def test_model_is_recorded_with_its_defaults() -> None:
+    model = ModelConfig(name="twins_pcpvt_small", drop_path_rate=0.25)
+    assert dataclasses.replace(digits(), model=model).model == {
+        "name": "twins_pcpvt_small",
+        "drop_path_rate": 0.25,
+        "dropout_rate": 0.0,
+        "window_padding": "zero",
+        "attention_implementation": "auto",
+        "dtype": "float32",
+        "remat": False,
+    }
 
 
 def test_batch_is_cut_into_equal_parts() -> None:
     optim = OptimConfig(accumulate=3)
-    with pytest.raises(InputError, match=r"^batch_size=64: allowed are multiples of optim.accumulate, 3$"):
+    with pytest.raises(InputError, match=r"^batch_size=64: must be a multiple of optim.accumulate, 3$"):
         dataclasses.replace(digits(), optim=optim)
     dataclasses.replace(digits(), optim=optim, batch_size=66)
 

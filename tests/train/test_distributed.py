@@ -10,12 +10,12 @@ import optax
 import pytest
 from jax.experimental import multihost_utils
 
+from tests.support.classification import eval_batches, train_batches
 from train.checkpoint import Checkpoints
 from train.config import CheckpointConfig, DistributedConfig
-from train.data.config import DataConfig
-from train.data.pipeline import eval_batches, train_batches
 from train.distributed import initialize
 from train.state import create_state
+from train.tasks.classification.config import ClassificationDataConfig
 from twins_jax import InputError
 from twins_jax.sharding import make_mesh
 
@@ -23,8 +23,8 @@ BATCH = 96
 
 
 @pytest.fixture
-def config(digits_dir: Path) -> DataConfig:
-    return DataConfig(dir=str(digits_dir), image_size=16, rand_augment_layers=2, threads=2)
+def config(digits_dir: Path) -> ClassificationDataConfig:
+    return ClassificationDataConfig(dir=str(digits_dir), image_size=32, rand_augment_layers=2, threads=2)
 
 
 def copies(batches: Any, count: int) -> list[dict[str, np.ndarray]]:
@@ -34,7 +34,7 @@ def copies(batches: Any, count: int) -> list[dict[str, np.ndarray]]:
 
 @pytest.mark.parametrize("shards", [2, 3])
 @pytest.mark.parametrize("repeated", [1, 3])
-def test_shards_deal_out_the_rows_of_each_batch(config: DataConfig, shards: int, repeated: int) -> None:
+def test_shards_deal_out_the_rows_of_each_batch(config: ClassificationDataConfig, shards: int, repeated: int) -> None:
     """The k-th batches of all processes are that of one process, augmentations and all."""
     config = dataclasses.replace(config, repeated_augmentation=repeated)
     count = 18  # beyond the end of an epoch, which no batch ends at: 1,442 examples
@@ -50,7 +50,7 @@ def test_shards_deal_out_the_rows_of_each_batch(config: DataConfig, shards: int,
 
 
 @pytest.mark.parametrize("shards", [2, 3, 8])
-def test_shards_of_the_evaluation_hold_each_example_once(config: DataConfig, shards: int) -> None:
+def test_shards_of_the_evaluation_hold_each_example_once(config: ClassificationDataConfig, shards: int) -> None:
     (whole,) = eval_batches(config, 355)
     found = np.zeros_like(whole["image"])
     for shard in range(shards):
@@ -65,9 +65,9 @@ def test_saving_does_not_ask_whether_to_stop(tmp_path: Path, monkeypatch: pytest
     """JAX takes the step asked about for that of this process: Orbax would ask about an old one at a save's end."""
     asked: list[int] = []
     monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", asked.append)
-    state = create_state({"kernel": jnp.zeros((8, 8))}, optax.adam(1e-3), make_mesh(), ema=False)
+    state = create_state({"kernel": jnp.zeros((8, 8))}, {}, optax.adam(1e-3), make_mesh(), ema=False)
     data = iter(grain.MapDataset.range(9).to_iter_dataset())
-    with Checkpoints(tmp_path, CheckpointConfig(every_steps=1)) as checkpoints:
+    with Checkpoints(tmp_path, CheckpointConfig(every_steps=1), "top1") as checkpoints:
         for step in (1, 2):
             assert checkpoints.is_due(step)
             checkpoints.save(state, step, data, None)

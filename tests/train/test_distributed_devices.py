@@ -11,22 +11,24 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import AxisType, Mesh
 
 import train.experiment
 import twins_jax.config
+from tests.support.classification import train_batches
 from tests.support.models import SVT
 from tests.support.paths import ROOT
 from train.checkpoint import Checkpoints
-from train.config import ModelConfig, TrainConfig
-from train.data.pipeline import eval_batches, train_batches
+from train.config import ModelConfig
 from train.distributed import to_global
-from train.experiment import Run, build, create_or_load_model
+from train.evaluate import evaluate
+from train.experiment import Experiment, build
 from train.optim import make_optimizer, make_schedule
 from train.recipes import digits
 from train.state import TrainState, create_state
-from train.tasks.classification.metrics import evaluate
-from twins_jax import split_model
+from train.tasks.classification.config import ClassificationConfig
+from twins_jax import get_params
 from twins_jax.sharding import AXES, make_mesh
 
 FSDP = {"one device": 1, "data 8": 1, "fsdp 8": 8, "data 2, fsdp 4": 4, "accumulated": 4}
@@ -45,7 +47,7 @@ def mesh(name: str) -> Mesh:
     return make_mesh(FSDP[name])
 
 
-def config(folder: Path, name: str) -> TrainConfig:
+def config(folder: Path, name: str) -> ClassificationConfig:
     """Random mixing and erasing, a moving average, and a learning rate that is high from the first step."""
     base = digits()
     return dataclasses.replace(
@@ -67,7 +69,7 @@ def training_data(folder: Path) -> Any:
     return iter(train_batches(config(folder, "data 8").data, BATCH, seed=0))
 
 
-def steps(run: Run, state: TrainState, batches: list[Any]) -> tuple[TrainState, list[list[float]]]:
+def steps(run: Experiment, state: TrainState, batches: list[Any]) -> tuple[TrainState, list[list[float]]]:
     assert run.train_step is not None
     values = []
     for batch in batches:
@@ -99,15 +101,15 @@ def measure(folder: Path) -> dict[str, Any]:
     for name in FSDP:
         train.experiment.make_mesh = lambda fsdp, name=name: mesh(name)  # noqa: ARG005
         run = build(config(folder, name))
-        parts = (to_global(batch, run.mesh) for batch in eval_batches(run.config.data, run.config.eval_batch_size))
-        found[name] = {"eval": evaluate(run.eval_step, run.state.params, parts)}
+        parts = (to_global(batch, run.mesh) for batch in run.task.batches("eval", run.config.eval_batch_size))
+        found[name] = {"eval": evaluate(run.task.evaluator(), run.eval_step, run.state.params, {}, parts)}
         state, values = steps(run, run.state, batches)
         layouts = [jax.tree.map(lambda leaf: leaf.sharding, tree) for tree in (run.state, state)]
         found[name] |= {"values": values, "share": share(state), "layout is kept": layouts[0] == layouts[1]}
         found[name]["is donated"] = all(leaf.is_deleted() for leaf in jax.tree.leaves(run.state))
 
         # Written from eight devices that hold parts; read there, in other parts, and to one device.
-        with Checkpoints(folder, run.config.checkpoint) as checkpoints:
+        with Checkpoints(folder, run.config.checkpoint, "top1") as checkpoints:
             if name == "fsdp 8":
                 saved = jax.tree.map(np.asarray, state)
                 position = training_data(folder)
@@ -119,7 +121,7 @@ def measure(folder: Path) -> dict[str, Any]:
                 found["restored in other parts"] = restored is not None and equal(restored, saved)
         if name == "fsdp 8":
             unbroken, expected = steps(run, state, more)
-            with Checkpoints(folder, run.config.checkpoint) as checkpoints:
+            with Checkpoints(folder, run.config.checkpoint, "top1") as checkpoints:
                 position = training_data(folder)
                 restored = checkpoints.restore(run.state, position)
             assert restored is not None
@@ -129,8 +131,8 @@ def measure(folder: Path) -> dict[str, Any]:
 
     tiny = dataclasses.replace(config(folder, "fsdp 8"), model=ModelConfig(name="twins_svt_tiny"))
     optimizer = make_optimizer(tiny, make_schedule(tiny, 1442))
-    _, params = split_model(create_or_load_model(tiny, 10))
-    found["share of tiny"] = share(create_state(params, optimizer, mesh("fsdp 8"), ema=True))
+    params = get_params(tiny.make_task().create_model(nnx.Rngs(0)))
+    found["share of tiny"] = share(create_state(params, {}, optimizer, mesh("fsdp 8"), ema=True))
     return found
 
 

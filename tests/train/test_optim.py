@@ -11,7 +11,7 @@ import pytest
 from flax import nnx, traverse_util
 
 import twins_jax
-from train.config import OptimConfig, TrainConfig
+from train.config import OptimConfig, RunConfig
 from train.optim import decay_mask, layer_scales, make_optimizer, make_schedule
 from train.recipes import digits, imagenet_svt_small
 from twins_jax.config import variant_config
@@ -29,7 +29,7 @@ Tree = dict[str, Any]
     ],
     ids=["imagenet", "short", "no-warmup"],
 )
-def test_schedule(config: TrainConfig, examples: int, peak: float, warmup: int, total: int) -> None:
+def test_schedule(config: RunConfig, examples: int, peak: float, warmup: int, total: int) -> None:
     schedule = jax.jit(make_schedule(config, examples))
     for step in sorted({0, 1, warmup // 2, warmup - 1, warmup, (warmup + total) // 2, total - 1, total} - {-1}):
         if step < warmup:

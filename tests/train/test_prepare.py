@@ -10,8 +10,8 @@ from PIL import Image
 
 from tests.support.imagenet import jpeg, write_tars
 from train import prepare
-from train.data.config import DataConfig
 from train.data.sources import dataset_info, open_source
+from train.tasks.classification.config import ClassificationDataConfig
 
 CLASSES = {"n01440764": 3, "n01530575": 2}  # the classes 0 and 10, and how many images each gets
 
@@ -44,7 +44,7 @@ def test_imagenet(
         assert prepare.main(["imagenet2012", "--tars", str(tars), "--data_dir", str(data_dir)]) == 0
         assert capsys.readouterr().out.endswith(f"imagenet2012 is in {data_dir}/imagenet2012/5.1.0\n")
 
-    config = DataConfig(source="imagenet2012", dir=str(data_dir))
+    config = ClassificationDataConfig(source="imagenet2012", dir=str(data_dir))
     info = dataset_info(config)
     assert (info.num_classes, info.train_examples, info.eval_examples) == (1000, 5, 3)
     assert contents(config, "train") == [(100, 0), (101, 0), (102, 0), (110, 10), (111, 10)]
@@ -53,7 +53,7 @@ def test_imagenet(
     assert [level for level, _ in contents(config, "eval")] == [1, 2, 3]
 
 
-def contents(config: DataConfig, split: Any) -> list[tuple[int, int]]:
+def contents(config: ClassificationDataConfig, split: Any) -> list[tuple[int, int]]:
     source = open_source(config, split)
     records = [source[index] for index in range(len(source))]
     return sorted((Image.open(io.BytesIO(r["image"])).getpixel((0, 0))[0], r["label"]) for r in records)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import twins_jax
-from train.config import TrainConfig
+from train.config import RunConfig
 from train.recipes import DEFAULT, RECIPES, cifar10, digits, finetune_384, finetune_folder
 from train.recipes.imagenet import EPOCH, TRAIN_EXAMPLES
 
@@ -52,6 +52,7 @@ IMAGENET = {
         "probability": 1.0,
         "erase_probability": 0.25,  # "pixel" mode, the only one there is
     },
+    "label_smoothing": 0.1,
     "optim": {
         "learning_rate": 5e-4,  # x batch / 512
         "warmup_learning_rate": 1e-6,
@@ -59,7 +60,6 @@ IMAGENET = {
         "warmup_epochs": 5,
         "weight_decay": 0.05,
         "clip_norm": 5.0,
-        "label_smoothing": 0.1,
         "layer_decay": 1.0,  # none
         "accumulate": 1,  # ours: changes memory, not the result
         "ema_decay": 0.0,  # no EMA
@@ -105,7 +105,7 @@ def test_imagenet_epoch() -> None:
 
 
 def test_every_published_variant_has_a_recipe() -> None:
-    models = {RECIPES[name]().model.name for name in PUBLISHED}
+    models = {RECIPES[name]().model["name"] for name in PUBLISHED}
     assert models == set(twins_jax.list_models()) - {"twins_svt_tiny"}
 
 
@@ -115,7 +115,7 @@ def test_names() -> None:
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_recipe(recipe: Callable[[], TrainConfig]) -> None:
+def test_recipe(recipe: Callable[[], RunConfig]) -> None:
     config = recipe()
     assert config.workdir == f"runs/{recipe.__name__}"
     assert config.data.image_size >= 32
@@ -127,7 +127,7 @@ def test_recipe(recipe: Callable[[], TrainConfig]) -> None:
 def test_small_image_recipes_use_the_tiny_model() -> None:
     for recipe, source in ((digits, "digits"), (cifar10, "folder")):
         config = recipe()
-        assert (config.model.name, config.data.source, config.data.image_size) == ("twins_svt_tiny", source, 32)
+        assert (config.model["name"], config.data.source, config.data.image_size) == ("twins_svt_tiny", source, 32)
     assert digits().data.flip == 0  # a mirrored digit is another sign
 
 

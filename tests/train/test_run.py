@@ -17,11 +17,11 @@ import train.loop
 import twins_jax
 from tests.support import runs
 from tests.support.alone import STEPS, Alone, RunMain, last_line
+from tests.support.classification import eval_batches
 from tests.support.compilation import fast_compilation
 from train.checkpoint import Checkpoints
-from train.data.pipeline import eval_batches, train_batches
 from train.distributed import to_global
-from train.experiment import build, create_or_load_model
+from train.experiment import build
 from train.main import parse
 from twins_jax.preprocess import normalize
 
@@ -249,8 +249,8 @@ def test_workdir_that_cannot_be_written(rerun: RunMain, tmp_path: Path) -> None:
 
 def test_compiled_step_donates_its_state_and_nothing_else(alone: Alone, tmp_path: Path) -> None:
     workdir, config = alone.copy_until(4, tmp_path / "run"), alone.built.config
-    data = iter(train_batches(config.data, config.batch_size, config.seed))
-    with Checkpoints(workdir, config.checkpoint) as checkpoints:
+    data = iter(alone.built.task.batches("train", config.batch_size))
+    with Checkpoints(workdir, config.checkpoint, "top1") as checkpoints:
         state = checkpoints.restore(alone.built.state, data)
     assert state is not None
     assert alone.built.train_step is not None
@@ -265,7 +265,8 @@ def test_compiled_step_donates_its_state_and_nothing_else(alone: Alone, tmp_path
 def test_initial_weights_are_those_of_the_seed(arguments: list[str], compile_cache: Path) -> None:
     del compile_cache  # in use from now on
     first, again, other = (
-        twins_jax.get_params(create_or_load_model(parse([*arguments, "--seed", seed]), 10)) for seed in "778"
+        twins_jax.get_params(parse([*arguments, "--seed", seed]).make_task().create_model(nnx.Rngs(int(seed))))
+        for seed in "778"
     )
     of_seven = twins_jax.get_params(twins_jax.create_model("twins_svt_tiny", num_classes=10, rngs=nnx.Rngs(7)))
     for tree in (again, of_seven):

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flax import traverse_util
+from flax import nnx, traverse_util
 from safetensors.numpy import load_file, save_file
 
 import port_weights
 import twins_jax
 from tests.support import runs
 from tests.support.alone import STEPS, Alone, RunMain, last_line
-from train.experiment import create_or_load_model
+from train.data.sources import DatasetInfo
 from train.main import parse
 from twins_jax.port.read import read_weights
 
@@ -53,7 +53,8 @@ def test_evaluation_only(
 def test_init_replaces_the_head_for_other_classes(alone: Alone, ported: Path, arguments: list[str]) -> None:
     trained = runs.saved(alone.workdir, STEPS)
     for classes in (10, 3):
-        model = create_or_load_model(parse([*arguments, "--init", str(ported)]), classes)
+        info = DatasetInfo(classes, ("",) * classes, 1442, 355)
+        model = parse([*arguments, "--init", str(ported)]).make_task(info).create_model(nnx.Rngs(0))
         params = traverse_util.flatten_dict(twins_jax.get_params(model), sep="/")
         assert params["head/kernel"].shape == (256, classes)
         for name, value in params.items():

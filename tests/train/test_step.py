@@ -9,14 +9,15 @@ import optax
 import pytest
 from flax import nnx
 
-import train.step
+import train.tasks.classification.task
 import twins_jax
-from train.config import OptimConfig, TrainConfig
+from train.config import OptimConfig
+from train.data.sources import DatasetInfo
 from train.optim import make_optimizer, make_schedule
 from train.recipes import digits
 from train.state import TrainState, create_state
 from train.step import make_train_step
-from train.tasks.classification.mixing import MixConfig
+from train.tasks.classification.config import ClassificationConfig, MixConfig
 from twins_jax.preprocess import normalize
 from twins_jax.sharding import make_mesh
 
@@ -33,29 +34,52 @@ EPS = 2.0**-24
 """float32's relative rounding error."""
 
 
-def perceptron(params: Any, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
+INFO = DatasetInfo(5, tuple("abcde"), 1442, 355)
+
+
+class Layer(nnx.Module):
+    def __init__(self, kernel: np.ndarray) -> None:
+        self.kernel = nnx.Param(jnp.asarray(kernel))
+
+
+class Perceptron(nnx.Module):
     """A model small enough to be jitted in no time, with noise for dropout."""
-    hidden = jnp.tanh(images.reshape(len(images), -1) @ params["hidden"]["kernel"])
-    if key is not None:
-        hidden *= jax.random.bernoulli(key, 0.5, hidden.shape).astype(jnp.float32)
-    return hidden @ params["head"]["kernel"]
+
+    def __init__(self) -> None:
+        self.hidden, self.head = (Layer(PARAMS[name]["kernel"]) for name in ("hidden", "head"))
+
+    def __call__(self, images: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+        hidden = jnp.tanh(images.reshape(len(images), -1) @ self.hidden.kernel[...])
+        if rngs is not None:
+            hidden *= jax.random.bernoulli(rngs.dropout.key[...], 0.5, hidden.shape).astype(jnp.float32)
+        return hidden @ self.head.kernel[...]
 
 
-def deterministic(params: Any, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
-    del key
-    return perceptron(params, images)
+class Deterministic(Perceptron):
+    def __call__(self, images: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+        del rngs
+        return super().__call__(images)
 
 
-def config(mix: MixConfig | None = None, seed: int = 0, **optim: Any) -> TrainConfig:
-    return dataclasses.replace(digits(), optim=OptimConfig(**optim), mix=mix or MixConfig(), seed=seed)
+def config(
+    mix: MixConfig | None = None, seed: int = 0, label_smoothing: float = 0.1, **optim: Any
+) -> ClassificationConfig:
+    mix = mix or MixConfig()
+    return dataclasses.replace(
+        digits(), optim=OptimConfig(**optim), mix=mix, seed=seed, label_smoothing=label_smoothing
+    )
 
 
 def state(optimizer: optax.GradientTransformation = optax.sgd(1.0), *, ema: bool = False) -> TrainState:  # noqa: B008
-    return create_state(jax.tree.map(jnp.asarray, PARAMS), optimizer, make_mesh(), ema=ema)
+    return create_state(jax.tree.map(jnp.asarray, PARAMS), {}, optimizer, make_mesh(), ema=ema)
 
 
-def step_of(run: TrainConfig, apply: Any = perceptron, optimizer: Any = optax.sgd(1.0)) -> Any:  # noqa: B008
-    return jax.jit(make_train_step(apply, optimizer, run, 5))
+def step_of(
+    run: ClassificationConfig,
+    model: type[nnx.Module] = Perceptron,
+    optimizer: Any = optax.sgd(1.0),  # noqa: B008
+) -> Any:
+    return jax.jit(make_train_step(run.make_task(INFO), nnx.graphdef(model()), optimizer, run))
 
 
 def leaves(tree: Any) -> list[np.ndarray]:
@@ -73,8 +97,8 @@ def test_normalised_as_timm_does(timm: ModuleType) -> None:
     ("parts", "mix"), [(2, MixConfig()), (4, MixConfig(mixup_alpha=0.8, erase_probability=0.5)), (16, MixConfig())]
 )
 def test_accumulation_equals_the_whole_batch(parts: int, mix: MixConfig) -> None:
-    whole, whole_metrics = step_of(config(mix), deterministic)(state(), BATCH)
-    cut, cut_metrics = step_of(config(mix, accumulate=parts), deterministic)(state(), BATCH)
+    whole, whole_metrics = step_of(config(mix), Deterministic)(state(), BATCH)
+    cut, cut_metrics = step_of(config(mix, accumulate=parts), Deterministic)(state(), BATCH)
     # Sums over 16 rows in another order: 16 roundings of at most the largest partial sum, twice (forward, backward).
     for name, value in whole_metrics.items():
         np.testing.assert_allclose(cut_metrics[name], value, rtol=32 * EPS)
@@ -88,11 +112,14 @@ def test_parts_draw_dropout_of_their_own() -> None:
     same_rows = {name: np.repeat(value[:1], 16, axis=0) for name, value in BATCH.items()}
     keys = []
 
-    def spy(params: Any, images: jax.Array, key: jax.Array) -> jax.Array:
-        jax.debug.callback(lambda data: keys.append(tuple(data.tolist())), jax.random.key_data(key))
-        return perceptron(params, images, key)
+    class Spy(Perceptron):
+        def __call__(self, images: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+            assert rngs is not None
+            data = jax.random.key_data(rngs.dropout.key[...])
+            jax.debug.callback(lambda data: keys.append(tuple(data.tolist())), data)
+            return super().__call__(images, rngs)
 
-    step_of(config(accumulate=4), spy)(state(), same_rows)[1]["loss"].block_until_ready()
+    step_of(config(accumulate=4), Spy)(state(), same_rows)[1]["loss"].block_until_ready()
     jax.effects_barrier()
     assert len(set(keys)) == 4
 
@@ -130,7 +157,7 @@ def test_randomness_depends_on_step_and_seed() -> None:
     losses = [float(step_of(config())(each, BATCH)[1]["loss"]) for each in (start, at_seven)]
     losses.append(float(step_of(other_seed)(start, BATCH)[1]["loss"]))
     assert len(set(losses)) == 3
-    fixed = [float(step_of(config(), deterministic)(each, BATCH)[1]["loss"]) for each in (start, at_seven)]
+    fixed = [float(step_of(config(), Deterministic)(each, BATCH)[1]["loss"]) for each in (start, at_seven)]
     assert len(set(fixed)) == 1
 
 
@@ -138,9 +165,9 @@ def test_step_is_counted_and_gradient_norm_is_before_clipping() -> None:
     run = config(clip_norm=1e-3)
     optimizer = make_optimizer(run, make_schedule(run, 1442))
     with jax.numpy_dtype_promotion("standard"):  # optax's schedules divide the int32 step
-        after, metrics = step_of(run, deterministic, optimizer)(state(optimizer), BATCH)
+        after, metrics = step_of(run, Deterministic, optimizer)(state(optimizer), BATCH)
     assert int(after.step) == 1
-    moved = step_of(run, deterministic)(state(), BATCH)[0].params
+    moved = step_of(run, Deterministic)(state(), BATCH)[0].params
     gradients = [start - end for start, end in zip(leaves(PARAMS), leaves(moved), strict=True)]
     norm = np.sqrt(sum((gradient.astype(np.float64) ** 2).sum() for gradient in gradients))
     # The gradients are differences of parameters, which were rounded to float32.
@@ -159,14 +186,18 @@ def test_erased_then_mixed_then_dropped_out(monkeypatch: pytest.MonkeyPatch) -> 
         given.append(config)
         return 3 * images, targets[::-1]
 
-    def spy(params: Any, images: jax.Array, key: jax.Array) -> jax.Array:
-        keys.append(key)
-        return perceptron(params, images)
+    class Spy(Deterministic):
+        def __call__(self, images: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+            assert rngs is not None
+            keys.append(rngs.dropout.key[...])
+            return super().__call__(images)
 
-    monkeypatch.setattr(train.step, "random_erase", erase)
-    monkeypatch.setattr(train.step, "mix", blend)
+    monkeypatch.setattr(train.tasks.classification.task, "random_erase", erase)
+    monkeypatch.setattr(train.tasks.classification.task, "mix", blend)
+    run = config(mix, label_smoothing=0.2)
     with jax.disable_jit():
-        loss = make_train_step(spy, optax.sgd(1.0), config(mix, label_smoothing=0.2), 5)(state(), BATCH)[1]["loss"]
+        step = make_train_step(run.make_task(INFO), nnx.graphdef(Spy()), optax.sgd(1.0), run)
+        loss = step(state(), BATCH)[1]["loss"]
 
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     images = 3 * ((BATCH["image"] / 255 - mean) / std + 0.25)
@@ -189,12 +220,12 @@ def test_bfloat16_computes_with_float32_parameters_and_reductions(accumulate: in
             "twins_svt_tiny", num_classes=5, dtype=jnp.bfloat16, remat=True, rngs=nnx.Rngs(0)
         )
     )
-    apply, params = twins_jax.split_model(model)
+    params = twins_jax.get_params(model)
     optimizer = make_optimizer(run, make_schedule(run, 1442))
 
     def first_step(params: Any, batch: Any) -> Any:
-        start = TrainState(jnp.int32(0), params, optimizer.init(params), params)
-        return make_train_step(apply, optimizer, run, 5)(start, batch)
+        start = TrainState(jnp.int32(0), params, {}, optimizer.init(params), params)
+        return make_train_step(run.make_task(INFO), nnx.graphdef(model), optimizer, run)(start, batch)
 
     batch = {"image": jax.ShapeDtypeStruct((4, 32, 32, 3), "uint8"), "label": jax.ShapeDtypeStruct((4,), "int32")}
     with jax.numpy_dtype_promotion("standard"):  # optax's schedules divide the int32 step

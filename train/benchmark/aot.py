@@ -9,26 +9,27 @@ compiles the program that it would run there. Exit code 0 where it fits into the
 import dataclasses
 import sys
 import time
+import types
 from collections.abc import Sequence
 from importlib import metadata, util
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Generic, TypeVar
 
 import jax
 import tyro
 from flax import nnx
 
-import twins_jax
-from twins_jax.errors import InputError, one_line
+from twins_jax import get_batch_stats, get_params
+from twins_jax.errors import InputError, one_line, require
 from twins_jax.sharding import make_mesh
 
-from ..config import TrainConfig, require
-from ..data.sources import dataset_info
-from ..experiment import check_batch_size, create_or_load_model, lower_train_step
-from ..flops import TRAINING_FACTOR, forward_flops
+from ..config import RunConfig
+from ..data.sources import DatasetInfo
+from ..experiment import check_batch_size, lower_train_step
+from ..flops import TRAINING_FACTOR, evaluation_flops
 from ..main import EXIT_BAD_INPUT, parse_recipe
 from ..optim import make_optimizer, make_schedule
-from ..recipes.imagenet import TRAIN_EXAMPLES
+from ..recipes.imagenet import EVAL_EXAMPLES, TRAIN_EXAMPLES
 from ..state import abstract_state
 from ..step import make_train_step
 from .collectives import Traffic, read_traffic
@@ -38,11 +39,14 @@ from .tpu import Chip, topology_devices
 EXIT_DOES_NOT_FIT = 1
 
 
-@dataclasses.dataclass(frozen=True)
-class Arguments:
-    """What to compile, and for which chips."""
+Config = TypeVar("Config", bound=RunConfig)
 
-    train: Annotated[TrainConfig, tyro.conf.arg(name="")]
+
+@dataclasses.dataclass(frozen=True)
+class Arguments(Generic[Config]):
+    """The program to compile, and the chips to compile it for."""
+
+    train: Annotated[Config, tyro.conf.arg(name="")]
 
     topology: str = "v5e:2x2"
     """Generation and shape of the slice: v5e:4x4, v5p:2x2x4, v6e:16x16."""
@@ -56,7 +60,7 @@ class Arguments:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What one chip needs for one training step.
+    """The needs of one training step on one chip.
 
     Attributes:
         model: variant.
@@ -89,7 +93,7 @@ class Report:
 
     @property
     def fits(self) -> bool:
-        """Whether the program fits into the chip's memory."""
+        """True if the program fits into the chip's memory."""
         return self.verdict == "fits"
 
     def seconds(self) -> dict[str, float]:
@@ -106,7 +110,7 @@ class Report:
         }
 
 
-def compile_step(config: TrainConfig, topology: str, classes: int | None = None) -> Report:
+def compile_step(config: RunConfig, topology: str, classes: int | None = None) -> Report:
     """Compiles the training step of a run on the chips of `topology`.
 
     Args:
@@ -120,19 +124,19 @@ def compile_step(config: TrainConfig, topology: str, classes: int | None = None)
     chip, devices = topology_devices(topology)
     mesh = make_mesh(config.fsdp, devices)
     check_batch_size(config, mesh)
-    attention = config.model.attention_implementation
-    require("model.attention_implementation", attention, attention in ("auto", "xla"), "auto and xla, for TPUs")
-    require("classes", classes, classes is None or classes >= 1, "integers from 1")
-    outputs, train_examples = (classes, TRAIN_EXAMPLES) if classes is not None else _describe_data(config)
-    fresh = dataclasses.replace(config, init="")
-    apply, params = twins_jax.split_model(nnx.eval_shape(lambda: create_or_load_model(fresh, outputs)))
-    optimizer = make_optimizer(config, make_schedule(config, train_examples))
-    state = abstract_state(params, optimizer, mesh, ema=config.optim.ema_decay > 0)
-    step = make_train_step(apply, optimizer, config, outputs)
+    attention = config.model["attention_implementation"]
+    require("model.attention_implementation", attention, attention in ("auto", "xla"), "auto or xla, for TPUs")
+    require("classes", classes, classes is None or classes >= 1, "an integer from 1")
+    task = dataclasses.replace(config, init="").make_task(_describe_data(config, classes))
+    model = nnx.eval_shape(lambda: task.create_model(nnx.Rngs(config.seed)))
+    graphdef, params, batch_stats = nnx.graphdef(model), get_params(model), get_batch_stats(model)
+    optimizer = make_optimizer(config, make_schedule(config, task.train_examples))
+    state = abstract_state(params, batch_stats, optimizer, mesh, ema=config.optim.ema_decay > 0)
+    step = make_train_step(task, graphdef, optimizer, config)
     images = config.batch_size // mesh.size
-    model_flops = TRAINING_FACTOR * images * forward_flops(apply, params, config.data.image_size)
+    model_flops = TRAINING_FACTOR * images * evaluation_flops(task, graphdef, params, batch_stats)
     start = time.perf_counter()
-    lowered = lower_train_step(step, state, config, mesh)
+    lowered = lower_train_step(step, state, task, config, mesh)
     try:
         compiled, verdict = lowered.compile(), "fits"
     except jax.errors.JaxRuntimeError as error:
@@ -140,7 +144,7 @@ def compile_step(config: TrainConfig, topology: str, classes: int | None = None)
             raise InputError(f"topology={topology!r}: the compiler fails: {one_line(error)}") from error
         compiled, verdict = None, one_line(error).removeprefix("RESOURCE_EXHAUSTED: ")
     report = Report(
-        config.model.name,
+        config.model["name"],
         topology,
         chip,
         dict(mesh.shape),
@@ -176,12 +180,12 @@ def _with_figures(report: Report, compiled: jax.stages.Compiled, parts: int) -> 
     )
 
 
-def _describe_data(config: TrainConfig) -> tuple[int, int]:
-    """Classes and training examples, for ImageNet-1K without its files."""
-    if config.data.source.partition(":")[0] == "imagenet2012":
-        return 1000, TRAIN_EXAMPLES
-    info = dataset_info(config.data)
-    return info.num_classes, info.train_examples
+def _describe_data(config: RunConfig, classes: int | None) -> DatasetInfo | None:
+    """The data set, for given classes and for ImageNet-1K without its files."""
+    if classes is None and config.data.source.partition(":")[0] != "imagenet2012":
+        return None
+    names = tuple(map(str, range(classes or 1000)))
+    return DatasetInfo(len(names), names, TRAIN_EXAMPLES, EVAL_EXAMPLES)
 
 
 def _table(report: Report) -> str:
@@ -217,18 +221,25 @@ def _memory(report: Report) -> str:
     return f"MiB a chip of {hbm}: {kinds}"
 
 
-def _figures(report: Report, config: TrainConfig, arguments: Sequence[str]) -> dict[str, Any]:
+def _figures(report: Report, config: RunConfig, arguments: Sequence[str]) -> dict[str, Any]:
     versions = {name: metadata.version(name) for name in ("jax", "flax", "libtpu") if util.find_spec(name)}
     about = {"command": ["python", "-m", "train.benchmark.aot", *arguments], "versions": versions}
     figures = dataclasses.asdict(report) | {"fits": report.fits, "seconds": report.seconds()}
     return about | figures | {"config": dataclasses.asdict(config)}
 
 
+def _arguments(config: RunConfig) -> Arguments[RunConfig]:
+    """The arguments before any flag, of a type that has the flags of this config's type."""
+    of_task: Any = types.GenericAlias(Arguments, (type(config),))
+    arguments: Arguments[RunConfig] = of_task(config)
+    return arguments
+
+
 def main(arguments: Sequence[str]) -> int:
     """Compiles, prints a table, writes JSON where asked to, and returns the exit code: 0, 1 or 2."""
     jax.config.update("jax_platforms", "cpu")  # the chips are compiled for only, also where there are some
     try:
-        args = parse_recipe(arguments, Arguments, Arguments, "train.benchmark.aot")
+        args = parse_recipe(arguments, "train.benchmark.aot", _arguments)
         if args.out:
             check_out(args.out)
         report = compile_step(args.train, args.topology, args.classes)

@@ -22,7 +22,7 @@ LEARNING_RATE = 1e-4
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What is measured: one call of a variant on random images.
+    """The thing to measure: one call of a variant on random images.
 
     Attributes:
         variant: the model's name.

@@ -1,4 +1,4 @@
-"""What the chips that run a compiled program send each other."""
+"""The traffic between the chips that run a compiled program."""
 
 import dataclasses
 import math
@@ -100,7 +100,7 @@ def _kind(instruction: Instruction, computation: str) -> str | None:
 
 
 def _chain(instruction: Instruction) -> str:
-    """What the fusions have in common that TPU's compiler spreads one collective over, to overlap it with theirs.
+    """The name that the fusions share over which TPU's compiler spreads one collective, to overlap it with theirs.
 
     Each of them, from the collective's start to its end, holds the whole collective. Empty for any other collective.
     """

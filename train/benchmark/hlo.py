@@ -58,7 +58,7 @@ class Module:
     partitions: int
 
     def trip_count(self, loop: Instruction, caller: Computation) -> int | None:
-        """How often a `while` runs its body; None where that depends on data.
+        """The number of times that a `while` runs its body; None where that depends on data.
 
         Backends that know it say so. TPU's does not, but leaves the form of `lax.scan`: a counter that starts at a
         constant, grows by 1, and runs while it is less than a constant.

@@ -12,7 +12,7 @@ from twins_jax.errors import InputError, one_line
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What one chip has.
+    """The memory and the rates of one chip.
 
     Attributes:
         name: as in a topology, "v5e".

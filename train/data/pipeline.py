@@ -1,65 +1,79 @@
-"""Input pipelines for image classification.
+"""Input pipelines: what every task does with a source and its transforms.
 
-Whole batches are the unit of work of threads and worker processes, so neither number changes what a batch holds.
+Whole batches are the unit of work of threads and worker processes. Neither number changes what a batch holds.
 """
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
 
-from ..tasks.classification.transforms import eval_transforms, train_transforms
-from .config import DataConfig
-from .sources import open_source
+from ..config import DataConfig
+
+Transforms = Sequence[grain.transforms.Map | grain.transforms.RandomMap]
 
 
 def train_batches(
-    config: DataConfig, batch_size: int, seed: int, *, shard: int = 0, shards: int = 1
+    source: Any,
+    transforms: Transforms,
+    config: DataConfig,
+    batch_size: int,
+    *,
+    seed: int,
+    repeats: int = 1,
+    shard: int = 0,
+    shards: int = 1,
 ) -> grain.IterDataset:
-    """Returns an endless data set of batches {"image": uint8 [B, S, S, 3], "label": int32 [B]}.
+    """An endless data set of batches: dicts of arrays with the examples along the first axis.
 
-    Every epoch visits each example once, in an order and with augmentations of its own; a batch may span two epochs,
-    so none is short and no example is dropped. All of it follows from `seed`. Its iterators have `get_state` and
+    Every epoch visits each example once, in an order and with augmentations of its own. A batch may span two epochs:
+    none is short, and no example is dropped. All of it follows from `seed`. Its iterators have `get_state` and
     `set_state`, which stand before the next batch; close() ends the worker processes.
 
-    With `repeated_augmentation` = k an example comes k times in a row, each time with other augmentations, and an
-    epoch is k times as long. So a batch has B / k examples of k views, as over all devices in DeiT and in timm's
-    RepeatAugSampler (Hoffer et al. 2020). Theirs ends an epoch after the usual number of views, that is with a k-th
-    of the examples, and starts anew with all of them; here the next examples follow, so none waits longer than others.
+    With `repeats` = k an example comes k times in a row, each time with other augmentations, and an epoch is k times as
+    long. A batch then has B / k examples of k views, as over all devices in DeiT and in timm's RepeatAugSampler (Hoffer
+    et al. 2020). Theirs ends an epoch after the usual number of views, that is with a k-th of the examples, and starts
+    anew with all of them; here the next examples follow, and none waits longer than others.
 
     Args:
-        config: What to read.
-        batch_size: Examples in a batch of this shard.
-        seed: Decides order and augmentations.
-        shard: Which of `shards` parts to read: every shards-th example of the one stream that `seed` gives, from
-            example number `shard` on. So views of one example go to different shards.
-        shards: Number of parts, one for each process of the run.
+        source: records by index.
+        transforms: from a record to one example, a dict of arrays.
+        config: threads and worker processes.
+        batch_size: examples in a batch of this shard.
+        seed: decides order and augmentations.
+        repeats: views of each example.
+        shard: which of `shards` parts to read: every shards-th example of the one stream that `seed` gives, from
+            example number `shard` on. Views of one example go to different shards.
+        shards: number of parts, one for each process of the run.
 
     Raises:
-        InputError: As `open_source`; while iterating, if an image cannot be read.
+        InputError: while iterating, if a record cannot be read.
     """
-    dataset = grain.MapDataset.source(open_source(config, "train")).seed(seed).shuffle()
-    if config.repeated_augmentation > 1:
+    dataset = grain.MapDataset.source(source).seed(seed).shuffle()
+    if repeats > 1:
         # Mixing a data set with itself takes element 0 of each copy, then element 1 of each, and so on.
-        dataset = grain.MapDataset.mix([dataset] * config.repeated_augmentation)
-    # The endless stream is dealt out, not the epoch: so no example is dropped where the shards do not divide it.
-    dataset = dataset.apply(train_transforms(config)).repeat()[shard::shards]
+        dataset = grain.MapDataset.mix([dataset] * repeats)
+    # The endless stream is dealt out, not the epoch: no example is dropped where the shards do not divide it.
+    dataset = dataset.apply(transforms).repeat()[shard::shards]
     return _read(dataset.batch(batch_size, drop_remainder=True), config)
 
 
-def eval_batches(config: DataConfig, batch_size: int, *, shard: int = 0, shards: int = 1) -> grain.IterDataset:
-    """Returns the evaluation split in order, each example once, as batches of one static size.
+def eval_batches(
+    source: Any, transforms: Transforms, config: DataConfig, batch_size: int, *, shard: int = 0, shards: int = 1
+) -> grain.IterDataset:
+    """A split in order, each example once, as batches of one static size.
 
-    A batch is {"image": uint8 [B, S, S, 3], "label": int32 [B], "mask": bool [B]}; the mask is False on the rows of
-    zeros that fill the last batch. Of several shards each reads every shards-th example, from number `shard` on; when
-    the numbers do not divide, some shards have a batch less than others, or none.
+    A batch has a "mask", bool [B], beside the arrays of the examples; it is False on the rows of zeros that fill the
+    last batch. Of several shards each reads every shards-th example, from number `shard` on; when the numbers do not
+    divide, some shards have a batch less than others, or none.
 
     Raises:
-        InputError: As `open_source`; while iterating, if an image cannot be read.
+        InputError: while iterating, if a record cannot be read.
     """
-    dataset = grain.MapDataset.source(open_source(config, "eval")).apply(eval_transforms(config))[shard::shards]
+    dataset = grain.MapDataset.source(source).apply(transforms)[shard::shards]
     dataset = dataset.batch(batch_size, batch_fn=functools.partial(_padded_batch, batch_size=batch_size))
     return _read(dataset, config)
 

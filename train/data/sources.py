@@ -10,7 +10,7 @@ from tensorflow_datasets.core import read_only_builder
 
 from twins_jax.errors import InputError
 
-from .config import DataConfig
+from ..config import DataConfig
 from .digits import prepare_digits
 from .folder import FolderSource
 from .records import Record, Source

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from ..config import TrainConfig
+from ..config import RunConfig
 from .cifar import cifar10
 from .digits import digits
 from .finetune import finetune_384, finetune_folder
@@ -16,9 +16,9 @@ from .imagenet import (
 )
 
 DEFAULT = digits
-"""What `python -m train.main` runs."""
+"""The recipe of `python -m train.main` without a name."""
 
-RECIPES: dict[str, Callable[[], TrainConfig]] = {
+RECIPES: dict[str, Callable[[], RunConfig]] = {
     recipe.__name__: recipe
     for recipe in (
         digits,
@@ -33,4 +33,4 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
         finetune_384,
     )
 }
-"""What `python -m train.main RECIPE` takes."""
+"""The names that `python -m train.main RECIPE` takes."""

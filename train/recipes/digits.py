@@ -1,18 +1,20 @@
 """The embedded default: scikit-learn's digits, which need no download."""
 
-from ..config import CheckpointConfig, ModelConfig, OptimConfig, TrainConfig
-from ..data.config import DataConfig
+from ..config import CheckpointConfig, ModelConfig, OptimConfig
+from ..tasks.classification.config import ClassificationConfig, ClassificationDataConfig
 
 
-def digits() -> TrainConfig:
+def digits() -> ClassificationConfig:
     """twins_svt_tiny on 8x8 digits enlarged to 32x32; held-out top-1 of at least 0.97.
 
     Command: `python -m train.main`. Nothing is published for it; this command ended with 0.994 on two CPU cores.
     """
-    return TrainConfig(
+    return ClassificationConfig(
         workdir="runs/digits",
         model=ModelConfig(name="twins_svt_tiny", drop_path_rate=0.1),
-        data=DataConfig(source="digits", image_size=32, crop_scale=(0.6, 1.0), flip=0.0, eval_crop=1.0, threads=2),
+        data=ClassificationDataConfig(
+            source="digits", image_size=32, crop_scale=(0.6, 1.0), flip=0.0, eval_crop=1.0, threads=2
+        ),
         optim=OptimConfig(learning_rate=8e-3, warmup_epochs=3),
         checkpoint=CheckpointConfig(every_steps=100),
         epochs=16,

@@ -6,23 +6,25 @@ of all devices together; where it does not fit, `--optim.accumulate` cuts it int
 gradients but for stochastic depth, which draws other rows then.
 """
 
-from ..config import CheckpointConfig, ModelConfig, OptimConfig, TrainConfig
-from ..data.config import DataConfig
-from ..tasks.classification.mixing import MixConfig
+from ..config import CheckpointConfig, ModelConfig, OptimConfig
+from ..tasks.classification.config import ClassificationConfig, ClassificationDataConfig, MixConfig
 
 TRAIN_EXAMPLES = 1_281_167
 """Images in ImageNet-1K's training split."""
+
+EVAL_EXAMPLES = 50_000
+"""Images in its validation split."""
 
 EPOCH = TRAIN_EXAMPLES // 1024
 """Steps in an epoch of batches of 1024."""
 
 
-def _imagenet(variant: str, drop_path_rate: float) -> TrainConfig:
-    """What the six recipes share: sections 4.1 of the paper and upstream's training script (DeiT's)."""
-    return TrainConfig(
+def _imagenet(variant: str, drop_path_rate: float) -> ClassificationConfig:
+    """The settings that the six recipes share: section 4.1 of the paper and upstream's training script (DeiT's)."""
+    return ClassificationConfig(
         workdir=f"runs/imagenet_{variant}",
         model=ModelConfig(name=f"twins_{variant}", drop_path_rate=drop_path_rate, dtype="bfloat16"),
-        data=DataConfig(
+        data=ClassificationDataConfig(
             source="imagenet2012",
             image_size=224,
             crop_scale=(0.08, 1.0),
@@ -41,8 +43,8 @@ def _imagenet(variant: str, drop_path_rate: float) -> TrainConfig:
             warmup_epochs=5,
             weight_decay=0.05,
             clip_norm=5.0,
-            label_smoothing=0.1,
         ),
+        label_smoothing=0.1,
         checkpoint=CheckpointConfig(every_steps=EPOCH),
         epochs=300,
         batch_size=1024,
@@ -51,7 +53,7 @@ def _imagenet(variant: str, drop_path_rate: float) -> TrainConfig:
     )
 
 
-def imagenet_pcpvt_small() -> TrainConfig:
+def imagenet_pcpvt_small() -> ClassificationConfig:
     """Twins-PCPVT-S on ImageNet-1K; published top-1 81.2 (paper, table of ImageNet results).
 
     Command: `python -m train.main imagenet_pcpvt_small --data.dir DIR`. Not rerun by us.
@@ -59,7 +61,7 @@ def imagenet_pcpvt_small() -> TrainConfig:
     return _imagenet("pcpvt_small", drop_path_rate=0.2)
 
 
-def imagenet_pcpvt_base() -> TrainConfig:
+def imagenet_pcpvt_base() -> ClassificationConfig:
     """Twins-PCPVT-B on ImageNet-1K; published top-1 82.7 (paper, table of ImageNet results).
 
     Command: `python -m train.main imagenet_pcpvt_base --data.dir DIR`. Not rerun by us.
@@ -67,7 +69,7 @@ def imagenet_pcpvt_base() -> TrainConfig:
     return _imagenet("pcpvt_base", drop_path_rate=0.3)
 
 
-def imagenet_pcpvt_large() -> TrainConfig:
+def imagenet_pcpvt_large() -> ClassificationConfig:
     """Twins-PCPVT-L on ImageNet-1K; published top-1 83.1 (paper, table of ImageNet results).
 
     Command: `python -m train.main imagenet_pcpvt_large --data.dir DIR`. Not rerun by us.
@@ -75,7 +77,7 @@ def imagenet_pcpvt_large() -> TrainConfig:
     return _imagenet("pcpvt_large", drop_path_rate=0.5)
 
 
-def imagenet_svt_small() -> TrainConfig:
+def imagenet_svt_small() -> ClassificationConfig:
     """Twins-SVT-S on ImageNet-1K; published top-1 81.7 (paper, table of ImageNet results).
 
     Command: `python -m train.main imagenet_svt_small --data.dir DIR`. Not rerun by us.
@@ -83,7 +85,7 @@ def imagenet_svt_small() -> TrainConfig:
     return _imagenet("svt_small", drop_path_rate=0.2)
 
 
-def imagenet_svt_base() -> TrainConfig:
+def imagenet_svt_base() -> ClassificationConfig:
     """Twins-SVT-B on ImageNet-1K; published top-1 83.2 (paper, table of ImageNet results).
 
     Command: `python -m train.main imagenet_svt_base --data.dir DIR`. Not rerun by us.
@@ -91,7 +93,7 @@ def imagenet_svt_base() -> TrainConfig:
     return _imagenet("svt_base", drop_path_rate=0.3)
 
 
-def imagenet_svt_large() -> TrainConfig:
+def imagenet_svt_large() -> ClassificationConfig:
     """Twins-SVT-L on ImageNet-1K; published top-1 83.7 (paper, table of ImageNet results).
 
     Command: `python -m train.main imagenet_svt_large --data.dir DIR`. Not rerun by us.

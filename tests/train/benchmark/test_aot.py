@@ -16,13 +16,14 @@ import train.benchmark.tpu
 import twins_jax.config
 from tests.support.models import SVT, classifier
 from train.benchmark.aot import EXIT_DOES_NOT_FIT, compile_step, main
-from train.config import ModelConfig, TrainConfig
+from train.config import ModelConfig, RunConfig
+from train.data.sources import DatasetInfo
 from train.experiment import lower_train_step
 from train.optim import make_optimizer, make_schedule
 from train.recipes import digits
 from train.state import abstract_state, create_state
 from train.step import make_train_step
-from twins_jax import get_params, split_model
+from twins_jax import get_params
 from twins_jax.sharding import make_mesh
 
 needs_libtpu = pytest.mark.skipif(util.find_spec("libtpu") is None, reason="libtpu is not installed: twins-jax[tpu]")
@@ -39,7 +40,7 @@ def _setting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def config(**changes: Any) -> TrainConfig:
+def config(**changes: Any) -> RunConfig:
     base = digits()
     mix = dataclasses.replace(base.mix, mixup_alpha=0.8, cutmix_alpha=1.0, erase_probability=0.5)
     return dataclasses.replace(base, model=ModelConfig(name="narrow"), mix=mix, batch_size=32, **changes)
@@ -52,12 +53,13 @@ def parameters() -> list[jax.Array]:
 def test_program_is_that_of_training() -> None:
     """From shapes alone comes the same program as from the state of a run."""
     run, mesh = config(), make_mesh()
-    apply, params = split_model(classifier(SVT))
+    task, model = run.make_task(DatasetInfo(10, tuple("0123456789"), 1442, 355)), classifier(SVT)
     optimizer = make_optimizer(run, make_schedule(run, 1442))
-    step = make_train_step(apply, optimizer, run, 10)
-    abstract = abstract_state(params, optimizer, mesh, ema=False)
-    from_shapes = lower_train_step(step, abstract, run, mesh).as_text()
-    assert from_shapes == lower_train_step(step, create_state(params, optimizer, mesh, ema=False), run, mesh).as_text()
+    step = make_train_step(task, nnx.graphdef(model), optimizer, run)
+    abstract = abstract_state(get_params(model), {}, optimizer, mesh, ema=False)
+    from_shapes = lower_train_step(step, abstract, task, run, mesh).as_text()
+    state = create_state(get_params(model), {}, optimizer, mesh, ema=False)
+    assert from_shapes == lower_train_step(step, state, task, run, mesh).as_text()
     assert "tf.aliasing_output" in from_shapes or "jax.buffer_donor" in from_shapes
 
 

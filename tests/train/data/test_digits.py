@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from train.data.config import DataConfig
 from train.data.digits import TwinsDigits, prepare_digits
 from train.data.sources import DatasetInfo, dataset_info, open_source
+from train.tasks.classification.config import ClassificationDataConfig
 
 
 def pixels(record: Any) -> np.ndarray:
@@ -20,7 +20,7 @@ def pixels(record: Any) -> np.ndarray:
 
 
 def test_splits_hold_all_of_scikit_learns_digits(digits_dir: Path) -> None:
-    config = DataConfig(dir=str(digits_dir))
+    config = ClassificationDataConfig(dir=str(digits_dir))
     train, test = open_source(config, "train"), open_source(config, "eval")
     assert dataset_info(config) == DatasetInfo(10, tuple("0123456789"), 1442, 355)
 
@@ -45,13 +45,13 @@ def test_splits_hold_all_of_scikit_learns_digits(digits_dir: Path) -> None:
 
 def test_prepared_once(digits_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TwinsDigits, "__init__", None)
-    assert len(open_source(DataConfig(dir=str(digits_dir)), "train")) == 1442
+    assert len(open_source(ClassificationDataConfig(dir=str(digits_dir)), "train")) == 1442
 
 
 def test_default_cache_folder(digits_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platformdirs.user_cache_path", lambda name: digits_dir / (".." if name != "twins_jax" else ""))
     monkeypatch.setattr(TwinsDigits, "__init__", None)
-    assert len(open_source(DataConfig(), "train")) == 1442
+    assert len(open_source(ClassificationDataConfig(), "train")) == 1442
 
 
 def test_interrupted_preparation_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +66,7 @@ def test_interrupted_preparation_is_repeated(tmp_path: Path, monkeypatch: pytest
             prepare_digits(tmp_path)
     assert not list(tmp_path.rglob("*.array_record*"))
     prepare_digits(tmp_path)
-    assert len(open_source(DataConfig(dir=str(tmp_path)), "train")) == 1442
+    assert len(open_source(ClassificationDataConfig(dir=str(tmp_path)), "train")) == 1442
 
 
 def test_two_processes_prepare_at_once(digits_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

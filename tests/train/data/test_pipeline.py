@@ -10,20 +10,20 @@ import grain
 import numpy as np
 import pytest
 
-from train.data.config import DataConfig
-from train.data.pipeline import eval_batches, train_batches
+from tests.support.classification import eval_batches, train_batches
+from train.tasks.classification.config import ClassificationDataConfig
 from twins_jax.errors import InputError
 
 BATCH = 8
 
 
 @pytest.fixture
-def config(image_folder: Path) -> DataConfig:
-    return DataConfig(source="folder", dir=str(image_folder), image_size=16, threads=2)
+def config(image_folder: Path) -> ClassificationDataConfig:
+    return ClassificationDataConfig(source="folder", dir=str(image_folder), image_size=32, threads=2)
 
 
-def with_workers(config: DataConfig) -> DataConfig:
-    return DataConfig(**{**vars(config), "threads": 1, "workers": 2})
+def with_workers(config: ClassificationDataConfig) -> ClassificationDataConfig:
+    return ClassificationDataConfig(**{**vars(config), "threads": 1, "workers": 2})
 
 
 def take(iterator: Iterator[Any], count: int) -> list[dict[str, np.ndarray]]:
@@ -43,18 +43,18 @@ def assert_equal(actual: list[dict[str, np.ndarray]], expected: list[dict[str, n
             np.testing.assert_array_equal(a[key], b[key])
 
 
-def test_train_batch(config: DataConfig) -> None:
+def test_train_batch(config: ClassificationDataConfig) -> None:
     dataset = train_batches(config, BATCH, seed=0)
     assert isinstance(dataset, grain.IterDataset)
     (batch,) = take(iter(dataset), 1)
     assert {key: (value.shape, value.dtype) for key, value in batch.items()} == {
-        "image": ((BATCH, 16, 16, 3), np.uint8),
+        "image": ((BATCH, 32, 32, 3), np.uint8),
         "label": ((BATCH,), np.int32),
     }
     np.testing.assert_array_equal(batch["label"], batch["image"][:, 0, 0, 0].astype(int) * 3 // 20)
 
 
-def test_epochs_cover_all_examples_in_orders_of_their_own(config: DataConfig) -> None:
+def test_epochs_cover_all_examples_in_orders_of_their_own(config: ClassificationDataConfig) -> None:
     batches = take(iter(train_batches(config, BATCH, seed=0)), 5)
     seen = numbers(batches)
     first, second = seen[:20], seen[20:]
@@ -65,14 +65,14 @@ def test_epochs_cover_all_examples_in_orders_of_their_own(config: DataConfig) ->
     assert not any(np.array_equal(images[first.index(i)], images[20 + second.index(i)]) for i in range(20))
 
 
-def test_seed_decides(config: DataConfig) -> None:
+def test_seed_decides(config: ClassificationDataConfig) -> None:
     batches = take(iter(train_batches(config, BATCH, seed=3)), 5)
     assert_equal(take(iter(train_batches(config, BATCH, seed=3)), 5), batches)
     assert numbers(take(iter(train_batches(config, BATCH, seed=4)), 5)) != numbers(batches)
 
 
 @pytest.mark.parametrize("workers", [False, True])
-def test_restored_iterator_goes_on(config: DataConfig, workers: bool) -> None:
+def test_restored_iterator_goes_on(config: ClassificationDataConfig, workers: bool) -> None:
     uninterrupted = take(iter(train_batches(config, BATCH, seed=5)), 8)
     dataset = train_batches(with_workers(config) if workers else config, BATCH, seed=5)
     iterator = iter(dataset)
@@ -89,11 +89,11 @@ def test_restored_iterator_goes_on(config: DataConfig, workers: bool) -> None:
     restored.close()
 
 
-def augmented(config: DataConfig) -> DataConfig:
-    return DataConfig(**{**vars(config), "rand_augment_layers": 2, "repeated_augmentation": 3})
+def augmented(config: ClassificationDataConfig) -> ClassificationDataConfig:
+    return ClassificationDataConfig(**{**vars(config), "rand_augment_layers": 2, "repeated_augmentation": 3})
 
 
-def test_augmentations_are_restored(config: DataConfig) -> None:
+def test_augmentations_are_restored(config: ClassificationDataConfig) -> None:
     dataset = train_batches(augmented(config), BATCH, seed=5)
     uninterrupted = take(iter(dataset), 8)
     iterator = iter(dataset)
@@ -103,16 +103,16 @@ def test_augmentations_are_restored(config: DataConfig) -> None:
     assert_equal(take(restored, 5), uninterrupted[3:])
 
 
-def test_rand_augment_acts(config: DataConfig) -> None:
+def test_rand_augment_acts(config: ClassificationDataConfig) -> None:
     plain = take(iter(train_batches(config, BATCH, seed=0)), 5)
-    config = DataConfig(**{**vars(config), "rand_augment_layers": 2})
+    config = ClassificationDataConfig(**{**vars(config), "rand_augment_layers": 2})
     others = take(iter(train_batches(config, BATCH, seed=0)), 5)
     pairs = zip(*(np.concatenate([batch["image"] for batch in batches]) for batches in (plain, others)), strict=True)
     assert 2 <= sum(np.array_equal(a, b) for a, b in pairs) <= 20  # of 40 images a quarter has no operation
 
 
-def test_repeated_augmentation(config: DataConfig) -> None:
-    config = DataConfig(**{**vars(config), "repeated_augmentation": 3})
+def test_repeated_augmentation(config: ClassificationDataConfig) -> None:
+    config = ClassificationDataConfig(**{**vars(config), "repeated_augmentation": 3})
     batches = take(iter(train_batches(config, 12, seed=0)), 10)  # two epochs
     seen = numbers(batches)
     assert seen[0::3] == seen[1::3] == seen[2::3]
@@ -125,8 +125,8 @@ def test_repeated_augmentation(config: DataConfig) -> None:
 
 @pytest.mark.parametrize("repeats", [1, 3])
 @pytest.mark.parametrize("shards", [2, 3])
-def test_train_shards_deal_out_the_stream(config: DataConfig, shards: int, repeats: int) -> None:
-    config = DataConfig(**{**vars(config), "repeated_augmentation": repeats})
+def test_train_shards_deal_out_the_stream(config: ClassificationDataConfig, shards: int, repeats: int) -> None:
+    config = ClassificationDataConfig(**{**vars(config), "repeated_augmentation": repeats})
     whole = take(iter(train_batches(config, 4 * shards, seed=1)), 6)
     parts = [take(iter(train_batches(config, 4, seed=1, shard=shard, shards=shards)), 6) for shard in range(shards)]
     for shard, batches in enumerate(parts):
@@ -134,7 +134,7 @@ def test_train_shards_deal_out_the_stream(config: DataConfig, shards: int, repea
 
 
 @pytest.mark.parametrize("shards", [2, 3, 12])
-def test_eval_shards_cover_each_example_once(config: DataConfig, shards: int) -> None:
+def test_eval_shards_cover_each_example_once(config: ClassificationDataConfig, shards: int) -> None:
     seen = []
     for shard in range(shards):
         batches = list(eval_batches(config, 4, shard=shard, shards=shards))
@@ -145,7 +145,7 @@ def test_eval_shards_cover_each_example_once(config: DataConfig, shards: int) ->
 
 
 @pytest.mark.parametrize("workers", [False, True])
-def test_eval_covers_each_example_once_in_order(config: DataConfig, workers: bool) -> None:
+def test_eval_covers_each_example_once_in_order(config: ClassificationDataConfig, workers: bool) -> None:
     dataset = eval_batches(with_workers(config) if workers else config, 4)
     for _ in range(1 if workers else 2):  # a second pass starts over
         batches = list(dataset)
@@ -158,26 +158,28 @@ def test_eval_covers_each_example_once_in_order(config: DataConfig, workers: boo
         assert labels.dtype == np.int32
         assert labels.tolist() == [i * 3 // 11 for i in range(11)] + [0]
         for batch in batches:
-            assert (batch["image"].shape, batch["image"].dtype) == ((4, 16, 16, 3), np.uint8)
+            assert (batch["image"].shape, batch["image"].dtype) == ((4, 32, 32, 3), np.uint8)
 
 
-def test_eval_without_padding(config: DataConfig) -> None:
+def test_eval_without_padding(config: ClassificationDataConfig) -> None:
     (batch,) = eval_batches(config, 11)
     assert batch["mask"].all()
-    assert batch["image"].shape == (11, 16, 16, 3)
+    assert batch["image"].shape == (11, 32, 32, 3)
 
 
 def test_digits_with_workers(digits_dir: Path) -> None:
-    config = DataConfig(dir=str(digits_dir), image_size=8, eval_crop=1.0, threads=2)
+    config = ClassificationDataConfig(dir=str(digits_dir), image_size=32, eval_crop=1.0, threads=2)
     assert_equal(list(eval_batches(with_workers(config), 100)), list(eval_batches(config, 100)))
 
 
 @pytest.mark.parametrize(("train", "workers"), [(True, False), (False, False), (False, True)])
-def test_unreadable_image_is_named(config: DataConfig, tmp_path: Path, train: bool, workers: bool) -> None:
+def test_unreadable_image_is_named(
+    config: ClassificationDataConfig, tmp_path: Path, train: bool, workers: bool
+) -> None:
     shutil.copytree(config.dir, tmp_path, dirs_exist_ok=True)
     bad = tmp_path / ("train" if train else "val") / "class1" / ("10.png" if train else "05.png")
     bad.write_bytes(bad.read_bytes()[:100])
-    config = DataConfig(**{**vars(config), "dir": str(tmp_path)})
+    config = ClassificationDataConfig(**{**vars(config), "dir": str(tmp_path)})
     config = with_workers(config) if workers else config
     iterator = iter(train_batches(config, BATCH, seed=0) if train else eval_batches(config, 4))
     with pytest.raises(InputError, match=re.escape(f"{bad}: not a readable image")):

@@ -10,8 +10,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from train.data.config import DataConfig
 from train.data.sources import DatasetInfo, dataset_info, open_source
+from train.tasks.classification.config import ClassificationDataConfig
 from twins_jax.errors import InputError
 
 FEATURES = {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(names=["cat", "dog"])}
@@ -36,16 +36,16 @@ class Tiny(tfds.core.GeneratorBasedBuilder):
         yield 0, {name: self.label if name == "label" else image for name in self.features}
 
 
-def prepare(data_dir: Path, **attributes: Any) -> DataConfig:
+def prepare(data_dir: Path, **attributes: Any) -> ClassificationDataConfig:
     builder_class = type("Tiny", (Tiny,), attributes, skip_registration=True)
     builder_class(data_dir=str(data_dir)).download_and_prepare(file_format="array_record")
-    return DataConfig(source="tiny", dir=str(data_dir))
+    return ClassificationDataConfig(source="tiny", dir=str(data_dir))
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny:1.2.0", "tiny:1.*.*"])
 def test_tfds_set(tmp_path: Path, name: str) -> None:
     prepare(tmp_path)
-    config = DataConfig(source=name, dir=str(tmp_path))
+    config = ClassificationDataConfig(source=name, dir=str(tmp_path))
     assert dataset_info(config) == DatasetInfo(2, ("cat", "dog"), 1, 1)
     record = open_source(config, "train")[0]
     assert (record["label"], record["name"]) == (1, "tiny/1.2.0 train[0]")
@@ -59,7 +59,7 @@ def test_eval_is_test_without_validation(tmp_path: Path) -> None:
 
 
 def test_own_set_by_its_tfds_name(digits_dir: Path) -> None:
-    assert dataset_info(DataConfig(source="twins_digits", dir=str(digits_dir))).num_classes == 10
+    assert dataset_info(ClassificationDataConfig(source="twins_digits", dir=str(digits_dir))).num_classes == 10
 
 
 @pytest.mark.parametrize(
@@ -78,19 +78,19 @@ def test_set_that_is_not_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     start = time.perf_counter()
     with pytest.raises(InputError, match=rf"^data\.source: {name} is not prepared in {tmp_path}.*`{command}"):
-        open_source(DataConfig(source=name, dir=str(tmp_path)), "train")
+        open_source(ClassificationDataConfig(source=name, dir=str(tmp_path)), "train")
     assert time.perf_counter() - start < 2
 
 
 def test_version_that_is_not_prepared(tmp_path: Path) -> None:
     prepare(tmp_path)
     with pytest.raises(InputError, match=r"^data\.source: tiny:3\.0\.0 is not prepared"):
-        open_source(DataConfig(source="tiny:3.0.0", dir=str(tmp_path)), "train")
+        open_source(ClassificationDataConfig(source="tiny:3.0.0", dir=str(tmp_path)), "train")
 
 
 def test_impossible_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^data\.source: 'image net'"):
-        open_source(DataConfig(source="image net", dir=str(tmp_path)), "train")
+        open_source(ClassificationDataConfig(source="image net", dir=str(tmp_path)), "train")
 
 
 def test_format_without_random_access(digits_dir: Path, tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_format_without_random_access(digits_dir: Path, tmp_path: Path) -> None:
     path = tmp_path / "twins_digits/1.0.0/dataset_info.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"fileFormat": "tfrecord"}))
     with pytest.raises(InputError, match=r"stored as tfrecord; random access needs array_record"):
-        open_source(DataConfig(source="twins_digits", dir=str(tmp_path)), "train")
+        open_source(ClassificationDataConfig(source="twins_digits", dir=str(tmp_path)), "train")
 
 
 @pytest.mark.parametrize("missing", ["image", "label"])

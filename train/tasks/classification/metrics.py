@@ -1,36 +1,36 @@
 """Top-1, top-5 and loss over a whole split, exact also when the last batch is padded."""
 
-from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from twins_jax import Params
 from twins_jax.preprocess import normalize
 
-from ...step import Batch
+from ...task import Batch
 from .losses import cross_entropy, smooth_targets
 
 Sums = dict[str, jax.Array]
 
 
-def make_eval_step(apply: Callable[..., jax.Array], mesh: Mesh) -> Callable[[Params, Batch], Sums]:
-    """Makes the jitted step.
+class ClassificationEvaluator:
+    """Counts right answers and adds up losses; implements `Evaluator`."""
 
-    Args:
-        apply: `split_model`'s pure function, (params, images) -> logits [B, classes].
-        mesh: over which parameters and batches are laid out; every process gets the sums.
+    def __init__(self) -> None:
+        self._sums: list[Sums] = []
 
-    Returns:
-        (params, {"image": uint8 [B, H, W, 3], "label": int32 [B], "mask": bool [B]}) -> sums over the rows where the
-        mask holds: "top1", "top5" and "examples" int32 [], "loss" float32 [].
-    """
+    def step(self, model: Any, batch: Batch) -> Sums:
+        """The sums of a batch.
 
-    def eval_step(params: Params, batch: Batch) -> Sums:
-        logits = apply(params, normalize(batch["image"])).astype(jnp.float32)
+        Args:
+            model: images [B, H, W, 3] -> logits [B, classes].
+            batch: {"image": uint8 [B, H, W, 3], "label": int32 [B], "mask": bool [B]}.
+
+        Returns:
+            Over the rows where the mask holds: "top1", "top5" and "examples" int32 [], "loss" float32 [].
+        """
+        logits = model(normalize(batch["image"])).astype(jnp.float32)
         labels, mask = batch["label"], batch["mask"]
         losses = cross_entropy(logits, smooth_targets(labels, logits.shape[-1], 0.0))
         # The rank of the label: how many classes have a larger logit. Of equal logits the first class counts as larger.
@@ -46,19 +46,16 @@ def make_eval_step(apply: Callable[..., jax.Array], mesh: Mesh) -> Callable[[Par
             "examples": mask.sum(dtype=jnp.int32),
         }
 
-    return jax.jit(eval_step, out_shardings=NamedSharding(mesh, P()))
+    def update(self, outputs: Sums, batch: Batch) -> None:
+        del batch
+        self._sums.append(outputs)
 
-
-def evaluate(
-    eval_step: Callable[[Params, Batch], Sums], params: Params, batches: Iterable[Batch]
-) -> dict[str, float | int]:
-    """Evaluates one pass over `batches`.
-
-    Returns:
-        "top1" and "top5" as fractions, "loss" as the mean cross-entropy without smoothing, and "examples".
-    """
-    sums = [eval_step(params, batch) for batch in batches]
-    # In float64 on the host: a float32 sum over 50,000 losses would round in the third digit.
-    totals = {key: np.sum([np.asarray(part[key], np.float64) for part in sums]) for key in sums[0]}
-    examples = int(totals["examples"])
-    return {**{key: float(totals[key] / examples) for key in ("top1", "top5", "loss")}, "examples": examples}
+    def result(self) -> dict[str, float | int]:
+        """Returns "top1" and "top5" (fractions), "loss" (mean cross-entropy without smoothing) and "examples"."""
+        # In float64 on the host: a float32 sum over 50,000 losses would round in the third digit.
+        totals = {
+            key: np.sum([np.asarray(part[key], np.float64) for part in self._sums])
+            for key in ("top1", "top5", "loss", "examples")
+        }
+        examples = int(totals["examples"])
+        return {**{key: float(totals[key] / examples) for key in ("top1", "top5", "loss")}, "examples": examples}

@@ -1,55 +1,21 @@
 """Mixup, cutmix and random erasing, on the device inside the jitted training step.
 
-All three act on normalised images: erased pixels are normal noise of the images' own mean and deviation, which uint8
-batches could not hold, and mixed pixels lie between the grey levels. In the order of timm's training script: normalise,
+All three act on normalized images: erased pixels are normal noise of the images' own mean and deviation, which uint8
+batches could not hold, and mixed pixels lie between the grey levels. In the order of timm's training script: normalize,
 `random_erase`, `mix`.
 """
 
-import dataclasses
 import math
 
 import jax
 import jax.numpy as jnp
 
-from twins_jax.errors import InputError
+from .config import MixConfig
 
 # timm.data.random_erasing.RandomErasing's defaults, from Zhong et al. 2017.
 ERASE_AREA = 0.02, 1 / 3
 ERASE_ASPECT = 0.3, 1 / 0.3
 ERASE_TRIES = 10
-
-
-@dataclasses.dataclass(frozen=True)
-class MixConfig:
-    """How training images are mixed with each other and erased; nothing happens by default.
-
-    Raises:
-        InputError: A field is out of range; the message names it as `mix.FIELD`.
-    """
-
-    mixup_alpha: float = 0.0
-    """Mixup: both parameters of the Beta distribution of its weight (0: no mixup; the paper's recipe has 0.8)."""
-
-    cutmix_alpha: float = 0.0
-    """Cutmix: both parameters of the Beta distribution of the area that is kept (0: no cutmix; the recipe has 1)."""
-
-    switch_probability: float = 0.5
-    """Probability of cutmix where both are on; mixup otherwise."""
-
-    probability: float = 1.0
-    """Probability that a batch is mixed at all."""
-
-    erase_probability: float = 0.0
-    """Probability that a rectangle of an image is replaced by noise (0: never; the recipe has 0.25)."""
-
-    def __post_init__(self) -> None:
-        for field, value in vars(self).items():
-            if field.endswith("alpha"):
-                ok, allowed = 0 <= value < math.inf, "a number that is at least 0"
-            else:
-                ok, allowed = 0 <= value <= 1, "from 0 to 1"
-            if not ok:
-                raise InputError(f"mix.{field}: {value!r}; it must be {allowed}")
 
 
 def mix(key: jax.Array, images: jax.Array, targets: jax.Array, config: MixConfig) -> tuple[jax.Array, jax.Array]:
@@ -60,7 +26,7 @@ def mix(key: jax.Array, images: jax.Array, targets: jax.Array, config: MixConfig
 
     Args:
         key: Decides everything that is drawn.
-        images: float [B, H, W, C], normalised.
+        images: float [B, H, W, C], normalized.
         targets: float [B, classes], with label smoothing if any; mixing smoothed targets is smoothing mixed ones.
         config: Static.
 
@@ -129,7 +95,7 @@ def random_erase(key: jax.Array, images: jax.Array, probability: float) -> jax.A
 
     Args:
         key: Decides everything that is drawn.
-        images: float [B, H, W, C], normalised.
+        images: float [B, H, W, C], normalized.
         probability: Static; 0 leaves out the computation.
 
     Returns:

@@ -5,19 +5,18 @@ import csv
 import heapq
 import html
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from PIL import Image
 
-from twins_jax import Params
 from twins_jax.files import write_text
 from twins_jax.preprocess import normalize
 
-from ...step import Batch
+from ...task import Batch
 
 MAX_IMAGES = 100
 """Misclassified images on the page, those with the surest wrong answers."""
@@ -36,51 +35,50 @@ class Mistake(NamedTuple):
     image: np.ndarray
 
 
-def write_report(
-    folder: Path,
-    apply: Callable[..., jax.Array],
-    params: Params,
-    batches: Iterable[Batch],
-    class_names: Sequence[str],
-) -> None:
-    """Classifies one pass over `batches` and writes FOLDER/confusion.csv and FOLDER/index.html.
+class ReportEvaluator:
+    """Classifies a pass over a split and writes FOLDER/confusion.csv and FOLDER/index.html; implements `Evaluator`.
 
     Args:
         folder: made if it is not there; an older report in it is replaced.
-        apply: `split_model`'s pure function, (params, images) -> logits [B, classes].
-        params: of the model.
-        batches: {"image": uint8 [B, H, W, 3], "label": int32 [B], "mask": bool [B]} on devices of this process.
         class_names: of the labels.
     """
 
-    @jax.jit
-    def predict(params: Params, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        probabilities = jax.nn.softmax(apply(params, normalize(images)))
+    def __init__(self, folder: Path, class_names: Sequence[str]) -> None:
+        self._folder = folder
+        self._class_names = class_names
+        self._confusion = np.zeros((len(class_names), len(class_names)), np.int64)
+        self._worst: list[Mistake] = []
+        self._position = 0
+
+    def step(self, model: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """The predicted classes, int32 [B], and their probabilities, float32 [B]."""
+        probabilities = jax.nn.softmax(model(normalize(batch["image"])))
         return probabilities.argmax(axis=-1), probabilities.max(axis=-1)
 
-    confusion = np.zeros((len(class_names), len(class_names)), np.int64)
-    worst: list[Mistake] = []
-    position = 0
-    for batch in batches:
-        predictions, confidences = (np.asarray(part) for part in predict(params, batch["image"]))
+    def update(self, outputs: tuple[jax.Array, jax.Array], batch: Batch) -> None:
+        """Counts a batch {"image": uint8 [B, H, W, 3], "label": int32 [B], "mask": bool [B]} of this process."""
+        predictions, confidences = (np.asarray(part) for part in outputs)
         images, labels, mask = (np.asarray(batch[key]) for key in ("image", "label", "mask"))
-        np.add.at(confusion, (labels[mask], predictions[mask]), 1)
+        np.add.at(self._confusion, (labels[mask], predictions[mask]), 1)
         for row in np.flatnonzero(mask & (predictions != labels)):
-            mistake = Mistake(
-                float(confidences[row]), position + int(row), int(labels[row]), int(predictions[row]), images[row]
-            )
-            heapq.heappush(worst, mistake)
-            if len(worst) > MAX_IMAGES:
-                heapq.heappop(worst)
-        position += len(labels)
+            place = self._position + int(row)
+            mistake = Mistake(float(confidences[row]), place, int(labels[row]), int(predictions[row]), images[row])
+            heapq.heappush(self._worst, mistake)
+            if len(self._worst) > MAX_IMAGES:
+                heapq.heappop(self._worst)
+        self._position += len(labels)
 
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = io.StringIO()
-    writer = csv.writer(rows)
-    writer.writerow(["true \\ predicted", *class_names])
-    writer.writerows([name, *counts] for name, counts in zip(class_names, confusion.tolist(), strict=True))
-    write_text(folder / "confusion.csv", rows.getvalue())
-    write_text(folder / "index.html", _page(confusion, sorted(worst, reverse=True), class_names))
+    def result(self) -> dict[str, float | int]:
+        """Writes the files; returns "examples"."""
+        names = self._class_names
+        self._folder.mkdir(parents=True, exist_ok=True)
+        rows = io.StringIO()
+        writer = csv.writer(rows)
+        writer.writerow(["true \\ predicted", *names])
+        writer.writerows([name, *counts] for name, counts in zip(names, self._confusion.tolist(), strict=True))
+        write_text(self._folder / "confusion.csv", rows.getvalue())
+        write_text(self._folder / "index.html", _page(self._confusion, sorted(self._worst, reverse=True), names))
+        return {"examples": int(self._confusion.sum())}
 
 
 def _page(confusion: np.ndarray, mistakes: Sequence[Mistake], class_names: Sequence[str]) -> str:

@@ -13,14 +13,14 @@ import numpy as np
 
 from ...data import pixels
 from ...data.augment import RandAugment
-from ...data.config import DataConfig
 from ...data.decode import decode
 from ...data.records import Record
+from .config import ClassificationDataConfig
 
 Transforms = list[grain.transforms.Map | grain.transforms.RandomMap]
 
 
-def train_transforms(config: DataConfig) -> Transforms:
+def train_transforms(config: ClassificationDataConfig) -> Transforms:
     """Returns the transforms from a `Record` to {"image": uint8 [S, S, 3], "label": int32 []}, S = image_size."""
     transforms: Transforms = [
         Decode(),
@@ -32,7 +32,7 @@ def train_transforms(config: DataConfig) -> Transforms:
     return [*transforms, ToExample()]
 
 
-def eval_transforms(config: DataConfig) -> Transforms:
+def eval_transforms(config: ClassificationDataConfig) -> Transforms:
     """Returns the transforms from a `Record` to {"image": uint8 [S, S, 3], "label": int32 []}, S = image_size."""
     # timm.data.transforms_factory.transforms_imagenet_eval rounds down too.
     resize = math.floor(config.image_size / config.eval_crop)

@@ -5,8 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from train.tasks.classification.metrics import evaluate, make_eval_step
+from train.evaluate import evaluate, make_eval_step
+from train.tasks.classification.metrics import ClassificationEvaluator
 from twins_jax.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from twins_jax.sharding import make_mesh
 
@@ -14,10 +16,15 @@ NAN_ROW = 255
 """The image of padded rows: its logits are NaN, so that one that counts shows."""
 
 
-def look_up(params: dict[str, Any], images: jax.Array) -> jax.Array:
+class LookUp(nnx.Module):
     """A model that knows its logits: the first pixel's red says which row of a table they are."""
-    red = (images[:, 0, 0, 0] * IMAGENET_STD[0] + IMAGENET_MEAN[0]) * 255
-    return params["table"][jnp.round(red).astype(jnp.int32)]
+
+    def __init__(self, table: np.ndarray) -> None:
+        self.table = nnx.Param(jnp.asarray(table))
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        red = (images[:, 0, 0, 0] * IMAGENET_STD[0] + IMAGENET_MEAN[0]) * 255
+        return self.table[...][jnp.round(red).astype(jnp.int32)]
 
 
 def batches(labels: np.ndarray, size: int) -> Iterator[dict[str, jax.Array]]:
@@ -32,7 +39,9 @@ def batches(labels: np.ndarray, size: int) -> Iterator[dict[str, jax.Array]]:
 def evaluated(logits: np.ndarray, labels: np.ndarray, size: int) -> dict[str, float | int]:
     table = np.full((256, logits.shape[1]), np.nan, np.float32)
     table[: len(logits)] = logits
-    return evaluate(make_eval_step(look_up, make_mesh()), {"table": table}, batches(labels, size))
+    evaluator, graphdef = ClassificationEvaluator(), nnx.graphdef(LookUp(table))
+    step = make_eval_step(evaluator, graphdef, make_mesh())
+    return evaluate(evaluator, step, {"table": table}, {}, batches(labels, size))
 
 
 @pytest.mark.parametrize("size", [1, 8, 23, 32])
@@ -74,5 +83,7 @@ def test_sums_are_exact() -> None:
     # In float32 a sum of 2**24 takes up no 1 any more.
     sums = {"top1": np.int32(1), "top5": np.int32(1), "loss": np.float32(2**24), "examples": np.int32(2)}
     one = {"top1": np.int32(0), "top5": np.int32(0), "loss": np.float32(1), "examples": np.int32(2)}
-    result = evaluate(lambda _, batch: batch, {}, [sums, one, one, one])  # type: ignore[arg-type, list-item, return-value]
-    assert result == {"top1": 1 / 8, "top5": 1 / 8, "loss": (2**24 + 3) / 8, "examples": 8}
+    evaluator: Any = ClassificationEvaluator()
+    for part in (sums, one, one, one):
+        evaluator.update(part, {})
+    assert evaluator.result() == {"top1": 1 / 8, "top5": 1 / 8, "loss": (2**24 + 3) / 8, "examples": 8}

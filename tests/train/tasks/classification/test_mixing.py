@@ -257,5 +257,5 @@ def test_erased_pixels_are_normal_noise() -> None:
     ],
 )
 def test_field_out_of_range(field: str, value: Any) -> None:
-    with pytest.raises(InputError, match=rf"^mix\.{field}: {re.escape(repr(value))}; it must be "):
+    with pytest.raises(InputError, match=rf"^mix\.{field}={re.escape(repr(value))}: must be "):
         MixConfig(**{field: value})

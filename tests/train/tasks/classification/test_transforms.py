@@ -9,8 +9,8 @@ from PIL import Image
 
 from tests.support.paths import SHARED_DATA
 from train.data.augment import RandAugment
-from train.data.config import DataConfig
 from train.data.folder import FolderSource
+from train.tasks.classification.config import ClassificationDataConfig
 from train.tasks.classification.transforms import (
     Decode,
     RandomResizedCrop,
@@ -29,7 +29,7 @@ def noise(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8))
 
 
-def apply_eval(config: DataConfig, record: Any) -> np.ndarray:
+def apply_eval(config: ClassificationDataConfig, record: Any) -> np.ndarray:
     for transform in eval_transforms(config):
         record = transform.map(record)
     return record["image"]
@@ -52,7 +52,7 @@ def test_evaluation_equals_torchvision(
     resize: int,
 ) -> None:
     image = noise(*size)
-    config = DataConfig(image_size=image_size, eval_crop=eval_crop)
+    config = ClassificationDataConfig(image_size=image_size, eval_crop=eval_crop)
     actual = apply_eval(config, {"image": encode(np.asarray(image)), "label": 3, "name": ""})
     assert (actual.shape, actual.dtype) == ((image_size, image_size, 3), np.uint8)
     np.testing.assert_array_equal(actual, np.asarray(torchvision_eval(torchvision, resize, image_size)(image)))
@@ -69,7 +69,7 @@ def test_evaluation_of_imagenet_equals_torchvision(torchvision: ModuleType, tmp_
         record = source[index]
         with Image.open(record["name"]) as image:
             expected = np.asarray(reference(image.convert("RGB")))
-        np.testing.assert_array_equal(apply_eval(DataConfig(), record), expected)
+        np.testing.assert_array_equal(apply_eval(ClassificationDataConfig(), record), expected)
 
 
 def drawing_from(torch: ModuleType, rng: np.random.Generator) -> SimpleNamespace:
@@ -141,7 +141,7 @@ def test_flip() -> None:
 
 
 def test_training_list() -> None:
-    config = DataConfig(image_size=40, crop_scale=(0.2, 0.9), crop_ratio=(0.5, 2.0), flip=0.1)
+    config = ClassificationDataConfig(image_size=40, crop_scale=(0.2, 0.9), crop_ratio=(0.5, 2.0), flip=0.1)
     decode, crop, to_example = train_transforms(config)
     assert isinstance(decode, Decode)
     assert crop == RandomResizedCrop(40, (0.2, 0.9), (0.5, 2.0), 0.1)
@@ -154,7 +154,7 @@ def test_training_list() -> None:
 
 
 def test_training_list_with_rand_augment() -> None:
-    config = DataConfig(rand_augment_layers=3, rand_augment_magnitude=7.5, rand_augment_std=0.1)
+    config = ClassificationDataConfig(rand_augment_layers=3, rand_augment_magnitude=7.5, rand_augment_std=0.1)
     *others, augment, to_example = train_transforms(config)
     assert [type(transform) for transform in others] == [Decode, RandomResizedCrop]
     assert augment == RandAugment(3, 7.5, 0.1)
@@ -162,7 +162,7 @@ def test_training_list_with_rand_augment() -> None:
 
 
 def test_evaluation_list() -> None:
-    decode, crop, to_example = eval_transforms(DataConfig(rand_augment_layers=2))
+    decode, crop, to_example = eval_transforms(ClassificationDataConfig(rand_augment_layers=2))
     assert isinstance(decode, Decode)
     assert crop == ResizedCenterCrop(256, 224)
     assert isinstance(to_example, ToExample)

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from train.data.config import DataConfig
+from train.tasks.classification.config import ClassificationDataConfig
 from twins_jax.errors import InputError
 
 
@@ -36,22 +36,22 @@ from twins_jax.errors import InputError
     ],
 )
 def test_field_out_of_range(field: str, value: Any) -> None:
-    with pytest.raises(InputError, match=rf"^data\.{field}: {re.escape(repr(value))}; it must be "):
-        DataConfig(**{field: value})
+    with pytest.raises(InputError, match=rf"^data\.{field}={re.escape(repr(value))}: must be "):
+        ClassificationDataConfig(**{field: value})
 
 
 def test_folder_needs_a_root() -> None:
-    with pytest.raises(InputError, match=r"^data\.dir: ''"):
-        DataConfig(source="folder")
-    DataConfig(source="folder", dir="somewhere")
+    with pytest.raises(InputError, match=r"^data\.dir=''"):
+        ClassificationDataConfig(source="folder")
+    ClassificationDataConfig(source="folder", dir="somewhere")
 
 
 def test_command_line() -> None:
     tyro = pytest.importorskip("tyro")
-    config = tyro.cli(DataConfig, args=["--source", "imagenet2012:5.1.0", "--crop-scale", "0.2", "0.9"])
-    assert config == DataConfig(source="imagenet2012:5.1.0", crop_scale=(0.2, 0.9))
+    config = tyro.cli(ClassificationDataConfig, args=["--source", "imagenet2012:5.1.0", "--crop-scale", "0.2", "0.9"])
+    assert config == ClassificationDataConfig(source="imagenet2012:5.1.0", crop_scale=(0.2, 0.9))
 
 
 def test_default_augments_with_crop_and_flip_only() -> None:
-    config = DataConfig()
+    config = ClassificationDataConfig()
     assert (config.rand_augment_layers, config.repeated_augmentation) == (0, 1)

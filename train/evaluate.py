@@ -1,0 +1,42 @@
+"""One pass over the evaluation split."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from twins_jax import BatchStats, Params, merge_model
+
+from .task import Batch, Evaluator
+
+EvalStep = Callable[[Params, BatchStats, Batch], Any]
+
+
+def make_eval_step(evaluator: Evaluator, graphdef: nnx.GraphDef[Any], mesh: Mesh) -> EvalStep:
+    """Jits an evaluator's step.
+
+    Args:
+        evaluator: whose `step` it is; that of every evaluator of the same task is the same function.
+        graphdef: of the model.
+        mesh: over which parameters and batches are laid out; every process gets the outputs.
+
+    Returns:
+        (params, batch_stats, batch) -> the outputs of `Evaluator.step`.
+    """
+
+    def eval_step(params: Params, batch_stats: BatchStats, batch: Batch) -> Any:
+        return evaluator.step(merge_model(graphdef, params, batch_stats), batch)
+
+    return jax.jit(eval_step, out_shardings=NamedSharding(mesh, P()))
+
+
+def evaluate(
+    evaluator: Evaluator, eval_step: EvalStep, params: Params, batch_stats: BatchStats, batches: Iterable[Batch]
+) -> dict[str, float | int]:
+    """Evaluates one pass over `batches` with a new evaluator, and returns its result."""
+    for batch in batches:
+        evaluator.update(eval_step(params, batch_stats, batch), batch)
+    return evaluator.result()

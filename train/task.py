@@ -1,0 +1,107 @@
+"""The seam between the training system and what it trains: one loop, one `Task` for each kind of problem.
+
+The loop, the step, the evaluation and the checkpoints know a task by this protocol alone; `tasks/*/task.py` hold the
+implementations.
+"""
+
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import grain
+import jax
+import numpy as np
+from flax import nnx
+
+Split = Literal["train", "eval"]
+
+Batch = dict[str, Any]
+"""Arrays by name, each with the examples of the batch along its first axis."""
+
+
+class Evaluator(Protocol):
+    """Evaluates one pass over a split."""
+
+    def step(self, model: Any, batch: Batch) -> Any:
+        """Computes a pytree of arrays from a batch: a pure function, which the loop compiles once for all passes.
+
+        Args:
+            model: with running statistics, and without randomness.
+            batch: over all devices; rows of padding have a False "mask".
+
+        Returns:
+            Arrays that every process gets whole.
+        """
+
+    def update(self, outputs: Any, batch: Batch) -> None:
+        """Takes in the outputs of `step` for a batch. Need not wait for the device."""
+
+    def result(self) -> dict[str, float | int]:
+        """The figures of the pass, "examples" among them."""
+
+
+class Task(Protocol):
+    """A data set, a model, a loss and an evaluation."""
+
+    @property
+    def best_metric(self) -> str:
+        """The figure of an evaluation that decides which checkpoint is the best: the one with the largest."""
+
+    @property
+    def train_examples(self) -> int:
+        """Examples in an epoch."""
+
+    @property
+    def eval_examples(self) -> int:
+        """Examples in an evaluation."""
+
+    def create_model(self, rngs: nnx.Rngs) -> nnx.Module:
+        """The model with its first weights, fresh or read from a file.
+
+        Args:
+            rngs: `params` stream for fresh weights.
+
+        Raises:
+            InputError: the file cannot be read or does not fit.
+        """
+
+    def batches(self, split: Split, batch_size: int, *, shard: int = 0, shards: int = 1) -> grain.IterDataset:
+        """Batches of NumPy arrays: an endless stream of "train", in an order of the seed's; "eval" once, in order.
+
+        Args:
+            split: which examples.
+            batch_size: of this shard's batches.
+            shard: which of `shards` parts to read.
+            shards: number of parts, one for each process of the run.
+        """
+
+    def batch_shapes(self, split: Split, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of a batch of `batches`; "eval" has a bool "mask" [batch_size], False on padding."""
+
+    def augment(self, batch: Batch, key: jax.Array) -> Batch:
+        """Changes a batch on the device, inside the training step and before the batch is cut into parts.
+
+        Args:
+            batch: of "train", over all devices.
+            key: the step's. The step takes the last of its three children (`jax.random.split(key, 3)`) for dropout;
+                the first two are for this.
+        """
+
+    def loss(self, model: Any, batch: Batch, rngs: nnx.Rngs) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The mean loss over a batch, or a part of one, and other scalars to log.
+
+        Args:
+            model: whose running statistics it may update.
+            batch: as `augment` returns it.
+            rngs: `dropout` stream; its presence means training.
+        """
+
+    def evaluator(self) -> Evaluator:
+        """A new evaluator."""
+
+    def report(self, folder: Path) -> Evaluator:
+        """A new evaluator whose `result` writes FOLDER/index.html, a page that shows where the model errs."""
+
+
+def zeros(shapes: dict[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:
+    """A batch of nothing but padding."""
+    return {name: np.zeros(shape.shape, shape.dtype) for name, shape in shapes.items()}

@@ -1,0 +1,121 @@
+"""Classification as a task of the training system."""
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+import twins_jax
+from twins_jax import InputError, TwinsClassifier
+from twins_jax.preprocess import normalize
+
+from ...data.pipeline import eval_batches, train_batches
+from ...data.records import Source
+from ...data.sources import DatasetInfo, dataset_info, open_source
+from ...task import Batch, Split
+from .config import ClassificationConfig
+from .losses import cross_entropy, smooth_targets
+from .metrics import ClassificationEvaluator
+from .mixing import mix, random_erase
+from .report import ReportEvaluator
+from .transforms import eval_transforms, train_transforms
+
+
+class ClassificationTask:
+    """Trains a `TwinsClassifier` on images with one label each; implements `Task`.
+
+    Args:
+        config: the run's.
+        info: of the data set, where its files are not to be read.
+
+    Raises:
+        InputError: the data set is not what it must be.
+    """
+
+    best_metric = "top1"
+
+    def __init__(self, config: ClassificationConfig, info: DatasetInfo | None = None) -> None:
+        self._config = config
+        self.info = info or dataset_info(config.data)
+
+    @property
+    def train_examples(self) -> int:
+        return self.info.train_examples
+
+    @property
+    def eval_examples(self) -> int:
+        return self.info.eval_examples
+
+    def create_model(self, rngs: nnx.Rngs) -> TwinsClassifier:
+        """The classifier with fresh weights, or those of `config.init`.
+
+        Raises:
+            InputError: `init` cannot be loaded or is of another variant than `model.name`; or, with `eval_only`, of
+                another number of classes.
+        """
+        config, num_classes = self._config, self.info.num_classes
+        options: dict[str, Any] = dict(config.model)
+        if not config.init:
+            return twins_jax.create_model(num_classes=num_classes, rngs=rngs, **options)
+        if not config.eval_only:
+            return twins_jax.from_pretrained(config.init, num_classes=num_classes, rngs=rngs, **options)
+        model = twins_jax.from_pretrained(config.init, **options)  # a fresh head is of use only to training
+        if model.num_classes != num_classes:
+            raise InputError(f"init: {config.init} has {model.num_classes} classes, and the data {num_classes}")
+        return model
+
+    def batches(self, split: Split, batch_size: int, *, shard: int = 0, shards: int = 1) -> grain.IterDataset:
+        """Batches {"image": uint8 [B, S, S, 3], "label": int32 [B]}, and of "eval" a "mask": bool [B]."""
+        data = self._config.data
+        if split == "eval":
+            transforms = eval_transforms(data)
+            return eval_batches(self._sources[split], transforms, data, batch_size, shard=shard, shards=shards)
+        return train_batches(
+            self._sources[split],
+            train_transforms(data),
+            data,
+            batch_size,
+            seed=self._config.seed,
+            repeats=data.repeated_augmentation,
+            shard=shard,
+            shards=shards,
+        )
+
+    @functools.cached_property
+    def _sources(self) -> Mapping[Split, Source]:
+        data = self._config.data
+        return {"train": open_source(data, "train"), "eval": open_source(data, "eval")}
+
+    def batch_shapes(self, split: Split, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        side = self._config.data.image_size
+        shapes = {
+            "image": jax.ShapeDtypeStruct((batch_size, side, side, 3), jnp.uint8),
+            "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+        }
+        if split == "eval":
+            shapes["mask"] = jax.ShapeDtypeStruct((batch_size,), jnp.bool_)
+        return shapes
+
+    def augment(self, batch: Batch, key: jax.Array) -> Batch:
+        """Normalizes, erases and mixes: {"image": float32 [B, S, S, 3], "target": float32 [B, classes]}."""
+        config = self._config
+        erase_key, mix_key, _ = jax.random.split(key, 3)
+        images = random_erase(erase_key, normalize(batch["image"]), config.mix.erase_probability)
+        targets = smooth_targets(batch["label"], self.info.num_classes, config.label_smoothing)
+        images, targets = mix(mix_key, images, targets, config.mix)
+        return {"image": images, "target": targets}
+
+    def loss(self, model: Any, batch: Batch, rngs: nnx.Rngs) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The mean cross-entropy."""
+        return cross_entropy(model(batch["image"], rngs=rngs), batch["target"]).mean(), {}
+
+    def evaluator(self) -> ClassificationEvaluator:
+        return ClassificationEvaluator()
+
+    def report(self, folder: Path) -> ReportEvaluator:
+        return ReportEvaluator(folder, self.info.class_names)
