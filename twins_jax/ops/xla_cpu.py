@@ -2,7 +2,7 @@
 
 Other backends see an identity, or the same arithmetic at no cost worth naming. The figures were measured with jaxlib
 0.10.2 on two cores of an Intel Xeon, in float32, and are milliseconds of a batch of eight images of 224x224
-(docs/performance.md). To find out whether a trick can go with a later jaxlib, replace its body as its docstring says,
+(docs/design.md). To find out whether a trick can go with a later jaxlib, replace its body as its docstring says,
 and compare `python -m train.benchmark --variants twins_pcpvt_small twins_svt_small` before and after, with
 `--mode train` where it concerns gradients. Without a trick results round differently, so older runs no longer continue
 bit for bit.
@@ -16,8 +16,8 @@ The forms, by the function that has them:
   alone; without a rule of its own, the erf of every hidden number is stored for it.
 - `numerics.layer_norm` normalizes before it scales. The other order, that of `nnx.LayerNorm`, stores an array of scales
   over deviations, as large as the input, in training.
-- `attention.softmax_attention` has one batch axis of contiguous matrices for its products, which run at five times the
-  speed that they have with several batch axes, or with heads between positions and channels.
+- `attention.softmax_attention` multiplies matrices with one batch axis. With several batch axes, or with heads between
+  positions and channels, the products run at a fifth of the speed.
 - `convolution.patch_conv` is a matrix product and `convolution.depthwise_conv` nine multiply-adds: with `lax.conv` for
   both, SVT-S took 1.3 times as long, and a convolution with C groups takes ten times as long as the multiply-adds.
 """

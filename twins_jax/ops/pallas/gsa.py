@@ -1,7 +1,7 @@
 """GSA's attention as kernels: a program attends from a tile of queries of one head, to all keys, tile by tile.
 
-The kernels read the projections' outputs as they lie and keep no scores: the running softmax of FlashAttention-2 (arXiv
-2307.08691), whose log-sum-exp is all that the backward pass needs beside the arguments and the result.
+The kernels read the projections' outputs without a copy and keep no scores. They compute the running softmax of
+FlashAttention-2 (arXiv 2307.08691); beside the arguments and the result, the backward pass needs its log-sum-exp alone.
 """
 
 import functools
@@ -85,7 +85,7 @@ def _call_forward(query: jax.Array, key_value: jax.Array, *, interpret: bool) ->
     keys = key_value.shape[1]
     out: Arrays = pl.pallas_call(
         functools.partial(_forward_kernel, queries=queries, keys=keys),
-        # Heads come first, so run beside each other: those of one position lie in the same lines of the cache.
+        # Heads come first and run beside each other: those of one position share lines of the cache.
         grid=(heads, pl.cdiv(queries, TILE), batch),
         in_specs=[
             pl.BlockSpec((None, TILE, None, None, dim), lambda head, tile, image: (image, tile, 0, head, 0)),
@@ -238,7 +238,7 @@ def _forward_kernel(
 
 
 class _Queries:
-    """What the backward pass needs of a tile of queries, from position `start` of the refs' [N, d]."""
+    """A tile of queries as the backward pass needs it, from position `start` of the refs' [N, d]."""
 
     def __init__(self, refs: tuple[Ref, ...], start: jax.Array | int, there: jax.Array) -> None:
         *by_query, log_sum_exp_ref = refs

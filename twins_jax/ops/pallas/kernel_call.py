@@ -1,4 +1,4 @@
-"""What the kernels share: their tiles, and how they are called."""
+"""Tiles of the kernels, and the call of a kernel."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -16,12 +16,12 @@ TILE = 64
 """Queries, and keys, of one tile of scores. A window's 49 and the 49 keys of GSA at 224x224 fill one."""
 
 COMPILER_PARAMS = plgpu.CompilerParams(num_warps=4, num_stages=1)
-"""Triton's. With 4 warps no kernel spills registers in bfloat16 (docs/performance.md); loops are short, so their loads
+"""Triton's. With 4 warps no kernel spills registers in bfloat16 (docs/gpu_attention.md); loops are short, so their loads
 are not pipelined. Neither has been tuned on a GPU."""
 
 Arrays = tuple[jax.Array, ...]
 Ref = Any
-"""What a kernel sees of an array; `plgpu.load` and `jax.Array.at` do not agree on a public type."""
+"""An array within a kernel; `plgpu.load` and `jax.Array.at` do not agree on a public type."""
 
 
 def call(kernel: Callable[..., Arrays], batched: Sequence[jax.Array], shared: Sequence[jax.Array] = ()) -> Arrays:

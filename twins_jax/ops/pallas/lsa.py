@@ -1,8 +1,7 @@
 """LSA's attention as one kernel each way: a program attends within one window and head.
 
-The kernels read the projection's map as it lies and write a map, so indices alone move windows and heads about, and
-nothing goes to memory but the result. The backward pass computes the scores again: it needs no more than query, key and
-value, which are stored anyway.
+The kernels read the projection's map and write a map: their indices alone move windows and heads, and only the result
+goes to memory. The backward pass computes the scores again from query, key and value, which are stored anyway.
 """
 
 import dataclasses
@@ -21,7 +20,7 @@ QUERY, KEY, VALUE = range(3)
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-    """How LSA sees a map.
+    """The windows of a map.
 
     Attributes:
         height: of the map.
@@ -90,7 +89,7 @@ def _backward(qkv: jax.Array, padding: jax.Array, gradient: jax.Array, num_heads
     kernel = functools.partial(_call_backward, windows=windows)
     d_qkv, *d_by_window = call(kernel, arguments, [padding.reshape(3, num_heads, -1)])
     d_padding = jnp.zeros(padding.shape, jnp.float32)
-    if d_by_window:  # [B, rows, columns, 2, heads, d]; nobody reads what padding's queries attend to
+    if d_by_window:  # [B, rows, columns, 2, heads, d]; padding's queries have no gradient
         d_padding = d_padding.at[padding.size // 3 :].set(d_by_window[0].sum((0, 1, 2)).ravel())
     return d_qkv.reshape(qkv.shape), d_padding.astype(padding.dtype)
 
@@ -101,10 +100,10 @@ def _by_head(x: jax.Array, parts: int, num_heads: int) -> jax.Array:
 
 
 def _specs(qkv: jax.Array, windows: Windows) -> tuple[tuple[int, ...], dict[str, pl.BlockSpec]]:
-    """The grid of programs, and what of each array one of them sees."""
+    """The grid of programs, and the block of each array that one of them reads or writes."""
     batch, *_, heads, dim = qkv.shape
     rows, columns = windows.rows_and_columns
-    # Heads come first, so run beside each other: those of one position lie in the same lines of the cache.
+    # Heads come first and run beside each other: those of one position share lines of the cache.
     grid = (heads, columns, rows, batch)
 
     def window(parts: int) -> pl.BlockSpec:
@@ -178,7 +177,7 @@ class _Tile:
         return plgpu.load(ref.at[self._index(part, ref)], mask=self.in_map[:, None], other=0)
 
     def store(self, ref: Ref, part: int, values: jax.Array) -> None:
-        """Stores what lies in the map."""
+        """Stores the positions of the map."""
         plgpu.store(ref.at[self._index(part, ref)], values.astype(ref.dtype), mask=self.in_map[:, None])
 
 
