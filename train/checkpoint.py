@@ -213,8 +213,8 @@ class _Manager(ocp.CheckpointManager):
 
 def _items(state: TrainState) -> dict[str, Tree]:
     """The parts of a state that are saved, as nested dicts: files then do not depend on optax's classes."""
-    parts = {name: getattr(state, name) for name in ITEMS}
-    return {name: traverse_util.unflatten_dict(_leaves(part), sep="/") for name, part in parts.items() if part}
+    leaves = {name: _leaves(getattr(state, name)) for name in ITEMS}
+    return {name: traverse_util.unflatten_dict(part, sep="/") for name, part in leaves.items() if part}
 
 
 def _fill(part: Any, tree: Tree) -> Any:

@@ -11,10 +11,9 @@ from flax import nnx
 
 from twins_jax import BatchStats, Params, merge_model
 
-from .task import Batch, Task
-
 if TYPE_CHECKING:
     from .experiment import Experiment
+    from .task import Batch, Task
 
 TRAINING_FACTOR = 3
 """A training step costs about three forward passes: the backward pass has two matrix products for each of the first."""
@@ -58,7 +57,7 @@ def describe(experiment: "Experiment") -> Performance:
     )
 
 
-def evaluation_flops(task: Task, graphdef: nnx.GraphDef[Any], params: Params, batch_stats: BatchStats) -> float:
+def evaluation_flops(task: "Task", graphdef: nnx.GraphDef[Any], params: Params, batch_stats: BatchStats) -> float:
     """Operations of evaluating one example, which are its forward pass's but for a few.
 
     Args:
@@ -69,7 +68,7 @@ def evaluation_flops(task: Task, graphdef: nnx.GraphDef[Any], params: Params, ba
     """
     evaluator = task.evaluator()
 
-    def step(params: Params, batch_stats: BatchStats, batch: Batch) -> Any:
+    def step(params: Params, batch_stats: BatchStats, batch: "Batch") -> Any:
         return evaluator.step(merge_model(graphdef, params, batch_stats), batch)
 
     return _flops(step, params, batch_stats, task.batch_shapes("eval", 1))

@@ -5,12 +5,14 @@ implementations.
 """
 
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import grain
 import jax
 import numpy as np
 from flax import nnx
+
+if TYPE_CHECKING:
+    import grain
 
 Split = Literal["train", "eval"]
 
@@ -64,7 +66,7 @@ class Task(Protocol):
             InputError: the file cannot be read or does not fit.
         """
 
-    def batches(self, split: Split, batch_size: int, *, shard: int = 0, shards: int = 1) -> grain.IterDataset:
+    def batches(self, split: Split, batch_size: int, *, shard: int = 0, shards: int = 1) -> "grain.IterDataset":
         """Batches of NumPy arrays: an endless stream of "train", in an order of the seed's; "eval" once, in order.
 
         Args:

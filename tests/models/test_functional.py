@@ -5,7 +5,8 @@ import numpy as np
 from flax import nnx
 
 import twins_jax
-from tests.support.models import IMAGES, PCPVT, SVT, classifier, named, run
+from tests.support.batch_norm import Normed
+from tests.support.models import IMAGES, PCPVT, SVT, classifier, named, random_array, run
 
 
 def test_apply_equals_the_model(logits: jax.Array) -> None:
@@ -55,3 +56,21 @@ def test_set_params_puts_in_what_get_params_takes_out() -> None:
     assert actual.keys() == named(expected).keys()
     for path, values in named(expected).items():
         np.testing.assert_array_equal(actual[path], values)
+
+
+def test_running_statistics_are_split_off() -> None:
+    model, images, key = Normed(5, rngs=nnx.Rngs(0)), random_array(4, 32, 32, 3), jax.random.key(0)
+    expected, untouched = model(images), named(twins_jax.get_batch_stats(model))
+    apply, params, batch_stats = twins_jax.split_model(model)
+    names = {"embed/kernel", "embed/bias", "bn/scale", "bn/bias", "head/kernel", "head/bias"}
+    assert set(named(params)) == names
+    assert set(named(batch_stats)) == {"bn/mean", "bn/var"}
+    np.testing.assert_allclose(jax.jit(apply)(params, batch_stats, images), expected, rtol=1e-5)
+
+    logits, moved = jax.jit(apply)(params, batch_stats, images, key)
+    by_model = model(images, rngs=nnx.Rngs(dropout=key))
+    np.testing.assert_allclose(logits, by_model, rtol=1e-4, atol=1e-6)
+    for path, values in named(twins_jax.get_batch_stats(model)).items():
+        np.testing.assert_allclose(named(moved)[path], values, rtol=1e-5, atol=1e-7)
+        assert np.abs(values - untouched[path]).max() > 1e-4  # a step's share of the batch's statistics
+        np.testing.assert_array_equal(named(batch_stats)[path], untouched[path])

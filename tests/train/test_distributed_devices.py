@@ -16,6 +16,7 @@ from jax.sharding import AxisType, Mesh
 
 import train.experiment
 import twins_jax.config
+from tests.support import batch_norm
 from tests.support.classification import train_batches
 from tests.support.models import SVT
 from tests.support.paths import ROOT
@@ -129,6 +130,12 @@ def measure(folder: Path) -> dict[str, Any]:
             resumed, values = steps(run, restored, [next(position) for _ in more])
             found["resumed"] = equal(resumed, unbroken) and values == expected
 
+    for name in ("one device", "data 8"):
+        train.experiment.make_mesh = lambda fsdp, name=name: mesh(name)  # noqa: ARG005
+        run = build(batch_norm.config(batch_size=BATCH, optim=dataclasses.replace(digits().optim, accumulate=2)))
+        state, _ = steps(run, run.state, [next(training_data(folder)) for _ in range(2)])
+        found[f"statistics on {name}"] = {name: np.asarray(x).tolist() for name, x in state.batch_stats["bn"].items()}
+
     tiny = dataclasses.replace(config(folder, "fsdp 8"), model=ModelConfig(name="twins_svt_tiny"))
     optimizer = make_optimizer(tiny, make_schedule(tiny, 1442))
     params = get_params(tiny.make_task().create_model(nnx.Rngs(0)))
@@ -191,3 +198,9 @@ def test_checkpoint_of_split_parameters(found: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     Path(sys.argv[1], "found.json").write_text(json.dumps(measure(Path(sys.argv[1])), indent=1))
+
+
+def test_batch_norm_is_synchronized(found: dict[str, Any]) -> None:
+    """The statistics are those of the whole batch on one device; those of one device's rows would differ by a tenth."""
+    for name, values in found["statistics on one device"].items():
+        np.testing.assert_allclose(found["statistics on data 8"][name], values, rtol=ROUNDING, atol=ROUNDING)

@@ -9,11 +9,10 @@ compiles the program that it would run there. Exit code 0 where it fits into the
 import dataclasses
 import sys
 import time
-import types
 from collections.abc import Sequence
 from importlib import metadata, util
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any
 
 import jax
 import tyro
@@ -39,14 +38,11 @@ from .tpu import Chip, topology_devices
 EXIT_DOES_NOT_FIT = 1
 
 
-Config = TypeVar("Config", bound=RunConfig)
-
-
-@dataclasses.dataclass(frozen=True)
-class Arguments(Generic[Config]):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arguments:
     """The program to compile, and the chips to compile it for."""
 
-    train: Annotated[Config, tyro.conf.arg(name="")]
+    train: RunConfig
 
     topology: str = "v5e:2x2"
     """Generation and shape of the slice: v5e:4x4, v5p:2x2x4, v6e:16x16."""
@@ -228,10 +224,11 @@ def _figures(report: Report, config: RunConfig, arguments: Sequence[str]) -> dic
     return about | figures | {"config": dataclasses.asdict(config)}
 
 
-def _arguments(config: RunConfig) -> Arguments[RunConfig]:
+def _arguments(config: RunConfig) -> Arguments:
     """The arguments before any flag, of a type that has the flags of this config's type."""
-    of_task: Any = types.GenericAlias(Arguments, (type(config),))
-    arguments: Arguments[RunConfig] = of_task(config)
+    train = ("train", Annotated[type(config), tyro.conf.arg(name="")])
+    of_task = dataclasses.make_dataclass("Arguments", [train], bases=(Arguments,), frozen=True, kw_only=True)
+    arguments: Arguments = of_task(train=config)
     return arguments
 
 

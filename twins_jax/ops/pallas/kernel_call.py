@@ -16,7 +16,7 @@ TILE = 64
 """Queries, and keys, of one tile of scores. A window's 49 and the 49 keys of GSA at 224x224 fill one."""
 
 COMPILER_PARAMS = plgpu.CompilerParams(num_warps=4, num_stages=1)
-"""Triton's. With 4 warps no kernel spills registers in bfloat16 (docs/gpu_attention.md); loops are short, so their loads
+"""Triton's. With 4 warps no kernel spills registers in bfloat16 (docs/gpu_attention.md). Loops are short: their loads
 are not pipelined. Neither has been tuned on a GPU."""
 
 Arrays = tuple[jax.Array, ...]
