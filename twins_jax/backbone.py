@@ -97,7 +97,7 @@ class TwinsBackbone(nnx.Module):
             Stage(stage, drop_path_rates=rates, config=config, rngs=rngs)
             for stage, rates in enumerate(config.drop_path_rates())
         )
-        if config.stage_norms:
+        if config.stage_norms:  # upstream's `norm_list` (`extra_norm` in `segmentation/gvt.py` and `detection/gvt.py`)
             self.norms = nnx.List(LayerNorm(dim, epsilon=1e-6, config=config) for dim in config.embed_dims)
 
     def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> tuple[jax.Array, ...]:
@@ -108,7 +108,8 @@ class TwinsBackbone(nnx.Module):
             rngs: `dropout` stream; with it dropout and stochastic depth act, without it the model is deterministic.
 
         Returns:
-            Maps [B, H // s, W // s, C] at strides s = 4, 8, 16 and 32 (rounded down stage by stage) in `config.dtype`.
+            Maps [B, H // s, W // s, C] at strides s = 4, 8, 16 and 32 (rounded down stage by stage) in `config.dtype`,
+            each of them what the next stage reads. With `config.stage_norms` a map is normed first.
 
         Raises:
             InputError: (a ValueError) naming what is wrong with the images.
@@ -116,11 +117,11 @@ class TwinsBackbone(nnx.Module):
         _check_images(images, self.config.in_channels)
         x = images.astype(self.config.dtype)
         maps = []
-        for stage in self.stages:
+        for i, stage in enumerate(self.stages):
             x = stage(x, rngs)
+            if self.config.stage_norms:
+                x = self.norms[i](x)
             maps.append(x)
-        if self.config.stage_norms:
-            return tuple(norm(x) for norm, x in zip(self.norms, maps, strict=True))
         return tuple(maps)
 
 

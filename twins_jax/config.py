@@ -39,7 +39,8 @@ class TwinsConfig:
         attention_implementation: what computes the attentions: "xla", the plain formulation; "pallas", fused kernels
             for GPUs (CPUs interpret them, for tests); "cudnn", cuDNN's kernel; "auto", what is fastest where the model
             is traced and applies to it. See `twins_jax.fused.choose`.
-        stage_norms: a LayerNorm on each of the backbone's four outputs, as upstream's dense SVT backbones have.
+        stage_norms: a LayerNorm at the end of each stage, as upstream's dense SVT backbones have; its output is the
+            stage's map and the next stage's input.
         dtype: of the computation. Softmax and the statistics of LayerNorm are float32 at least.
         param_dtype: of the parameters.
         remat: recompute each block's activations in the backward pass instead of storing them.

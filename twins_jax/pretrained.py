@@ -104,7 +104,8 @@ def create_backbone(
         dropout_rate: as in `create_model`.
         window_padding: as in `create_model`.
         attention_implementation: as in `create_model`.
-        stage_norms: a LayerNorm on each of the four outputs, as upstream's dense SVT backbones have.
+        stage_norms: a LayerNorm at the end of each stage, as upstream's dense SVT backbones have; its output is the
+            stage's map and the next stage's input.
         dtype: as in `create_model`.
         param_dtype: as in `create_model`.
         remat: as in `create_model`.
