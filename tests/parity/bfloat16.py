@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import twins_jax
 from tests.parity.reference import load, randomise
-from twins_jax.port.timm import import_timm
+from twins_jax.port.timm_models import import_timm
 
 
 class Logits(NamedTuple):
