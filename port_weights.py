@@ -76,7 +76,7 @@ def _port(args: argparse.Namespace) -> int:
     ported = port(weights, args.model)
     target = plan_target(weights, ported, args.dst)
     if args.verify:
-        from twins_jax.port.verify import import_timm
+        from twins_jax.port.timm_models import import_timm
 
         import_timm()
         if weights.layout.is_torch == target.layout.is_torch:
@@ -94,13 +94,18 @@ def _port(args: argparse.Namespace) -> int:
 
 def _verify(args: argparse.Namespace, from_torch: bool) -> int:
     from twins_jax.files import write_text
+    from twins_jax.port.convert import port
     from twins_jax.port.read import read_weights
     from twins_jax.port.verify import verify
+    from twins_jax.pretrained import backbone_from_pretrained, from_pretrained
 
     if from_torch:
-        report = verify(read_weights(args.src, ema=args.ema), args.dst, name=args.model)
+        weights, ours, ema = read_weights(args.src, ema=args.ema), args.dst, False
     else:
-        report = verify(read_weights(args.dst), args.src, name=args.model, ema=args.ema)
+        weights, ours, ema = read_weights(args.dst), args.src, args.ema
+    is_backbone = port(weights, args.model).model.num_classes is None
+    load = backbone_from_pretrained if is_backbone else from_pretrained
+    report = verify(weights, load(ours, name=args.model, ema=ema), name=args.model)
     print(report.to_text())
     if args.report:
         write_text(args.report, json.dumps(report.to_json(), indent=2) + "\n")

@@ -11,21 +11,19 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("tests")
 
-_kept_alive: list[object] = []
-
 
 @pytest.fixture(scope="session")
 def torchvision() -> ModuleType:
-    torch = pytest.importorskip("torch")
-    # With a CPU-only torch the compiled operators of torchvision do not load, and its import needs their schemas.
-    if not hasattr(torch.ops.torchvision, "nms"):
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _kept_alive.append(library)  # its definitions go when it goes
+    from twins_jax.port.timm_models import define_torchvision_operators
+
+    pytest.importorskip("torch")
+    define_torchvision_operators()
     return pytest.importorskip("torchvision")
 
 
 @pytest.fixture(scope="session")
 def timm(torchvision: ModuleType) -> ModuleType:  # noqa: ARG001 - timm imports torchvision
-    return pytest.importorskip("timm")
+    from twins_jax.port.timm_models import import_timm
+
+    pytest.importorskip("timm")
+    return import_timm()

@@ -15,7 +15,6 @@ from tests.support.models import (
     IMAGES,
     PCPVT,
     SVT,
-    backbone,
     classifier,
     named,
     random_module,
@@ -62,52 +61,12 @@ def test_arguments_reach_the_configuration(create: Callable[..., Any]) -> None:
     assert model.config == dataclasses.replace(variant_config("twins_svt_tiny"), **uses)
 
 
-def test_a_stage_reads_the_normed_map_of_the_one_before() -> None:
-    with jax.enable_x64(True):
-        graphdef, state = nnx.split(backbone(dataclasses.replace(SVT, stage_norms=True, **IN_FLOAT64)))
-
-        @jax.jit
-        def both(state: nnx.State, images: jax.Array) -> tuple[list[jax.Array], tuple[jax.Array, ...]]:
-            model = nnx.merge(graphdef, state)
-            x, expected = images, []
-            for stage, norm in zip(model.stages, model.norms, strict=True):
-                x = stage(x)
-                centered = x - x.mean(-1, keepdims=True)
-                variance = (centered**2).mean(-1, keepdims=True)
-                x = centered / jnp.sqrt(variance + 1e-6) * norm.scale[...] + norm.bias[...]
-                expected.append(x)
-            return expected, model(images)
-
-        for expected, found in zip(*both(state, IMAGES.astype(np.float64)), strict=True):
-            # float64 rounds to about 1e-15; an epsilon of 1e-5 would be off by 1e-6.
-            assert relative_error(found, expected) < 1e-12
-
-
 @pytest.mark.parametrize("config", [PCPVT, SVT], ids=["pcpvt", "svt"])
 def test_a_dtype_by_its_name(config: TwinsConfig) -> None:
     by_name, by_type = (
         run(classifier(dataclasses.replace(config, dtype=dtype)), IMAGES) for dtype in ("bfloat16", jnp.bfloat16)
     )
     np.testing.assert_array_equal(by_name, by_type)
-
-
-def test_without_classes_the_pooled_features_come_out(logits: jax.Array) -> None:
-    headless = classifier(SVT, num_classes=0)
-    assert not any(path.startswith("head") for path in named(twins_jax.get_params(headless)))
-    features = run(headless, IMAGES)
-    assert features.shape == (2, 64)
-    head = classifier(SVT).head
-    # Sums of 64 products in float32.
-    assert relative_error(features @ head.kernel[...] + head.bias[...], logits) < 1e-5
-
-
-@pytest.mark.parametrize("in_channels", [1, 4])
-def test_other_channels(in_channels: int) -> None:
-    model = nnx.eval_shape(
-        lambda: twins_jax.create_model("twins_svt_tiny", in_channels=in_channels, num_classes=7, rngs=nnx.Rngs(0))
-    )
-    assert model.backbone.stages[0].patch_embed.proj.kernel.shape == (4, 4, in_channels, 32)
-    assert output_shapes(model, 2, 32, 32, in_channels).shape == (2, 7)
 
 
 def test_bfloat16_computes_in_bfloat16_on_float32_parameters(logits: jax.Array) -> None:

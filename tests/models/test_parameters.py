@@ -36,9 +36,12 @@ def test_every_parameter_gets_a_gradient(make: Callable[[], TwinsBackbone | Twin
         outputs = jax.tree.leaves(apply(params, images))
         return sum((output * random_array(*output.shape, seed=i)).sum() for i, output in enumerate(outputs))
 
-    for path, gradient in named(jax.jit(jax.grad(loss))(params)).items():
+    gradients = named(jax.jit(jax.grad(loss))(params))
+    largest = max(np.abs(gradient).max() for gradient in gradients.values())
+    for path, gradient in gradients.items():
         assert np.isfinite(gradient).all(), path
-        assert np.abs(gradient).max() > 0, path
+        # float32's noise, where the gradient is zero, is 1e-8 to 1e-7 of the largest.
+        assert np.abs(gradient).max() > 1e-4 * largest, path
 
 
 @pytest.fixture(scope="module")

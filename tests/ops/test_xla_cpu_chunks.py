@@ -85,9 +85,10 @@ def test_derivatives_are_of_the_whole_batch(model: twins_jax.TwinsClassifier, im
     assert "stablehlo.while" not in gradients.lower(params, images).as_text()
     one_by_one = [gradients(params, image[None]) for image in images]
     mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *one_by_one)
-    scale = max(jnp.abs(leaf).max() for leaf in jax.tree.leaves(mean))
     for leaf, expected in zip(jax.tree.leaves(gradients(params, images)), jax.tree.leaves(mean), strict=True):
-        np.testing.assert_allclose(leaf, expected, rtol=0, atol=64 * jnp.finfo(jnp.float32).eps * scale)
+        # Of each leaf's own largest value: the first stage's queries have 1e-5 of the gradient of the head.
+        bound = 64 * jnp.finfo(jnp.float32).eps * jnp.abs(expected).max()
+        np.testing.assert_allclose(leaf, expected, rtol=0, atol=float(bound))
 
 
 def test_directional_derivatives_work_through_chunks(model: twins_jax.TwinsClassifier, images: jax.Array) -> None:

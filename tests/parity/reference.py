@@ -6,7 +6,8 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from safetensors.torch import save_file
 import twins_jax
 from twins_jax.config import variant_config
 
+Model = TypeVar("Model", bound=nnx.Module)
 Arrays = dict[str, np.ndarray]
 """Outputs by name."""
 
@@ -100,12 +102,21 @@ def ported(module: torch.nn.Module, names: Mapping[str, str]) -> dict[str, Any]:
     return traverse_util.unflatten_dict(params, sep=".")
 
 
-def load(theirs: torch.nn.Module, **overrides: Any) -> twins_jax.TwinsClassifier:
-    """Our model with the weights of a whole timm model, by way of a file."""
+def load(weights: Mapping[str, torch.Tensor], **overrides: Any) -> twins_jax.TwinsClassifier:
+    """Our classifier with the weights of a whole state dict, by way of a file."""
+    return _load(twins_jax.from_pretrained, weights, overrides)
+
+
+def load_backbone(weights: Mapping[str, torch.Tensor], **overrides: Any) -> twins_jax.TwinsBackbone:
+    """Our backbone with the weights of a whole state dict, by way of a file."""
+    return _load(twins_jax.backbone_from_pretrained, weights, overrides)
+
+
+def _load(read: Callable[..., Model], weights: Mapping[str, torch.Tensor], overrides: Mapping[str, Any]) -> Model:
     with tempfile.TemporaryDirectory() as folder:  # pytest's own would keep gigabytes of weights for three runs
         file = Path(folder, "weights.safetensors")
-        save_file(theirs.state_dict(), file)
-        return twins_jax.from_pretrained(file, **overrides)
+        save_file(dict(weights), file)
+        return read(file, **overrides)
 
 
 def make_tiny(timm: ModuleType) -> Any:
@@ -126,7 +137,6 @@ def make_tiny(timm: ModuleType) -> Any:
 
 
 def compare(
-    theirs: torch.nn.Module,
     run_theirs: Callable[[torch.Tensor], dict[str, torch.Tensor]],
     ours: Callable[[DTypeLike], nnx.Module],
     run_ours: Callable[[Any, jax.Array], dict[str, jax.Array]],
@@ -136,8 +146,7 @@ def compare(
     """Prepares a comparison, of which PyTorch's part is done.
 
     Args:
-        theirs: in float32; is in float64 afterwards.
-        run_theirs: what to run, a function of x that calls `theirs`.
+        run_theirs: computes PyTorch's outputs in the dtype of x, to which it casts float32 weights.
         ours: makes the counterpart for a dtype, of which only the shapes and settings are used.
         run_ours: what to run, given the counterpart with `params` in it and x.
         params: in our names and axes.
@@ -153,9 +162,47 @@ def compare(
 
     with torch.no_grad():
         torch32 = {name: array.numpy() for name, array in run_theirs(torch.from_numpy(x)).items()}
-        theirs.double()
         torch64 = {name: array.numpy() for name, array in run_theirs(torch.from_numpy(x).double()).items()}
     return Comparison(torch32, torch64, run_jax)
+
+
+def compare_models(
+    run_theirs: Callable[[torch.Tensor], dict[str, torch.Tensor]],
+    ours: twins_jax.TwinsClassifier | twins_jax.TwinsBackbone,
+    images: np.ndarray,
+) -> Comparison:
+    """Prepares a comparison of the maps, and of a classifier's logits or pooled features.
+
+    Args:
+        run_theirs: as in `compare`; gives "map 0" to "map 3", and "logits".
+        ours: in float32, with the same weights.
+        images: float32 [B, H, W, in_channels].
+    """
+
+    def in_dtype(dtype: DTypeLike) -> nnx.Module:
+        if dtype == np.float32:
+            return ours
+        config = dataclasses.replace(ours.config, dtype=dtype, param_dtype=dtype)
+        if isinstance(ours, twins_jax.TwinsBackbone):
+            return twins_jax.TwinsBackbone(config, rngs=nnx.Rngs(0))
+        return twins_jax.TwinsClassifier(config, ours.num_classes, rngs=nnx.Rngs(0))
+
+    return compare(run_theirs, in_dtype, _maps_and_logits, twins_jax.get_params(ours), images)
+
+
+def _maps_and_logits(model: Callable[[jax.Array], Any], images: jax.Array) -> dict[str, jax.Array]:
+    """The maps that the backbone gives, within a classifier on the way to its logits."""
+    maps: list[jax.Array] = []
+    backbone = twins_jax.TwinsBackbone.__call__
+
+    def recording(*args: Any, **kwargs: Any) -> tuple[jax.Array, ...]:
+        maps.extend(backbone(*args, **kwargs))
+        return tuple(maps)
+
+    with mock.patch.object(twins_jax.TwinsBackbone, "__call__", recording):
+        result = model(images)
+    logits = {} if isinstance(result, tuple) else {"logits": result}
+    return {f"map {i}": m for i, m in enumerate(maps)} | logits
 
 
 @contextlib.contextmanager

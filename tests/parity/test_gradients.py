@@ -18,14 +18,14 @@ def test_gradients_equal_autograd(timm: ModuleType) -> None:
     (theirs(torch.from_numpy(images).permute(0, 3, 1, 2)) * torch.from_numpy(weights)).sum().backward()
 
     with precision(np.float64):
-        model = load(theirs, dtype=np.float64, param_dtype=np.float64)
+        model = load(theirs.state_dict(), dtype=np.float64, param_dtype=np.float64)
         apply, params = twins_jax.split_model(model)
         gradients = jax.jit(jax.grad(lambda params: (apply(params, images) * weights).sum()))(params)
         # PyTorch's gradients take the way that weights take, into our names and axes.
         with torch.no_grad():
             for parameter in theirs.parameters():
                 parameter.copy_(parameter.grad)
-        expected = twins_jax.get_params(load(theirs, dtype=np.float64, param_dtype=np.float64))
+        expected = twins_jax.get_params(load(theirs.state_dict(), dtype=np.float64, param_dtype=np.float64))
 
     gradients, expected = (traverse_util.flatten_dict(tree, sep="/") for tree in (gradients, expected))
     assert gradients.keys() == expected.keys()

@@ -101,6 +101,7 @@ def comparison(request: pytest.FixtureRequest, timm: ModuleType) -> Comparison:
     theirs = randomise(layer.theirs(timm.models.twins))
 
     def run(x: torch.Tensor) -> dict[str, torch.Tensor]:
+        theirs.to(x.dtype)
         if isinstance(theirs, timm.models.twins.PatchEmbed):
             tokens, size = theirs(x.permute(0, 3, 1, 2))
         elif isinstance(theirs, timm.models.twins.Mlp):
@@ -111,7 +112,6 @@ def comparison(request: pytest.FixtureRequest, timm: ModuleType) -> Comparison:
         return {"map": tokens.reshape(len(x), *size, -1)}
 
     return compare(
-        theirs,
         run,
         ours=lambda dtype: layer.ours(dataclasses.replace(CONFIG, dtype=dtype, param_dtype=dtype), nnx.Rngs(0)),
         run_ours=lambda module, x: {"map": module(x)},

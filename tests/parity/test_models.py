@@ -1,21 +1,17 @@
 """Whole classifiers and their feature maps against timm, on random weights that go through a .safetensors file."""
 
-import dataclasses
 import functools
 from types import ModuleType
 from typing import Any, NamedTuple
-from unittest import mock
 
 import jax
 import numpy as np
 import pytest
 import torch
-from flax import nnx
-from jax.typing import DTypeLike
 
 import twins_jax
-from tests.parity.reference import Comparison, compare, load, randomise
-from twins_jax import TwinsBackbone, TwinsClassifier
+from tests.parity.reference import Comparison, compare_models, load, randomise
+from twins_jax import TwinsClassifier
 
 PARAMETERS = {  # with 1,000 classes
     "twins_pcpvt_small": 24_106_216,
@@ -44,37 +40,16 @@ def case(request: pytest.FixtureRequest, timm: ModuleType) -> Case:
     name, height, width = request.param
     torch.manual_seed(0)
     theirs = randomise(timm.create_model(name))
-    ours = load(theirs)
+    ours = load(theirs.state_dict())
 
     def run(images: torch.Tensor) -> dict[str, torch.Tensor]:
-        tokens, maps = theirs.forward_intermediates(images.permute(0, 3, 1, 2))
+        tokens, maps = theirs.to(images.dtype).forward_intermediates(images.permute(0, 3, 1, 2))
         logits = theirs.forward_head(tokens)
         return {f"map {i}": m.permute(0, 2, 3, 1) for i, m in enumerate(maps)} | {"logits": logits}
 
-    def in_dtype(dtype: DTypeLike) -> TwinsClassifier:
-        if dtype == np.float32:
-            return ours
-        config = dataclasses.replace(ours.config, dtype=dtype, param_dtype=dtype)
-        return TwinsClassifier(config, ours.num_classes, rngs=nnx.Rngs(0))
-
     batch = 2 if name.endswith("small") else 1  # one image has 1,000 logits to find the largest error in
     images = np.random.default_rng(0).standard_normal((batch, height, width, 3), np.float32)
-    comparison = compare(theirs, run, in_dtype, maps_and_logits, twins_jax.get_params(ours), images)
-    return Case(name, ours, theirs, comparison)
-
-
-def maps_and_logits(model: TwinsClassifier, images: jax.Array) -> dict[str, jax.Array]:
-    """The logits, and the maps that the model's backbone gave on the way to them."""
-    maps: list[jax.Array] = []
-    backbone = TwinsBackbone.__call__
-
-    def recording(*args: object, **kwargs: object) -> tuple[jax.Array, ...]:
-        maps.extend(backbone(*args, **kwargs))
-        return tuple(maps)
-
-    with mock.patch.object(TwinsBackbone, "__call__", recording):
-        logits = model(images)
-    return {f"map {i}": m for i, m in enumerate(maps)} | {"logits": logits}
+    return Case(name, ours, theirs, compare_models(run, ours, images))
 
 
 # The larger ones differ by numbers in a table, which float32 checks too; compiling them for float64 takes long.

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import port_weights
+import twins_jax
 from twins_jax.config import VARIANTS
 from twins_jax.port.read import read_weights
 from twins_jax.port.verify import Input, verify
@@ -24,7 +25,7 @@ def test_there_and_back_and_the_same_logits(make_model, tmp_path, name):
     assert all(torch.equal(returned[key], state[key]) for key in state)
 
     weights = read_weights(back)
-    report = verify(weights, orbax, inputs=SIZES)
+    report = verify(weights, twins_jax.from_pretrained(orbax), inputs=SIZES)
     assert report.model == name
     assert report.holds, report.to_text()
     assert report.top1_agreement == 1.0

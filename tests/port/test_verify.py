@@ -7,7 +7,10 @@ import pytest
 import torch
 
 import port_weights
+import twins_jax
+from twins_jax.backbone import TwinsBackbone
 from twins_jax.errors import InputError
+from twins_jax.port import timm_models
 from twins_jax.port import verify as verify_module
 from twins_jax.port.read import read_weights
 from twins_jax.port.safetensors_io import read_safetensors, write_safetensors
@@ -45,7 +48,7 @@ def test_damage_is_traced_to_its_stage(tiny_pth, tmp_path, path, stage):
     tensors = {name: np.array(tensor) for name, tensor in read_safetensors(str(target)).items()}
     tensors[path].flat[3] += 1e-2
     write_safetensors(str(target), tensors, framework="jax")
-    report = verify(read_weights(tiny_pth), target, inputs=ONE)
+    report = verify(read_weights(tiny_pth), twins_jax.from_pretrained(target), inputs=ONE)
     assert not report.holds
     assert report.first_difference == stage
 
@@ -70,7 +73,7 @@ def test_both_directions_hold_and_are_reported(tiny_pth, tmp_path, capsys):
 
 @pytest.mark.usefixtures("small_inputs")
 def test_a_difference_is_exit_code_1(monkeypatch, tiny_pth, tmp_path, capsys):
-    original = verify_module.from_pretrained
+    original = twins_jax.pretrained.from_pretrained
 
     def damaged(*args, **kwargs):
         model = original(*args, **kwargs)
@@ -78,17 +81,75 @@ def test_a_difference_is_exit_code_1(monkeypatch, tiny_pth, tmp_path, capsys):
         bias[...] = bias[...].at[0].add(0.01)
         return model
 
-    monkeypatch.setattr(verify_module, "from_pretrained", damaged)
+    monkeypatch.setattr(twins_jax.pretrained, "from_pretrained", damaged)
     report = tmp_path / "report.json"
     assert run(tiny_pth, tmp_path / "orbax", "--verify", "--report", report) == 1
     assert "fails: the two part at stage 2" in capsys.readouterr().out
     assert json.loads(report.read_text())["first_difference"] == "stage 2"
 
 
+def norm_copies(backbone, images, *, rngs=None):
+    """Stage norms as they must not be: the next stage reads the map before its norm."""
+    maps, x = [], images
+    for norm, stage in zip(backbone.norms, backbone.stages, strict=True):
+        x = stage(x, rngs)
+        maps.append(norm(x))
+    return tuple(maps)
+
+
+@pytest.fixture(scope="module")
+def dense_pth(dense, tmp_path_factory):
+    path = tmp_path_factory.mktemp("dense") / "dense.pth"
+    torch.save({"state_dict": dense}, path)
+    return path
+
+
+@pytest.mark.usefixtures("small_inputs")
+def test_dense_checkpoints_both_ways(monkeypatch, dense_pth, tmp_path, capsys):
+    there, back = tmp_path / "orbax", tmp_path / "back.safetensors"
+    assert run(dense_pth, there, "--verify") == 0
+    text = capsys.readouterr().out
+    assert [line[:7] for line in text.splitlines() if line.startswith("stage")] == [f"stage {i}" for i in (1, 2, 3, 4)]
+    assert "top-1" not in text
+    assert run(there, back, "--verify") == 0
+
+    monkeypatch.setattr(TwinsBackbone, "__call__", norm_copies)
+    assert run(dense_pth, tmp_path / "other", "--verify") == 1
+    assert "fails: the two part at stage 2" in capsys.readouterr().out
+
+
+def test_dense_checkpoints_with_masks(dense_pth):
+    """The first of the maps 14x25, 7x12, 3x6 and 1x3 that "mask" masks is the third."""
+    sizes = [Input(1, 56, 100)]
+    weights = read_weights(dense_pth)
+    masking = twins_jax.backbone_from_pretrained(dense_pth, window_padding="mask")
+    report = verify(weights, masking, inputs=sizes)
+    assert report.holds, report.to_text()
+    for stage in masking.stages:
+        for block in stage.blocks[::2]:
+            block.attn.window_padding = "zero"
+    assert verify(weights, masking, inputs=sizes).first_difference == "stage 3"
+
+
+def test_dense_checkpoints_without_norms(dense, tmp_path):
+    torch.save({name: tensor for name, tensor in dense.items() if "norm_list" not in name}, tmp_path / "a.pth")
+    report = verify(
+        read_weights(tmp_path / "a.pth"), twins_jax.backbone_from_pretrained(tmp_path / "a.pth"), inputs=ONE
+    )
+    assert report.holds, report.to_text()
+    assert len(report.comparisons) == 4
+
+
+def test_models_of_two_kinds_are_not_compared(tiny_pth):
+    with pytest.raises(InputError, match="holds a classifier, which a TwinsBackbone cannot be compared with"):
+        verify(read_weights(tiny_pth), twins_jax.backbone_from_pretrained(tiny_pth))
+
+
 def test_half_precision_weights_are_verified_in_float32(tiny, tmp_path):
     torch.save({name: tensor.half() for name, tensor in tiny.items()}, tmp_path / "a.pth")
     assert run(tmp_path / "a.pth", tmp_path / "orbax") == 0
-    assert verify(read_weights(tmp_path / "a.pth"), tmp_path / "orbax", inputs=ONE).holds
+    model = twins_jax.from_pretrained(tmp_path / "orbax")
+    assert verify(read_weights(tmp_path / "a.pth"), model, inputs=ONE).holds
 
 
 def test_nan_never_holds():
@@ -102,7 +163,7 @@ def test_without_timm_nothing_is_written(monkeypatch, tiny_pth, tmp_path, capsys
     def fail():
         raise InputError("timm cannot be imported")
 
-    monkeypatch.setattr(verify_module, "import_timm", fail)
+    monkeypatch.setattr(timm_models, "import_timm", fail)
     assert run(tiny_pth, tmp_path / "orbax", "--verify") == 2
     assert capsys.readouterr().err == "error: timm cannot be imported\n"
     assert not list(tmp_path.iterdir())

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import twins_jax
 from tests.parity.reference import load, randomise
-from twins_jax.port.timm import import_timm
+from twins_jax.port.timm_models import import_timm
 
 
 class Logits(NamedTuple):
@@ -66,7 +66,7 @@ def compute(name: str, count: int, size: int) -> Logits:
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             return torch.cat([theirs(part).float() for part in parts]).numpy()
 
-    apply, params = twins_jax.split_model(load(theirs, dtype=jnp.bfloat16))
+    apply, params = twins_jax.split_model(load(theirs.state_dict(), dtype=jnp.bfloat16))
     program = jax.jit(apply)
     ours = [np.asarray(program(params, images[i : i + 64]), np.float32) for i in range(0, count, 64)]
     return Logits(run_theirs(autocast=False), np.concatenate(ours), run_theirs(autocast=True))

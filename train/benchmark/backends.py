@@ -206,7 +206,7 @@ def _make_timm(side: str, case: Case) -> Side:
     os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # or compile times would be those of an earlier run's cache
     import torch
 
-    from twins_jax.port.timm import import_timm
+    from twins_jax.port.timm_models import import_timm
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -23,6 +23,7 @@ import tyro
 from PIL import Image, ImageOps
 
 from twins_jax.errors import InputError
+from twins_jax.port.timm_models import import_timm
 
 from ..data.sources import open_source
 from ..tasks.classification.config import ClassificationDataConfig
@@ -123,19 +124,13 @@ def _ours(data: ClassificationDataConfig, images: int, *, train: bool) -> Callab
 def _timm(root: Path, images: int, *, train: bool) -> Callable[[], None]:
     import torch
 
-    # With a CPU-only torch the compiled operators of torchvision do not load, and its import needs their schemas.
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    if not hasattr(torch.ops.torchvision, "nms"):
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    from timm.data import auto_augment, create_loader
-    from timm.data.dataset import ImageDataset
-
+    data = import_timm().data
     torch.set_num_threads(1)
     # Pillow 13 raises an error at 0 bits, which timm asks for at the highest level; 1 bit costs the same.
-    auto_augment.NAME_TO_OP["PosterizeIncreasing"] = lambda image, bits, **_: ImageOps.posterize(image, max(bits, 1))
-    loader = create_loader(
-        ImageDataset(str(root)),
+    operations = data.auto_augment.NAME_TO_OP
+    operations["PosterizeIncreasing"] = lambda image, bits, **_: ImageOps.posterize(image, max(bits, 1))
+    loader = data.create_loader(
+        data.ImageDataset(str(root)),
         input_size=224,
         batch_size=images,
         is_training=train,
@@ -161,9 +156,9 @@ def _check(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
 
 
 def _versions() -> dict[str, str]:
-    import timm
     import torch
 
+    timm = import_timm()
     return {"timm": timm.__version__, "torch": torch.__version__, "numpy": np.__version__, "pillow": Image.__version__}
 
 

@@ -24,7 +24,7 @@ class Inferred:
         name: the variant.
         in_channels: of the images.
         num_classes: outputs of the head; 0: a classifier without head; None: a backbone alone.
-        stage_norms: whether the backbone's outputs are normed.
+        stage_norms: whether each of the backbone's stages ends with a norm.
     """
 
     name: str

@@ -1,8 +1,6 @@
 """Compares a model here with the same model in PyTorch, number by number."""
 
-import copy
 import dataclasses
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,14 +10,10 @@ import numpy as np
 
 from twins_jax.backbone import TwinsBackbone
 from twins_jax.classifier import TwinsClassifier
-from twins_jax.config import variant_config
 from twins_jax.errors import InputError
 from twins_jax.functional import Params, split_model
 from twins_jax.port.convert import Weights, port
-from twins_jax.port.infer import Inferred
-from twins_jax.port.timm import import_timm
-from twins_jax.port.torch_io import to_torch
-from twins_jax.pretrained import backbone_from_pretrained, from_pretrained
+from twins_jax.port.timm_models import torch_model
 
 BOUND = 2.0
 """How many times PyTorch's own rounding error ours may be."""
@@ -156,10 +150,9 @@ class Report:
 
 def verify(
     torch_weights: Weights,
-    ours: str | os.PathLike[str],
+    model: TwinsClassifier | TwinsBackbone,
     *,
     name: str | None = None,
-    ema: bool = False,
     inputs: Sequence[Input] = INPUTS,
 ) -> Report:
     """Runs timm's model and ours on the same random images.
@@ -169,25 +162,29 @@ def verify(
 
     Args:
         torch_weights: of a PyTorch layout.
-        ours: the source of what should be the same weights, for `from_pretrained` or `backbone_from_pretrained`.
-        name: the variant; read off the weights where it is None.
-        ema: of `ours`, as in `from_pretrained`.
+        model: ours, in float32, with what should be the same weights; of a dense checkpoint a backbone. Both sides pad
+            as its `window_padding` says.
+        name: the variant of `torch_weights`; read off them where it is None.
         inputs: the batches to compare.
 
     Raises:
-        InputError: timm is not installed, or one side's weights cannot be used.
+        InputError: timm cannot be imported, one side's weights cannot be used, or the two are different models.
     """
-    model = port(torch_weights, name).model
-    run_torch = _torch_model(torch_weights, model)
-    run_ours = _our_model(ours, model, ema)
+    inferred = port(torch_weights, name).model
+    num_classes = inferred.num_classes
+    if isinstance(model, TwinsClassifier) != (num_classes is not None):
+        kind = "a backbone" if num_classes is None else "a classifier"
+        raise InputError(f"{torch_weights.label}: holds {kind}, which a {type(model).__name__} cannot be compared with")
+    run_torch = torch_model(torch_weights, inferred, model.config.window_padding)
+    run_ours = _our_model(model)
     outputs = [f"stage {stage + 1}" for stage in range(4)]
-    if model.num_classes is not None:
-        outputs.append("logits" if model.num_classes else "features")
+    if num_classes is not None:
+        outputs.append("logits" if num_classes else "features")
 
     by_input, agreeing = [], []
     rng = np.random.default_rng(0)
     for sizes in inputs:
-        shape = (sizes.batch, sizes.height, sizes.width, model.in_channels)
+        shape = (sizes.batch, sizes.height, sizes.width, inferred.in_channels)
         images = rng.standard_normal(shape, dtype=np.float32)
         truth, in_torch, here = run_torch(images, np.float64), run_torch(images, np.float32), run_ours(images)
         by_input.append(
@@ -196,81 +193,21 @@ def verify(
                 for output, exact, torch_value, our_value in zip(outputs, truth, in_torch, here, strict=True)
             )
         )
-        if model.num_classes:
+        if num_classes:
             agreeing.append(np.argmax(truth[-1], axis=-1) == np.argmax(here[-1], axis=-1))
     top1_agreement = float(np.mean(np.concatenate(agreeing))) if agreeing else None
-    return Report(model.name, tuple(inputs), tuple(by_input), top1_agreement)
+    return Report(inferred.name, tuple(inputs), tuple(by_input), top1_agreement)
 
 
-def _torch_model(weights: Weights, model: Inferred) -> Callable[[np.ndarray, Any], list[np.ndarray]]:
-    """A function of NHWC images and a dtype that gives PyTorch's outputs as NHWC arrays, logits last."""
-    timm = import_timm()
-    import torch
-
-    layout = weights.layout
-    state = {name.removeprefix(layout.prefix): to_torch(np.array(array)) for name, array in weights.tensors.items()}
-    norms = [
-        (state[f"norm_list.{stage}.weight"].float(), state[f"norm_list.{stage}.bias"].float())
-        for stage in range(4 if model.stage_norms else 0)
-    ]
-    network = _create_in_timm(timm, model)
-    if model.num_classes is None:  # timm has no backbone without a final norm, which is not looked at
-        network.norm = torch.nn.Identity()
-        state = {name: state[name] for name in network.state_dict()}
-    network.load_state_dict(state)
-    network.float().eval()
-    networks: dict[Any, Any] = {np.float32: network, np.float64: copy.deepcopy(network).double()}
-
-    def run(images: np.ndarray, dtype: Any) -> list[np.ndarray]:
-        with torch.no_grad():
-            x = torch.from_numpy(images.astype(dtype)).permute(0, 3, 1, 2)
-            final, maps = networks[dtype].forward_intermediates(x)
-            maps = [feature.permute(0, 2, 3, 1) for feature in maps]
-            for stage, (weight, bias) in enumerate(norms):
-                features = maps[stage]
-                maps[stage] = torch.nn.functional.layer_norm(
-                    features, features.shape[-1:], weight.to(x.dtype), bias.to(x.dtype), eps=1e-6
-                )
-            if model.num_classes is not None:
-                maps.append(networks[dtype].forward_head(final))
-            return [output.numpy() for output in maps]
-
-    return run
-
-
-def _create_in_timm(timm: Any, model: Inferred) -> Any:
-    num_classes = model.num_classes or 0
-    if timm.is_model(model.name):
-        return timm.create_model(model.name, num_classes=num_classes, in_chans=model.in_channels)
-    config = variant_config(model.name)
-    if config.window_size is None:
-        raise InputError(f"{model.name}: timm has no such model")
-    return timm.models.twins.Twins(
-        num_classes=num_classes,
-        in_chans=model.in_channels,
-        embed_dims=config.embed_dims,
-        num_heads=config.num_heads,
-        mlp_ratios=config.mlp_ratios,
-        depths=config.depths,
-        sr_ratios=config.sub_sampling_ratios,
-        wss=(config.window_size,) * 4,
-    )
-
-
-def _our_model(source: str | os.PathLike[str], model: Inferred, ema: bool) -> Callable[[np.ndarray], list[np.ndarray]]:
+def _our_model(model: TwinsClassifier | TwinsBackbone) -> Callable[[np.ndarray], list[np.ndarray]]:
     """A function of NHWC images that gives our outputs, logits last."""
-    ours: TwinsClassifier | TwinsBackbone
-    if model.num_classes is None:
-        backbone = ours = backbone_from_pretrained(source, name=model.name, ema=ema)
-    else:
-        ours = from_pretrained(source, name=model.name, ema=ema)
-        backbone = ours.backbone
+    backbone = model.backbone if isinstance(model, TwinsClassifier) else model
     apply_backbone, _ = split_model(backbone)
-    apply, params = split_model(ours)
+    apply, params = split_model(model)
 
     @jax.jit
     def outputs(params: Params, images: jax.Array) -> list[jax.Array]:
-        if ours is backbone:
+        if model is backbone:
             return list(apply_backbone(params, images))
         return [*apply_backbone(params["backbone"], images), apply(params, images)]
 

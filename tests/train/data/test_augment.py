@@ -16,8 +16,6 @@ LEVELS = (0.0, 0.05, 1.0, 2.5, 4.99, 5.0, 7.5, 8.3, 8.9, 9.0, 9.4, 9.99, 10.0)
 
 @pytest.fixture(scope="module")
 def auto_augment(timm: ModuleType) -> ModuleType:
-    import timm.data.auto_augment
-
     return timm.data.auto_augment
 
 
