@@ -18,7 +18,7 @@ _kept_alive: list[Any] = []
 def define_torchvision_operators() -> None:
     """Defines the two operator schemas that importing torchvision needs and may lack.
 
-    The compiled operators of the torchvision from PyPI do not load beside a CPU-only torch. No operator is called.
+    The compiled operators of the torchvision from PyPI do not load beside a torch without CUDA. No operator is called.
 
     Raises:
         ImportError: torch is not installed.
