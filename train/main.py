@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import jax
-import tyro
 
 from twins_jax.errors import InputError, one_line
 
 from .config import TrainConfig
 from .distributed import exit_lost_process, expect_exit, lost_connection
 from .errors import DivergedError, PreemptedError
+from .extra import check_extra
 from .recipes import DEFAULT, RECIPES
 
 Settings = TypeVar("Settings")
@@ -28,7 +28,7 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
     Raises:
         InputError: the recipe is unknown.
     """
-    return parse_recipe(arguments, TrainConfig, lambda config: config, "train.main")
+    return parse_recipe(arguments, TrainConfig, lambda config: config, f"{__package__}.main")
 
 
 def parse_recipe(
@@ -45,6 +45,8 @@ def parse_recipe(
     Raises:
         InputError: the recipe is unknown.
     """
+    import tyro  # of the extra `train`, which `main` asks for first
+
     has_recipe = bool(arguments) and not arguments[0].startswith("-")
     name = arguments[0] if has_recipe else DEFAULT.__name__
     if name not in RECIPES:
@@ -59,13 +61,16 @@ def parse_recipe(
     )
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Runs and returns the exit code: 0, or one of this module's `EXIT_` constants.
+
+    The arguments are the command line's where none are given.
 
     With several processes it does not return where another one is lost: see `train.distributed.EXIT_LOST_PROCESS`.
     """
     try:
-        config = parse(arguments)
+        check_extra()
+        config = parse(sys.argv[1:] if arguments is None else arguments)
         from .loop import run  # late, so that --help does not wait for the data and checkpoint libraries
 
         final = run(config)
@@ -92,4 +97,4 @@ def _end(error: Exception, code: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -8,12 +8,15 @@ from twins_jax.errors import InputError
 from twins_jax.functional import Params, get_params, set_params, split_model
 from twins_jax.pretrained import backbone_from_pretrained, from_pretrained
 
+__version__ = "0.2.0.dev0"
+
 __all__ = [
     "InputError",
     "Params",
     "TwinsBackbone",
     "TwinsClassifier",
     "TwinsConfig",
+    "__version__",
     "backbone_from_pretrained",
     "create_backbone",
     "create_model",

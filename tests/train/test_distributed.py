@@ -23,8 +23,8 @@ BATCH = 96
 
 
 @pytest.fixture
-def config(digits_dir: Path) -> DataConfig:
-    return DataConfig(dir=str(digits_dir), image_size=16, rand_augment_layers=2, threads=2)
+def config() -> DataConfig:
+    return DataConfig(image_size=16, rand_augment_layers=2, threads=2)
 
 
 def copies(batches: Any, count: int) -> list[dict[str, np.ndarray]]:

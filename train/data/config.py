@@ -18,7 +18,7 @@ class DataConfig:
 
     dir: str = ""
     """folder: the root that holds train/ and val/ or test/. TFDS: its data_dir (empty: TFDS's own default).
-    digits: the cache folder (empty: the user's cache folder)."""
+    digits: nothing; they come with scikit-learn."""
 
     image_size: int = 224
     """Height and width of the images given to the model, in pixels."""
