@@ -119,6 +119,11 @@ def _print_nothing_but_errors() -> None:
     sys.unraisablehook = lambda _: None
 
 
-if __name__ == "__main__":
+def command() -> int:
+    """Runs as a program of its own; the installed one is `twins-port`."""
     _print_nothing_but_errors()
-    sys.exit(main())
+    return main()
+
+
+if __name__ == "__main__":
+    sys.exit(command())

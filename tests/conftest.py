@@ -1,8 +1,12 @@
+from importlib.util import find_spec
 from types import ModuleType
 
 import hypothesis
 import jax
 import pytest
+
+# Without torch there is nothing to compare with.
+collect_ignore = [] if find_spec("torch") else ["parity", "port"]
 
 # The whole run, data workers' threads included: an operation that mixes dtypes by accident is an error.
 jax.config.update("jax_numpy_dtype_promotion", "strict")

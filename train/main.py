@@ -6,35 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import tyro
-from jax.typing import DTypeLike
 
 from twins_jax.errors import InputError, one_line, require
 
 from .config import RunConfig
 from .distributed import exit_lost_process, expect_exit, lost_connection
 from .errors import DivergedError, PreemptedError
+from .extra import check_extra
 from .recipes import DEFAULT, RECIPES
-
-FLAGS = tyro.constructors.ConstructorRegistry()
-"""Reads flags of types that tyro does not know."""
-
-
-@FLAGS.primitive_rule
-def _dtype_flag(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[str] | None:
-    wanted: Any = info.type
-    if wanted != DTypeLike:
-        return None
-    dtypes = ("float32", "bfloat16")
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar=f"{{{','.join(dtypes)}}}",
-        choices=dtypes,
-        instance_from_str=lambda arguments: arguments[0],
-        is_instance=lambda value: isinstance(value, str),
-        str_from_instance=lambda value: [value],
-    )
-
 
 EXIT_BAD_INPUT = 2
 EXIT_DIVERGED = 3
@@ -47,7 +26,7 @@ def parse(arguments: Sequence[str]) -> RunConfig:
     Raises:
         InputError: the recipe is unknown, or a value is not allowed.
     """
-    config: RunConfig = parse_recipe(arguments, "train.main")
+    config: RunConfig = parse_recipe(arguments, f"{__package__}.main")
     return config
 
 
@@ -63,6 +42,10 @@ def parse_recipe(arguments: Sequence[str], module: str, wrap: Callable[[RunConfi
     Raises:
         InputError: the recipe is unknown, or a value is not allowed.
     """
+    import tyro  # of the extra `train`, which `main` asks for first
+
+    from .flags import FLAGS
+
     has_recipe = bool(arguments) and not arguments[0].startswith("-")
     name = arguments[0] if has_recipe else DEFAULT.__name__
     require("recipe", name, name in RECIPES, f"one of {', '.join(RECIPES)}")
@@ -79,13 +62,16 @@ def parse_recipe(arguments: Sequence[str], module: str, wrap: Callable[[RunConfi
     )
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Runs and returns the exit code: 0, or one of this module's `EXIT_` constants.
+
+    The arguments are the command line's where none are given.
 
     With several processes it does not return where another one is lost: see `train.distributed.EXIT_LOST_PROCESS`.
     """
     try:
-        config = parse(arguments)
+        check_extra()
+        config = parse(sys.argv[1:] if arguments is None else arguments)
         from .loop import run  # late, so that --help does not wait for the data and checkpoint libraries
 
         final = run(config)
@@ -112,4 +98,4 @@ def _end(error: Exception, code: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -19,7 +19,7 @@ TARS = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 class PrepareConfig:
     """Writes a TFDS data set in the format array_record, which is read without TensorFlow; downloads nothing.
 
-    Needs TensorFlow: `pip install "twins-jax[prepare]"`.
+    Needs TensorFlow: the extra `prepare`.
     """
 
     dataset: tyro.conf.Positional[Literal["imagenet2012"]]
@@ -44,7 +44,7 @@ def prepare(config: PrepareConfig) -> Path:
     if importlib.util.find_spec("tensorflow") is None:
         raise InputError(
             f"dataset: preparing {config.dataset} needs TensorFlow, which is not installed; "
-            'install it with `pip install "twins-jax[prepare]"`'
+            "install tensorflow-cpu (the extra `prepare`)"
         )
     builder = tfds.builder(config.dataset, data_dir=config.data_dir or None)
     # A copy that someone else prepared would be a download.

@@ -16,6 +16,8 @@ from twins_jax.functional import (
 )
 from twins_jax.pretrained import backbone_from_pretrained, from_pretrained
 
+__version__ = "0.2.0.dev0"
+
 __all__ = [
     "BatchStats",
     "InputError",
@@ -24,6 +26,7 @@ __all__ = [
     "TwinsClassifier",
     "TwinsConfig",
     "TwinsOptions",
+    "__version__",
     "backbone_from_pretrained",
     "create_backbone",
     "create_model",

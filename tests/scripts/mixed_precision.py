@@ -6,7 +6,6 @@ the trained weights how often the two dtypes agree on the class of held-out digi
 # ruff: noqa: T201 - a script
 
 import argparse
-import dataclasses
 import itertools
 import sys
 import tempfile
@@ -42,13 +41,11 @@ def main() -> int:
         losses = {}
         for seed in range(args.seeds):
             for dtype in ("float32", "bfloat16"):
-                arguments = ["--steps", str(args.steps), "--seed", str(seed), "--data.dir", str(folder / "digits")]
+                arguments = ["--steps", str(args.steps), "--seed", str(seed)]
                 losses[dtype, seed] = train(folder / f"{dtype}-{seed}", folder / "compiled", dtype, arguments)
             gaps = compare(losses["bfloat16", seed], losses["float32", seed])
             print(f"seed {seed}: bfloat16 and float32 {gaps}", flush=True)
-            print(
-                f"seed {seed}: top-1 agreement {agreement(folder / f'float32-{seed}', folder / 'digits')}", flush=True
-            )
+            print(f"seed {seed}: top-1 agreement {agreement(folder / f'float32-{seed}')}", flush=True)
         for pair in itertools.combinations(range(args.seeds), 2):
             print(f"seeds {pair}: float32 {compare(*(losses['float32', seed] for seed in pair))}", flush=True)
     return 0
@@ -73,9 +70,9 @@ def compare(losses: np.ndarray, others: np.ndarray) -> dict[str, float]:
     }
 
 
-def agreement(workdir: Path, data_dir: Path) -> dict[str, float]:
+def agreement(workdir: Path) -> dict[str, float]:
     """The share of images of which a run's weights name the same class in bfloat16 and in float32."""
-    held_out = list(eval_batches(dataclasses.replace(digits().data, dir=str(data_dir)), 128))
+    held_out = list(eval_batches(digits().data, 128))
     images = {
         "digits": np.concatenate([np.asarray(normalize(batch["image"]))[batch["mask"]] for batch in held_out]),
         "noise": np.random.default_rng(0).standard_normal((1000, 32, 32, 3), np.float32),

@@ -33,7 +33,7 @@ def main() -> int:
 def soak(folder: Path, kills: int, steps: int, rng: random.Random) -> int:
     alone, killed, cache = folder / "alone", folder / "killed", folder / "compiled"
     arguments = [*runs.ARGUMENTS, "--steps", str(steps), "--checkpoint.every_steps", "5", "--eval_every_steps", "20"]
-    arguments += ["--data.dir", str(folder / "digits"), "--model.dropout_rate", "0.1"]
+    arguments += ["--model.dropout_rate", "0.1"]
     arguments += ["--mix.mixup_alpha", "0.8", "--mix.cutmix_alpha", "1.0"]
     finish([*arguments, "--workdir", str(alone)], cache)
     begin = time.monotonic()

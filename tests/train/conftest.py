@@ -13,15 +13,7 @@ import train.loop
 from tests.support import runs
 from tests.support.alone import PLAN, Alone, RunMain, call_main
 from train.config import RunConfig
-from train.data.digits import prepare_digits
 from train.experiment import Experiment, build
-
-
-@pytest.fixture(scope="session")
-def digits_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    cache_dir = tmp_path_factory.mktemp("digits")
-    prepare_digits(cache_dir)
-    return cache_dir
 
 
 @pytest.fixture(scope="session")
@@ -43,8 +35,8 @@ def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def arguments(digits_dir: Path) -> list[str]:
-    return [*runs.ARGUMENTS, *PLAN, "--data.dir", str(digits_dir), "--distributed.mode", "off"]
+def arguments() -> list[str]:
+    return [*runs.ARGUMENTS, *PLAN, "--distributed.mode", "off"]
 
 
 @pytest.fixture(scope="session")

@@ -23,8 +23,8 @@ BATCH = 96
 
 
 @pytest.fixture
-def config(digits_dir: Path) -> ClassificationDataConfig:
-    return ClassificationDataConfig(dir=str(digits_dir), image_size=32, rand_augment_layers=2, threads=2)
+def config() -> ClassificationDataConfig:
+    return ClassificationDataConfig(image_size=32, rand_augment_layers=2, threads=2)
 
 
 def copies(batches: Any, count: int) -> list[dict[str, np.ndarray]]:

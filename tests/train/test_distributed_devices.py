@@ -48,13 +48,12 @@ def mesh(name: str) -> Mesh:
     return make_mesh(FSDP[name])
 
 
-def config(folder: Path, name: str) -> ClassificationConfig:
+def config(name: str) -> ClassificationConfig:
     """Random mixing and erasing, a moving average, and a learning rate that is high from the first step."""
     base = digits()
     return dataclasses.replace(
         base,
         model=ModelConfig(name="narrow"),  # no drop-path, which accumulation draws in another order
-        data=dataclasses.replace(base.data, dir=str(folder / "digits")),
         optim=dataclasses.replace(
             base.optim, warmup_epochs=0, ema_decay=0.5, accumulate=2 if name == "accumulated" else 1
         ),
@@ -66,8 +65,8 @@ def config(folder: Path, name: str) -> ClassificationConfig:
     )
 
 
-def training_data(folder: Path) -> Any:
-    return iter(train_batches(config(folder, "data 8").data, BATCH, seed=0))
+def training_data() -> Any:
+    return iter(train_batches(config("data 8").data, BATCH, seed=0))
 
 
 def steps(run: Experiment, state: TrainState, batches: list[Any]) -> tuple[TrainState, list[list[float]]]:
@@ -96,12 +95,12 @@ def equal(first: TrainState, second: TrainState) -> bool:
 
 def measure(folder: Path) -> dict[str, Any]:
     twins_jax.config.VARIANTS["narrow"] = SVT
-    data = training_data(folder)
+    data = training_data()
     batches, more = ([next(data) for _ in range(count)] for count in (STEPS, 2))
     found: dict[str, Any] = {}
     for name in FSDP:
         train.experiment.make_mesh = lambda fsdp, name=name: mesh(name)  # noqa: ARG005
-        run = build(config(folder, name))
+        run = build(config(name))
         parts = (to_global(batch, run.mesh) for batch in run.task.batches("eval", run.config.eval_batch_size))
         found[name] = {"eval": evaluate(run.task.evaluator(), run.eval_step, run.state.params, {}, parts)}
         state, values = steps(run, run.state, batches)
@@ -113,17 +112,17 @@ def measure(folder: Path) -> dict[str, Any]:
         with Checkpoints(folder, run.config.checkpoint, "top1") as checkpoints:
             if name == "fsdp 8":
                 saved = jax.tree.map(np.asarray, state)
-                position = training_data(folder)
+                position = training_data()
                 for _ in batches:
                     next(position)
                 checkpoints.save(state, STEPS, position, None)
             elif name == "data 2, fsdp 4":
-                restored = checkpoints.restore(run.state, training_data(folder))
+                restored = checkpoints.restore(run.state, training_data())
                 found["restored in other parts"] = restored is not None and equal(restored, saved)
         if name == "fsdp 8":
             unbroken, expected = steps(run, state, more)
             with Checkpoints(folder, run.config.checkpoint, "top1") as checkpoints:
-                position = training_data(folder)
+                position = training_data()
                 restored = checkpoints.restore(run.state, position)
             assert restored is not None
             found["restored"] = equal(restored, saved)
@@ -133,10 +132,10 @@ def measure(folder: Path) -> dict[str, Any]:
     for name in ("one device", "data 8"):
         train.experiment.make_mesh = lambda fsdp, name=name: mesh(name)  # noqa: ARG005
         run = build(batch_norm.config(batch_size=BATCH, optim=dataclasses.replace(digits().optim, accumulate=2)))
-        state, _ = steps(run, run.state, [next(training_data(folder)) for _ in range(2)])
+        state, _ = steps(run, run.state, [next(training_data()) for _ in range(2)])
         found[f"statistics on {name}"] = {name: np.asarray(x).tolist() for name, x in state.batch_stats["bn"].items()}
 
-    tiny = dataclasses.replace(config(folder, "fsdp 8"), model=ModelConfig(name="twins_svt_tiny"))
+    tiny = dataclasses.replace(config("fsdp 8"), model=ModelConfig(name="twins_svt_tiny"))
     optimizer = make_optimizer(tiny, make_schedule(tiny, 1442))
     params = get_params(tiny.make_task().create_model(nnx.Rngs(0)))
     found["share of tiny"] = share(create_state(params, {}, optimizer, mesh("fsdp 8"), ema=True))

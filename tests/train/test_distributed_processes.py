@@ -98,9 +98,9 @@ def final(output: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, digits_dir: Path) -> tuple[Path, list[tuple[int, str, str]]]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[int, str, str]]]:
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
-    pair = start_pair(MAIN, *ARGUMENTS, "--fsdp", "2", "--workdir", str(workdir), "--data.dir", str(digits_dir))
+    pair = start_pair(MAIN, *ARGUMENTS, "--fsdp", "2", "--workdir", str(workdir))
     return workdir, pair.end(timeout=600)
 
 
@@ -122,15 +122,13 @@ def test_only_the_first_process_writes_and_prints(undisturbed: tuple[Path, list[
     }
 
 
-def test_one_process_goes_on_from_two(
-    undisturbed: tuple[Path, list[tuple[int, str, str]]], digits_dir: Path, tmp_path: Path
-) -> None:
+def test_one_process_goes_on_from_two(undisturbed: tuple[Path, list[tuple[int, str, str]]], tmp_path: Path) -> None:
     """With the same batches, losses and evaluation."""
     before, ((_, output, _), _) = undisturbed
     workdir = tmp_path / "run"
     shutil.copytree(before, workdir)
     shutil.rmtree(workdir / "checkpoints" / str(STEPS))
-    process = start(MAIN, [*ARGUMENTS, "--workdir", str(workdir), "--data.dir", str(digits_dir)])
+    process = start(MAIN, [*ARGUMENTS, "--workdir", str(workdir)])
     ((code, one_output, errors),) = Pair([process]).end(timeout=600)
     assert code == 0, errors
     assert f"holds step {STEPS - SAVE_EVERY} of {STEPS}" in one_output
@@ -142,10 +140,10 @@ def test_one_process_goes_on_from_two(
 
 
 def test_run_goes_on_after_losses_and_preemption(
-    undisturbed: tuple[Path, list[tuple[int, str, str]]], digits_dir: Path, tmp_path: Path
+    undisturbed: tuple[Path, list[tuple[int, str, str]]], tmp_path: Path
 ) -> None:
     workdir = tmp_path / "run"
-    arguments = [*ARGUMENTS, "--fsdp", "2", "--workdir", str(workdir), "--data.dir", str(digits_dir)]
+    arguments = [*ARGUMENTS, "--fsdp", "2", "--workdir", str(workdir)]
 
     for victim, step in ((1, 7), (0, 17)):
         pair = start_pair(MAIN, *arguments)

@@ -149,12 +149,12 @@ def test_success(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     ],
 )
 def test_bad_input_is_one_line(
-    arguments: list[str], message: str, tmp_path: Path, digits_dir: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "garbage").write_bytes(b"not a checkpoint")
     arguments = [argument.format(tmp=tmp_path) for argument in arguments]
-    defaults = ["--workdir", str(tmp_path / "run"), "--data.dir", str(digits_dir), "--distributed.mode", "off"]
+    defaults = ["--workdir", str(tmp_path / "run"), "--distributed.mode", "off"]
     capsys.readouterr()
     assert main([*defaults, *arguments]) == 2
     error = capsys.readouterr().err

@@ -73,7 +73,7 @@ def test_missing_tensorflow(
     assert prepare.main(["imagenet2012", "--tars", str(tars), "--data_dir", str(tmp_path / "data")]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: dataset: preparing imagenet2012 needs TensorFlow")
-    assert 'pip install "twins-jax[prepare]"' in error
+    assert "install tensorflow-cpu (the extra `prepare`)" in error
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "data").exists()
 

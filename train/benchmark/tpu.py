@@ -51,7 +51,7 @@ def topology_devices(name: str) -> tuple[Chip, list[jax.Device]]:
         InputError: libtpu is not installed, or knows no such slice, or the chip is not in `CHIPS`.
     """
     if util.find_spec("libtpu") is None:
-        raise InputError("topology: compiling for TPU needs libtpu, install twins-jax[tpu]")
+        raise InputError("topology: compiling for TPU needs libtpu; install it (the extra `tpu`)")
     # Without the first two libtpu asks where it runs, and warns; without the third a second process fails.
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")

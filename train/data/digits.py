@@ -1,62 +1,64 @@
-"""scikit-learn's digits as a TFDS data set: real images that need no download."""
+"""scikit-learn's digits, held in memory: real images that need no download and no preparation."""
 
 import collections
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+import functools
+import io
 
 import numpy as np
-import tensorflow_datasets as tfds
 from PIL import Image
 
+from twins_jax.errors import InputError
 
-class TwinsDigits(tfds.core.GeneratorBasedBuilder):
+from .records import Record
+
+
+class DigitsSource:
     """1,797 handwritten digits of 8x8 pixels in 10 classes (`sklearn.datasets.load_digits`).
 
-    Grey levels 0..16 become 0..255. Within each class, in scikit-learn's order, every fifth example belongs to the
-    split "test" and the others to "train", so the splits are the same everywhere and stratified.
+    Grey levels 0..16 become 0..255. Within each class, in scikit-learn's order, every fifth example belongs to
+    evaluation and the others to training: the splits are the same everywhere, and stratified.
+
+    Raises:
+        InputError: scikit-learn is not installed.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    class_names = tuple("0123456789")
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        features = tfds.features.FeaturesDict(
-            {
-                "image": tfds.features.Image(shape=(8, 8, 1), encoding_format="png"),
-                "label": tfds.features.ClassLabel(num_classes=10),
-            }
-        )
-        # Without TFDS's own shuffle the records keep scikit-learn's order.
-        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+    def __init__(self, *, train: bool):
+        self._split = "train" if train else "eval"
+        self._images, self._labels = _load(train)
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        del dl_manager  # nothing to download
-        return {"train": self._generate_examples(test=False), "test": self._generate_examples(test=True)}
+    def __len__(self) -> int:
+        return len(self._images)
 
-    def _generate_examples(self, test: bool) -> Iterator[tuple[int, dict[str, Any]]]:
-        from sklearn.datasets import load_digits  # slow to import, and needed only once
-
-        digits = load_digits()
-        seen: collections.Counter[int] = collections.Counter()
-        for index, (values, label) in enumerate(zip(digits.images, digits.target.tolist(), strict=True)):
-            seen[label] += 1
-            if (seen[label] % 5 == 0) == test:
-                pixels = np.rint(values * (255 / 16)).astype(np.uint8)
-                # As a PIL image: TFDS would need TensorFlow to encode an array.
-                yield index, {"image": Image.fromarray(pixels), "label": label}
+    def __getitem__(self, index: int) -> Record:
+        return {
+            "image": self._images[index],
+            "label": self._labels[index],
+            "name": f"digits {self._split}[{index}]",
+        }
 
 
-def prepare_digits(cache_dir: Path) -> Path:
-    """Returns the folder of the prepared data set under `cache_dir`, after writing it if it is not there.
+@functools.cache
+def _load(train: bool) -> tuple[list[bytes], list[int]]:
+    """The images of one split as PNG files, and their labels."""
+    try:
+        from sklearn.datasets import load_digits  # slow to import, and needed for this data set alone
+    except ModuleNotFoundError as error:
+        raise InputError("data.source: digits come with scikit-learn; install it, or the extra `train`") from error
 
-    TFDS writes to a temporary folder and renames it at the end, so an interrupted run leaves nothing that is taken
-    for the data set.
-    """
-    directory = cache_dir / TwinsDigits.name / str(TwinsDigits.VERSION)
-    if not directory.exists():
-        try:
-            TwinsDigits(data_dir=str(cache_dir)).download_and_prepare(file_format="array_record")
-        except OSError:
-            if not directory.exists():  # else another process was first to rename its copy, which holds the same
-                raise
-    return directory
+    digits = load_digits()
+    seen: collections.Counter[int] = collections.Counter()
+    images, labels = [], []
+    for values, label in zip(digits.images, digits.target.tolist(), strict=True):
+        seen[label] += 1
+        if (seen[label] % 5 != 0) == train:
+            images.append(_png(np.rint(values * (255 / 16)).astype(np.uint8)))
+            labels.append(label)
+    return images, labels
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "png")
+    return file.getvalue()

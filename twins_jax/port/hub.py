@@ -31,7 +31,7 @@ def download(source: str) -> str:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError
     except ImportError as error:
-        raise InputError(f"{source}: huggingface_hub is needed for this (pip install 'twins-jax[hub]')") from error
+        raise InputError(f"{source}: huggingface_hub is not installed; install it (the extra `hub`)") from error
     repository, _, revision = source.removeprefix(PREFIX).partition("@")
 
     def fetch(name: str) -> str | None:

@@ -50,7 +50,7 @@ def read_torch(path: str, *, ema: bool = False) -> Contents:
         import torch
     except ImportError as error:
         raise InputError(
-            f"{path}: torch is needed to read this format (pip install 'twins-jax[torch]'); .safetensors need none"
+            f"{path}: torch is needed to read this format; install it (the extra `torch`); .safetensors need none"
         ) from error
     with open(path, "rb") as file:
         is_zip = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC

@@ -26,7 +26,7 @@ from train.step import make_train_step
 from twins_jax import get_params
 from twins_jax.sharding import make_mesh
 
-needs_libtpu = pytest.mark.skipif(util.find_spec("libtpu") is None, reason="libtpu is not installed: twins-jax[tpu]")
+needs_libtpu = pytest.mark.skipif(util.find_spec("libtpu") is None, reason="libtpu is not installed (the extra `tpu`)")
 OUT_OF_MEMORY = (
     "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (80.12G) exceeds "
     "available HBM (15.75G)."
@@ -129,7 +129,7 @@ def test_bad_arguments(arguments: list[str], message: str, capsys: pytest.Captur
 def test_without_libtpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(train.benchmark.tpu.util, "find_spec", lambda name: None)  # noqa: ARG005
     assert main([]) == 2
-    assert capsys.readouterr().err == "error: topology: compiling for TPU needs libtpu, install twins-jax[tpu]\n"
+    assert capsys.readouterr().err == "error: topology: compiling for TPU needs libtpu; install it (the extra `tpu`)\n"
 
 
 def test_program_that_does_not_fit(

@@ -1,7 +1,8 @@
 import io
-import shutil
+import pickle
+import subprocess
+import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,19 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from train.data.digits import TwinsDigits, prepare_digits
+from tests.support.paths import ROOT
+from train.data import digits as module
 from train.data.sources import DatasetInfo, dataset_info, open_source
 from train.tasks.classification.config import ClassificationDataConfig
+from twins_jax.errors import InputError
 
 
 def pixels(record: Any) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(record["image"])))
 
 
-def test_splits_hold_all_of_scikit_learns_digits(digits_dir: Path) -> None:
-    config = ClassificationDataConfig(dir=str(digits_dir))
+def test_splits_hold_all_of_scikit_learns_digits() -> None:
+    config = ClassificationDataConfig()
     train, test = open_source(config, "train"), open_source(config, "eval")
     assert dataset_info(config) == DatasetInfo(10, tuple("0123456789"), 1442, 355)
 
@@ -43,49 +46,36 @@ def test_splits_hold_all_of_scikit_learns_digits(digits_dir: Path) -> None:
     assert counts == {label: count // 5 for label, count in seen.items()}
 
 
-def test_prepared_once(digits_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TwinsDigits, "__init__", None)
-    assert len(open_source(ClassificationDataConfig(dir=str(digits_dir)), "train")) == 1442
+def test_records_are_named() -> None:
+    assert open_source(ClassificationDataConfig(), "train")[3]["name"] == "digits train[3]"
+    assert open_source(ClassificationDataConfig(), "eval")[354]["name"] == "digits eval[354]"
 
 
-def test_default_cache_folder(digits_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("platformdirs.user_cache_path", lambda name: digits_dir / (".." if name != "twins_jax" else ""))
-    monkeypatch.setattr(TwinsDigits, "__init__", None)
-    assert len(open_source(ClassificationDataConfig(), "train")) == 1442
+def test_a_copy_of_a_worker_process_holds_the_same() -> None:
+    source = open_source(ClassificationDataConfig(), "eval")
+    copy = pickle.loads(pickle.dumps(source))
+    assert [copy[i] for i in range(len(copy))] == [source[i] for i in range(len(source))]
 
 
-def test_interrupted_preparation_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(self: TwinsDigits, test: bool) -> Iterator[Any]:
-        yield from list(generate(self, test))[:100]
-        raise KeyboardInterrupt
-
-    generate = TwinsDigits._generate_examples
-    with monkeypatch.context() as patch:
-        patch.setattr(TwinsDigits, "_generate_examples", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            prepare_digits(tmp_path)
-    assert not list(tmp_path.rglob("*.array_record*"))
-    prepare_digits(tmp_path)
-    assert len(open_source(ClassificationDataConfig(dir=str(tmp_path)), "train")) == 1442
+def test_a_folder_is_taken_and_neither_read_nor_written(tmp_path: Path) -> None:
+    """Command lines from when the digits were prepared in one."""
+    assert len(open_source(ClassificationDataConfig(dir=str(tmp_path / "old")), "train")) == 1442
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_two_processes_prepare_at_once(digits_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def beaten(self: TwinsDigits, test: bool) -> Iterator[Any]:
-        if test:
-            shutil.copytree(digits_dir, tmp_path, dirs_exist_ok=True)
-        return generate(self, test)
-
-    generate = TwinsDigits._generate_examples
-    monkeypatch.setattr(TwinsDigits, "_generate_examples", beaten)
-    directory = prepare_digits(tmp_path)
-    assert len(list(directory.glob("*.array_record*"))) == 2
-    assert [path.name for path in directory.parent.iterdir()] == ["1.0.0"]
+def test_needs_no_library_of_other_data_sets() -> None:
+    code = (
+        "import sys\nfrom train.tasks.classification.config import ClassificationDataConfig\n"
+        "from train.data.sources import open_source\n"
+        "open_source(ClassificationDataConfig(), 'train')[0]\n"
+        "print(*(name for name in ('tensorflow_datasets', 'array_record') if name in sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == []
 
 
-def test_other_write_errors_are_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError("no space left")
-
-    monkeypatch.setattr(TwinsDigits, "download_and_prepare", full)
-    with pytest.raises(OSError, match="no space left"):
-        prepare_digits(tmp_path)
+def test_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    module._load.cache_clear()
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(InputError, match=r"^data\.source: digits come with scikit-learn; install it"):
+        open_source(ClassificationDataConfig(), "train")

@@ -167,8 +167,8 @@ def test_eval_without_padding(config: ClassificationDataConfig) -> None:
     assert batch["image"].shape == (11, 32, 32, 3)
 
 
-def test_digits_with_workers(digits_dir: Path) -> None:
-    config = ClassificationDataConfig(dir=str(digits_dir), image_size=32, eval_crop=1.0, threads=2)
+def test_digits_with_workers() -> None:
+    config = ClassificationDataConfig(image_size=32, eval_crop=1.0, threads=2)
     assert_equal(list(eval_batches(with_workers(config), 100)), list(eval_batches(config, 100)))
 
 

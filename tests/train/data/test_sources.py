@@ -1,6 +1,6 @@
 import json
-import shutil
 import socket
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -58,10 +58,6 @@ def test_eval_is_test_without_validation(tmp_path: Path) -> None:
     assert open_source(config, "eval")[0]["name"] == "tiny/1.2.0 test[0]"
 
 
-def test_own_set_by_its_tfds_name(digits_dir: Path) -> None:
-    assert dataset_info(ClassificationDataConfig(source="twins_digits", dir=str(digits_dir))).num_classes == 10
-
-
 @pytest.mark.parametrize(
     ("name", "command"),
     [
@@ -88,17 +84,27 @@ def test_version_that_is_not_prepared(tmp_path: Path) -> None:
         open_source(ClassificationDataConfig(source="tiny:3.0.0", dir=str(tmp_path)), "train")
 
 
+def test_without_tfds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "train.data.tfds", raising=False)
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    message = (
+        r"^data\.source: tiny is read by tensorflow_datasets, and tensorflow_datasets is not installed; install it"
+    )
+    with pytest.raises(InputError, match=message):
+        open_source(ClassificationDataConfig(source="tiny", dir=str(tmp_path)), "train")
+
+
 def test_impossible_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^data\.source: 'image net'"):
         open_source(ClassificationDataConfig(source="image net", dir=str(tmp_path)), "train")
 
 
-def test_format_without_random_access(digits_dir: Path, tmp_path: Path) -> None:
-    shutil.copytree(digits_dir, tmp_path, dirs_exist_ok=True)
-    path = tmp_path / "twins_digits/1.0.0/dataset_info.json"
+def test_format_without_random_access(tmp_path: Path) -> None:
+    config = prepare(tmp_path)
+    path = tmp_path / "tiny/1.2.0/dataset_info.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"fileFormat": "tfrecord"}))
     with pytest.raises(InputError, match=r"stored as tfrecord; random access needs array_record"):
-        open_source(ClassificationDataConfig(source="twins_digits", dir=str(tmp_path)), "train")
+        open_source(config, "train")
 
 
 @pytest.mark.parametrize("missing", ["image", "label"])

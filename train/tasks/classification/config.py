@@ -27,7 +27,7 @@ class ClassificationDataConfig(DataConfig):
 
     dir: str = ""
     """folder: the root that holds train/ and val/ or test/. TFDS: its data_dir (empty: TFDS's own default).
-    digits: the cache folder (empty: the user's cache folder)."""
+    digits: none, they are in memory."""
 
     image_size: int = 224
     """Height and width of the images given to the model, in pixels."""

@@ -1,0 +1,78 @@
+"""TFDS data sets that are prepared as array_record, which is read without TensorFlow."""
+
+from typing import Literal
+
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import read_only_builder
+
+from twins_jax.errors import InputError
+
+from ..config import DataConfig
+from .records import Record
+
+
+class TfdsSource:
+    """One split of a prepared data set that has the features "image" (Image) and "label" (ClassLabel).
+
+    Raises:
+        InputError: The data set is not prepared, its files allow no random access, or a feature or split is missing.
+    """
+
+    def __init__(self, config: DataConfig, split: Literal["train", "eval"]):
+        builder = _prepared_builder(config)
+        info = builder.info
+        formats = sorted(file_format.value for file_format in info.available_file_formats())
+        if "array_record" not in formats:
+            raise InputError(
+                f"data.source: {info.full_name} in {builder.data_dir} is stored as {', '.join(formats)}; random access "
+                "needs array_record: prepare it with `tfds build --file_format=array_record`"
+            )
+        features = dict(info.features)
+        image, label = features.get("image"), features.get("label")
+        if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
+            raise InputError(
+                f"data.source: {info.full_name} has the features {', '.join(sorted(features))}; "
+                "'image' (Image) and 'label' (ClassLabel) are needed"
+            )
+        names = ("train",) if split == "train" else ("validation", "test")
+        found = [name for name in names if name in info.splits]
+        if not found:
+            raise InputError(
+                f"data.source: {info.full_name} has the splits {', '.join(info.splits)}; {' or '.join(names)} is needed"
+            )
+        self.class_names = tuple(label.names)
+        self._name = f"{info.full_name} {found[0]}"
+        # The encoded file: decoding is a transform of ours, the same for all sources.
+        self._records = builder.as_data_source(
+            found[0], decoders={"image": tfds.decode.SkipDecoding()}, file_format="array_record"
+        )
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Record:
+        features = self._records[index]
+        name, label = f"{self._name}[{index}]", int(features["label"])
+        if label < 0:  # how TFDS stores the labels of a test set that are not public
+            raise InputError(f"{name}: has no label")
+        return {"image": features["image"], "label": label, "name": name}
+
+
+def _prepared_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
+    # Not tfds.builder: on a set that is not on disk it goes on to the generation code and the network.
+    try:
+        return read_only_builder.builder_from_files(config.source, data_dir=config.dir or None)
+    except tfds.core.DatasetNotFoundError as error:
+        place = config.dir or "TFDS's default folder"
+        is_imagenet = config.source.partition(":")[0] == "imagenet2012"
+        command = (
+            "python -m train.prepare imagenet2012 --tars DIR --data_dir DIR"
+            if is_imagenet
+            else f"tfds build {config.source} --file_format=array_record --data_dir=DIR"
+        )
+        raise InputError(
+            f"data.source: {config.source} is not prepared in {place} (data.dir); prepare it with `{command}`, "
+            "or use 'digits' or 'folder'"
+        ) from error
+    except ValueError as error:
+        raise InputError(f"data.source: {config.source!r}: {str(error).splitlines()[0]}") from error
