@@ -11,8 +11,7 @@ from twins_jax.config import RuntimeOptions, TwinsConfig, variant_config
 from twins_jax.errors import require
 
 if TYPE_CHECKING:
-    from .data.sources import DatasetInfo
-    from .task import Task
+    from .task import DatasetInfo, Task
 
 
 class ModelConfig(RuntimeOptions, total=False):

@@ -4,6 +4,7 @@ The loop, the step, the evaluation and the checkpoints know a task by this proto
 implementations.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -18,6 +19,16 @@ Split = Literal["train", "eval"]
 
 Batch = dict[str, Any]
 """Arrays by name, each with the examples of the batch along its first axis."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """The facts about a data set on which a model and a schedule depend."""
+
+    num_classes: int
+    class_names: tuple[str, ...]
+    train_examples: int
+    eval_examples: int
 
 
 class Evaluator(Protocol):
@@ -35,7 +46,13 @@ class Evaluator(Protocol):
         """
 
     def update(self, outputs: Any, batch: Batch) -> None:
-        """Takes in the outputs of `step` for a batch. Need not wait for the device."""
+        """Takes in the outputs of `step` for a batch. Need not wait for the device.
+
+        Args:
+            outputs: whole in every process.
+            batch: as `step` had it. With several processes its arrays are spread over them: `step` returns what is
+                needed of it, such as the ids of images. A report, which is made by one process, may read it.
+        """
 
     def result(self) -> dict[str, float | int]:
         """The figures of the pass, "examples" among them."""

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 from flax import nnx
 
-from train.data.sources import DatasetInfo
 from train.recipes import digits
+from train.task import DatasetInfo
 from train.tasks.classification.config import ClassificationConfig
 from train.tasks.classification.task import ClassificationTask
 from twins_jax.layers import BatchNorm, Linear, PatchConv

@@ -16,12 +16,12 @@ import twins_jax
 from tests.support import batch_norm, runs
 from train.checkpoint import Checkpoints
 from train.config import CheckpointConfig, DistributedConfig, OptimConfig
-from train.data.sources import DatasetInfo
 from train.evaluate import evaluate, make_eval_step
 from train.loop import run
 from train.optim import decay_mask
 from train.state import TrainState, create_state
 from train.step import make_train_step
+from train.task import DatasetInfo
 from twins_jax import InputError
 from twins_jax.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from twins_jax.sharding import make_mesh

@@ -17,8 +17,8 @@ import port_weights
 import twins_jax
 from tests.support import runs
 from tests.support.alone import STEPS, Alone, RunMain, last_line
-from train.data.sources import DatasetInfo
 from train.main import parse
+from train.task import DatasetInfo
 from twins_jax.port.read import read_weights
 
 

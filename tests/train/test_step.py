@@ -12,11 +12,11 @@ from flax import nnx
 import train.tasks.classification.task
 import twins_jax
 from train.config import OptimConfig
-from train.data.sources import DatasetInfo
 from train.optim import make_optimizer, make_schedule
 from train.recipes import digits
 from train.state import TrainState, create_state
 from train.step import make_train_step
+from train.task import DatasetInfo
 from train.tasks.classification.config import ClassificationConfig, MixConfig
 from twins_jax.preprocess import normalize
 from twins_jax.sharding import make_mesh

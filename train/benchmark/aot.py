@@ -23,7 +23,6 @@ from twins_jax.errors import InputError, one_line, require
 from twins_jax.sharding import make_mesh
 
 from ..config import RunConfig
-from ..data.sources import DatasetInfo
 from ..experiment import check_batch_size, lower_train_step
 from ..flops import TRAINING_FACTOR, evaluation_flops
 from ..main import EXIT_BAD_INPUT, parse_recipe
@@ -31,6 +30,7 @@ from ..optim import make_optimizer, make_schedule
 from ..recipes.imagenet import EVAL_EXAMPLES, TRAIN_EXAMPLES
 from ..state import abstract_state
 from ..step import make_train_step
+from ..task import DatasetInfo
 from .collectives import Traffic, read_traffic
 from .results import check_out, write_figures
 from .tpu import Chip, topology_devices

@@ -1,25 +1,15 @@
 """Opens the data set that a `DataConfig` names."""
 
-import dataclasses
 from pathlib import Path
 from typing import Literal
 
 from twins_jax.errors import InputError
 
 from ..config import DataConfig
+from ..task import DatasetInfo
 from .digits import DigitsSource
 from .folder import FolderSource
 from .records import Source
-
-
-@dataclasses.dataclass(frozen=True)
-class DatasetInfo:
-    """What the model and the schedule need to know about a data set."""
-
-    num_classes: int
-    class_names: tuple[str, ...]
-    train_examples: int
-    eval_examples: int
 
 
 def dataset_info(config: DataConfig) -> DatasetInfo:

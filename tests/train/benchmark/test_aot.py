@@ -17,12 +17,12 @@ import twins_jax.config
 from tests.support.models import SVT, classifier
 from train.benchmark.aot import EXIT_DOES_NOT_FIT, compile_step, main
 from train.config import ModelConfig, RunConfig
-from train.data.sources import DatasetInfo
 from train.experiment import lower_train_step
 from train.optim import make_optimizer, make_schedule
 from train.recipes import digits
 from train.state import abstract_state, create_state
 from train.step import make_train_step
+from train.task import DatasetInfo
 from twins_jax import get_params
 from twins_jax.sharding import make_mesh
 

@@ -13,7 +13,8 @@ from sklearn.datasets import load_digits
 
 from tests.support.paths import ROOT
 from train.data import digits as module
-from train.data.sources import DatasetInfo, dataset_info, open_source
+from train.data.sources import dataset_info, open_source
+from train.task import DatasetInfo
 from train.tasks.classification.config import ClassificationDataConfig
 from twins_jax.errors import InputError
 

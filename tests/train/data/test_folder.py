@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from train.data.folder import FolderSource
-from train.data.sources import DatasetInfo, dataset_info
+from train.data.sources import dataset_info
+from train.task import DatasetInfo
 from train.tasks.classification.config import ClassificationDataConfig
 from twins_jax.errors import InputError
 

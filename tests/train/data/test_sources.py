@@ -10,7 +10,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from train.data.sources import DatasetInfo, dataset_info, open_source
+from train.data.sources import dataset_info, open_source
+from train.task import DatasetInfo
 from train.tasks.classification.config import ClassificationDataConfig
 from twins_jax.errors import InputError
 

@@ -10,7 +10,7 @@ from twins_jax.errors import require
 from ...config import DataConfig, RunConfig
 
 if TYPE_CHECKING:
-    from ...data.sources import DatasetInfo
+    from ...task import DatasetInfo
     from .task import ClassificationTask
 
 

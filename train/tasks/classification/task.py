@@ -16,8 +16,8 @@ from twins_jax.preprocess import normalize
 
 from ...data.pipeline import eval_batches, train_batches
 from ...data.records import Source
-from ...data.sources import DatasetInfo, dataset_info, open_source
-from ...task import Batch, Split
+from ...data.sources import dataset_info, open_source
+from ...task import Batch, DatasetInfo, Split
 from .config import ClassificationConfig
 from .losses import cross_entropy, smooth_targets
 from .metrics import ClassificationEvaluator
