@@ -13,7 +13,7 @@ CPUS = r"cpus?(?![a-z])"
 ALLOWED = {
     "config.py": r"xla|pallas|cudnn|gpus|fused",  # the values of `attention_implementation`, and their meaning
     "port/torch_io.py": "cpu",  # torch's name of the place to read weights to
-    "port/timm.py": "cpu",  # the builds of torch without a GPU are called so
+    "port/timm_models.py": "cpu",  # the builds of torch without a GPU are called so
 }
 
 
