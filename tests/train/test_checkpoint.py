@@ -301,6 +301,6 @@ def test_position_of_another_number_of_workers(three: Path, tmp_path: Path) -> N
     (two := iter(grain.MapDataset.range(1000).to_iter_dataset().mp_prefetch(options))).close()
     (path,) = (workdir / "checkpoints" / "3" / "data").glob("*.json")
     path.write_text(json.dumps(two.get_state()))
-    with pytest.raises(InputError, match=r"^data\.workers=0: .*/3 was written with 2, and can only go on with that$"):
+    with pytest.raises(InputError, match=r"^data\.workers=0: must be 2, with which .*/3 was written$"):
         restore(workdir)
     assert kept(workdir) == [1, 2, 3]

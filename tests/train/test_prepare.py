@@ -63,7 +63,7 @@ def contents(config: ClassificationDataConfig, split: Any) -> list[tuple[int, in
 def test_missing_tar(tars: Path, capsys: pytest.CaptureFixture[str], missing: str) -> None:
     (tars / missing).unlink()
     assert prepare.main(["imagenet2012", "--tars", str(tars)]) == 2
-    assert capsys.readouterr().err.startswith(f"error: tars: {tars} lacks {missing}; ")
+    assert capsys.readouterr().err.startswith(f"error: tars={str(tars)!r}: must be a folder with {missing}, from ")
 
 
 def test_missing_tensorflow(

@@ -71,7 +71,7 @@ def test_init_with_other_classes_is_not_evaluated(
     folder = ("--data.source", "folder", "--data.dir", str(digits_folder), "--optim.ema_decay", "0")
     code, output, errors = run_main(tmp_path / "run", "--eval_only", "--init", str(ported), *folder)
     assert (code, "final" in output) == (2, False)
-    assert errors == f"error: init: {ported} has 10 classes, and the data 3\n"
+    assert errors == f"error: init={str(ported)!r}: must be of 3 classes, as the data: found 10\n"
 
 
 def test_init_of_another_variant(ported: Path, run_main: RunMain, tmp_path: Path) -> None:
