@@ -13,13 +13,13 @@ CPUS = r"cpus?(?![a-z])"
 ALLOWED = {
     "config.py": r"xla|pallas|cudnn|gpus|fused",  # the values of `attention_implementation`, and their meaning
     "port/torch_io.py": "cpu",  # torch's name of the place to read weights to
-    "port/timm_models.py": "cpu",  # the builds of torch without a GPU are called so
+    "port/timm_models.py": "cpu",  # the name of torch's builds without a GPU
 }
 
 
 def found(file: Path, pattern: str) -> list[str]:
     text = file.read_text(encoding="utf-8")
-    text = re.sub(r"(ops[./])?xla_cpu\b", "", text)  # the module's name, where it is used or referred to
+    text = re.sub(r"(ops[./])?xla_cpu\b", "", text)  # the module's name, where code or text refers to it
     name = file.relative_to(PACKAGE).as_posix()
     words = [match[0] for match in re.finditer(pattern, text, re.IGNORECASE)]
     return [word for word in words if not re.fullmatch(ALLOWED.get(name, "(?!)"), word, re.IGNORECASE)]

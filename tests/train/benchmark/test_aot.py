@@ -1,4 +1,4 @@
-"""The command that compiles for TPU. What needs libtpu is skipped where it is not installed."""
+"""The command that compiles for TPU. Tests that need libtpu are skipped without it."""
 
 import dataclasses
 import json
@@ -51,7 +51,7 @@ def parameters() -> list[jax.Array]:
 
 
 def test_program_is_that_of_training() -> None:
-    """From shapes alone comes the same program as from the state of a run."""
+    """Shapes alone give the same program as the state of a run."""
     run, mesh = config(), make_mesh()
     task, model = run.make_task(DatasetInfo(10, tuple("0123456789"), 1442, 355)), classifier(SVT)
     optimizer = make_optimizer(run, make_schedule(run, 1442))

@@ -67,7 +67,7 @@ def abstract(config: TwinsConfig, num_classes: int = 10) -> TwinsClassifier:
 def test_products_are_those_of_the_traced_model(
     config: TwinsConfig, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A trace of chunks holds what a CPU computes and what other backends do.
+    # A trace of chunks holds a CPU's computation beside that of other backends.
     monkeypatch.setattr(xla_cpu, "chunk_size", lambda batch, positions: batch)  # noqa: ARG005
     apply, params = twins_jax.split_model(abstract(config))
     images = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
