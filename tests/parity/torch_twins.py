@@ -152,7 +152,7 @@ def random_weights(
         name: of `ARCHITECTURES`.
         in_channels: of the images.
         num_classes: of the head; 0: a final norm without a head; None: neither.
-        stage_norms: whether there is a `norm_list`.
+        stage_norms: whether to add a `norm_list`.
         seed: of the random values.
     """
     model = ARCHITECTURES[name]

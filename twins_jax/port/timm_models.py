@@ -108,7 +108,7 @@ def _create(timm: Any, model: Inferred) -> Any:
         return timm.create_model(model.name, num_classes=num_classes, in_chans=model.in_channels)
     config = variant_config(model.name)
     if config.window_size is None:
-        raise InputError(f"{model.name}: timm has no such model")
+        raise InputError(f"{model.name}: timm lacks this model")
     return timm.models.twins.Twins(
         num_classes=num_classes,
         in_chans=model.in_channels,
