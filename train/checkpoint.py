@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from jax.tree_util import keystr, tree_flatten_with_path, tree_unflatten
 from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
 
-from twins_jax.errors import InputError, one_line
+from twins_jax.errors import InputError, one_line, require
 from twins_jax.port.orbax_io import checksum
 
 from .config import CheckpointConfig
@@ -39,8 +39,8 @@ class Checkpoints:
 
     Args:
         workdir: of the run.
-        config: when checkpoints are written and which are kept.
-        best_metric: the figure of an evaluation whose largest value marks the checkpoint that is kept besides.
+        config: the steps that write checkpoints, and the checkpoints to keep.
+        best_metric: the figure of an evaluation whose largest value marks one more checkpoint to keep.
     """
 
     def __init__(self, workdir: Path, config: CheckpointConfig, best_metric: str) -> None:
@@ -63,13 +63,13 @@ class Checkpoints:
                 self._best.values[step] = self._manager.metadata(step).custom_metadata[best_metric]
 
     def is_due(self, step: int) -> bool:
-        """True if the state after `step` steps is to be saved."""
+        """True if the state after `step` steps must be saved."""
         return self._manager.should_save(step)
 
     def save(
         self, state: TrainState, step: int, data: grain.DatasetIterator, evaluation: Mapping[str, float] | None
     ) -> None:
-        """Saves the state after `step` steps, unless that has been done; `evaluation` is that of this step, if any."""
+        """Saves the state after `step` steps, unless that is done already; `evaluation` is the step's, if any."""
         if step == self._manager.latest_step():
             return
         items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
@@ -80,7 +80,7 @@ class Checkpoints:
         self._manager.save(step, args=args, custom_metadata=about, force=True)
 
     def restore(self, state: TrainState, data: grain.DatasetIterator | None) -> TrainState | None:
-        """Restores the newest checkpoint that can be read; what cannot is reported and put into WORKDIR/damaged.
+        """Restores the newest readable checkpoint; reports newer ones that are not, and moves them to WORKDIR/damaged.
 
         Args:
             state: has the structure, shapes, dtypes and shardings wanted.
@@ -88,10 +88,10 @@ class Checkpoints:
                 evaluation.
 
         Returns:
-            The state, or None where there is no checkpoint.
+            The state, or None without a checkpoint.
 
         Raises:
-            InputError: the checkpoint is of another model or optimizer, and how they differ; or none can be read.
+            InputError: the checkpoint is of another model or optimizer, with their differences; or none can be read.
         """
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
@@ -99,10 +99,10 @@ class Checkpoints:
                 restored = self._restore_step(step, state, data)
             except (InputError, jax.errors.JaxRuntimeError):  # the latter where another process or memory is lacking
                 raise
-            except Exception as error:  # what a damaged file raises depends on where the damage is
+            except Exception as error:  # the kind depends on the place of the damage
                 damaged[step] = one_line(error)
                 continue
-            # Only now, when another one could be read, is it sure that the fault is the checkpoint's.
+            # Only now, after another one could be read, the fault is certainly the checkpoint's.
             for damaged_step, why in damaged.items():
                 self._put_aside(damaged_step, why)
             return restored
@@ -179,19 +179,19 @@ class _Best(preservation_policy.PreservationPolicy):
 
 
 def _restore_position(folder: Path, data: grain.DatasetIterator) -> None:
-    """Sets `data` to the position of process 0: all have read as many batches, so it serves any number of processes."""
+    """Sets `data` to the position of process 0: all have read as many batches, whatever their number."""
     paths = list(folder.glob("process_0-of-*.json"))
     if len(paths) != 1:
         raise OSError("its position in the data is missing")
     saved = json.loads(paths[0].read_text())
     found, now = _workers(saved), _workers(data.get_state())
-    if found != now:  # Grain would fail on some other number, and go on from a wrong position on others
-        raise InputError(f"data.workers={now}: {folder.parent} was written with {found}, and can only go on with that")
+    # With another number Grain would fail, or go on from a wrong position.
+    require("data.workers", now, now == found, f"{found}, with which {folder.parent} was written")
     data.set_state(saved)
 
 
 def _workers(state: Mapping[str, Any]) -> int:
-    """The number of processes of an iterator's state; one that reads in threads has no such entry."""
+    """Returns the number of processes of an iterator's state; that of one that reads in threads lacks the entry."""
     return len(state.get("iterators_in_use_states", ()))
 
 
@@ -201,7 +201,7 @@ def _checksum(tree: Tree) -> jax.Array:
 
 
 class _Manager(ocp.CheckpointManager):
-    """Leaves it to `train.distributed.StopRequest` to ask whether the run is to stop.
+    """Leaves it to `train.distributed.StopRequest` to ask for a request to stop.
 
     Orbax also asks when an asynchronous save ends, with the step of the save. JAX's service takes that for the step at
     which this process is, and could let the processes agree on one that it has passed.
@@ -212,7 +212,7 @@ class _Manager(ocp.CheckpointManager):
 
 
 def _items(state: TrainState) -> dict[str, Tree]:
-    """The parts of a state that are saved, as nested dicts: files then do not depend on optax's classes."""
+    """Returns the parts of a state to save, as nested dicts: files then do not depend on optax's classes."""
     leaves = {name: _leaves(getattr(state, name)) for name in ITEMS}
     return {name: traverse_util.unflatten_dict(part, sep="/") for name, part in leaves.items() if part}
 

@@ -31,7 +31,7 @@ MODEL_DEFAULTS["dtype"] = jnp.dtype(MODEL_DEFAULTS["dtype"]).name  # as a flag a
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Where the data is, and what reads it."""
+    """The place of the data, and the threads and processes that read it."""
 
     source: str = "folder"
     """Kind or name of the data set."""
@@ -97,7 +97,7 @@ class DistributedConfig:
     """The processes that make up a run."""
 
     mode: Literal["auto", "off"] = "auto"
-    """auto: join the given coordinator, or the cluster that JAX detects (SLURM, Open MPI, TPU pods), if there is one.
+    """auto: join the given coordinator, or the cluster that JAX detects (SLURM, Open MPI, TPU pods), if it detects one.
     off: this process is the whole run."""
 
     coordinator: str = ""
@@ -121,7 +121,7 @@ class DistributedConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """When checkpoints are written and which are kept."""
+    """The steps that write checkpoints, and the checkpoints that are kept."""
 
     every_steps: int = 500
     """Steps between checkpoints; the last step always has one."""
@@ -175,7 +175,7 @@ class RunConfig(abc.ABC):
     """Checkpoint to start from: anything `twins_jax.from_pretrained` takes."""
 
     eval_only: bool = False
-    """Evaluate the newest checkpoint in `workdir`, or else `init`, and stop."""
+    """Evaluate `init` if it is given, and else the newest checkpoint in `workdir`, and stop."""
 
     report: bool = False
     """After the last evaluation write WORKDIR/report, a page that shows where the model errs."""
@@ -185,7 +185,7 @@ class RunConfig(abc.ABC):
 
     def __post_init__(self) -> None:
         options: Any = MODEL_DEFAULTS | self.model
-        variant_config(**options)  # says what is wrong with it
+        variant_config(**options)  # raises InputError for a wrong option
         object.__setattr__(self, "model", options)
         require("workdir", self.workdir, bool(self.workdir), "the name of a folder")
         require("seed", self.seed, 0 <= self.seed < 2**31, "an integer from 0 to 2**31 - 1")
@@ -198,20 +198,20 @@ class RunConfig(abc.ABC):
 
     @abc.abstractmethod
     def make_task(self, info: "DatasetInfo | None" = None) -> "Task":
-        """The task of this run.
+        """Makes the task of this run.
 
         Args:
-            info: of the data set, where its files are not to be read; None reads it off them.
+            info: of the data set, to leave its files unread; None reads it off them.
 
         Raises:
             InputError: the data set is not what it must be.
         """
 
     def total_steps(self, train_examples: int) -> int:
-        """Length of the run in steps."""
+        """Returns the length of the run in steps."""
         return self.steps or max(1, round(self.epochs * train_examples / self.batch_size))
 
     def warmup_steps(self, train_examples: int) -> int:
-        """Length of the warm-up in steps."""
+        """Returns the length of the warm-up in steps, less than the run's."""
         warmup = round(self.optim.warmup_epochs * train_examples / self.batch_size)
         return min(warmup, self.total_steps(train_examples) - 1)

@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from twins_jax.errors import InputError, one_line
+from twins_jax.errors import InputError, one_line, require
 from twins_jax.sharding import batch_sharding
 
 from .config import DistributedConfig
@@ -23,18 +23,18 @@ EXIT_LOST_PROCESS = 4
 def initialize(config: DistributedConfig) -> None:
     """Joins the other processes of the run; must come before any other use of JAX.
 
-    With a coordinator in the config that one is used. Otherwise JAX looks for a cluster it knows (SLURM, Open MPI,
-    TPU pods, Kubernetes), and where there is none this process is the whole run.
+    A coordinator in the config is used if given. Otherwise JAX looks for a cluster it knows (SLURM, Open MPI, TPU pods,
+    Kubernetes). Without a cluster this process is the whole run.
 
     Raises:
-        InputError: the processes did not find each other.
+        InputError: the coordinator is not HOST:PORT, or the processes did not find each other.
     """
     if config.mode == "off":
         return
     arguments: dict[str, Any] = {}
     if config.coordinator:
-        if not re.fullmatch(r".+:\d+", config.coordinator):
-            raise InputError(f"distributed.coordinator={config.coordinator!r}: allowed is HOST:PORT")
+        is_address = bool(re.fullmatch(r".+:\d+", config.coordinator))
+        require("distributed.coordinator", config.coordinator, is_address, "HOST:PORT")
         arguments = {
             "coordinator_address": config.coordinator,
             "num_processes": config.processes,
@@ -51,11 +51,11 @@ def initialize(config: DistributedConfig) -> None:
     except (ValueError, RuntimeError) as error:
         _set_signal_handler(signal.SIGABRT, previous)
         if str(error) == "coordinator_address should be defined.":
-            return  # JAX's way of saying that there is no cluster
+            return  # JAX found no cluster
         raise InputError(f"distributed: {one_line(error)}") from error
     if jax.process_count() > 1:
-        # The first collective connects the processes, on CPU within 30 s: better now than after compiling, which may
-        # take one of them so much longer.
+        # The first collective connects the processes, on CPU within 30 s. Compiling may keep one of them longer than
+        # the others by more than that: they connect before.
         multihost_utils.sync_global_devices("initialize")
 
 
@@ -73,7 +73,7 @@ def exit_lost_process(reason: str) -> NoReturn:
 
 
 def expect_exit(code: int) -> None:
-    """Makes `code` that of an exit for which the other processes do not join this one, as when it alone has failed."""
+    """Sets the code of an exit for which the other processes do not join this one, as when it alone has failed."""
     global _expected_exit
     _expected_exit = code
 
@@ -85,8 +85,8 @@ _set_signal_handler = ctypes.pythonapi.PyOS_setsig
 _set_signal_handler.restype, _set_signal_handler.argtypes = _Handler, [ctypes.c_int, _Handler]
 
 
-# When JAX misses another process it aborts this one, from a thread of its own and whatever the others do, blocked in a
-# collective or not. A handler of Python's would run too late; C calls this one in that thread.
+# JAX aborts this process when it misses another one, from a thread of its own and whatever the other threads do,
+# blocked in a collective or not. A handler of Python's would run too late; C calls this one in that thread.
 @_Handler
 def _on_abort(signum: int) -> None:  # noqa: ARG001 - C gives it
     if _expected_exit is not None:
@@ -100,7 +100,7 @@ def is_main_process() -> bool:
 
 
 def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """A batch over all devices of all processes, from this process's rows [B / processes, ...] of it."""
+    """Makes a batch over all devices of all processes, from this process's rows [B / processes, ...] of it."""
     sharding = batch_sharding(mesh)
     return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}
 

@@ -1,4 +1,4 @@
-"""Why a run ends before its last step."""
+"""The reasons for a run to end before its last step."""
 
 
 class DivergedError(ArithmeticError):

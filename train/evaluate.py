@@ -19,9 +19,9 @@ def make_eval_step(evaluator: Evaluator, graphdef: nnx.GraphDef[Any], mesh: Mesh
     """Jits an evaluator's step.
 
     Args:
-        evaluator: whose `step` it is; that of every evaluator of the same task is the same function.
+        evaluator: has the step, which is the same function for every evaluator of one task.
         graphdef: of the model.
-        mesh: over which parameters and batches are laid out; every process gets the outputs.
+        mesh: the layout of parameters and batches; every process gets the outputs.
 
     Returns:
         (params, batch_stats, batch) -> the outputs of `Evaluator.step`.

@@ -9,7 +9,8 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from twins_jax import InputError, get_batch_stats, get_params
+from twins_jax import get_batch_stats, get_params
+from twins_jax.errors import require
 from twins_jax.sharding import batch_sharding, make_mesh
 
 from .config import RunConfig
@@ -69,7 +70,7 @@ def build(config: RunConfig) -> Experiment:
     train_step = None
     if not config.eval_only:
         step = make_train_step(task, graphdef, optimizer, config)
-        # Compiled ahead, so that the first line's images/s is not that of the compiler.
+        # Compiled ahead: the compiler's time does not count in the first line's images/s.
         train_step = lower_train_step(step, state, task, config, mesh).compile()
     eval_step = make_eval_step(task.evaluator(), graphdef, mesh)
     return Experiment(config, task, mesh, graphdef, schedule, state, train_step, eval_step)
@@ -78,12 +79,12 @@ def build(config: RunConfig) -> Experiment:
 def lower_train_step(
     step: TrainStep, state: TrainState, task: Task, config: RunConfig, mesh: Mesh
 ) -> jax.stages.Lowered:
-    """The program of a training step for the devices of a mesh, ready to compile.
+    """Lowers a training step for the devices of a mesh, ready to compile.
 
     Args:
         step: of `make_train_step`.
-        state: arrays laid out over the mesh, which the program takes the memory of, or what `abstract_state` returns.
-        task: whose batches the step takes.
+        state: arrays laid out over the mesh, whose memory the program takes, or the result of `abstract_state`.
+        task: gives the shapes of batches.
         config: the run's.
         mesh: over devices that may be those of another machine.
     """
@@ -98,11 +99,10 @@ def lower_train_step(
 
 
 def check_batch_size(config: RunConfig, mesh: Mesh) -> None:
-    """Raises InputError unless every device gets as many rows in each part of a batch."""
+    """Raises InputError unless every device gets the same number of rows in each part of a batch."""
     rows = mesh.size * config.optim.accumulate
     _check_divisible("batch_size", config.batch_size, rows, "devices x optim.accumulate")
 
 
 def _check_divisible(field: str, value: int, divisor: int, what: str) -> None:
-    if value % divisor:
-        raise InputError(f"{field}={value}: must be a multiple of {divisor} ({what})")
+    require(field, value, value % divisor == 0, f"a multiple of {divisor} ({what})")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .task import Batch, Task
 
 TRAINING_FACTOR = 3
-"""A training step costs about three forward passes: the backward pass has two matrix products for each of the first."""
+"""Forward passes in a training step, about: the backward pass has two matrix products for each one of the forward's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Performance:
     devices: int
 
     def mfu(self, images_per_s: float) -> float:
-        """Model-FLOPs utilization of training: operations the model needs over those the devices could do."""
+        """Returns the model-FLOPs utilization of training: the operations it needs over those the devices could do."""
         return TRAINING_FACTOR * self.forward_flops * images_per_s / (self.peak_flops * self.devices)
 
     def __str__(self) -> str:
@@ -58,10 +58,10 @@ def describe(experiment: "Experiment") -> Performance:
 
 
 def evaluation_flops(task: "Task", graphdef: nnx.GraphDef[Any], params: Params, batch_stats: BatchStats) -> float:
-    """Operations of evaluating one example, which are its forward pass's but for a few.
+    """Counts the operations of evaluating one example, which are its forward pass's but for a few.
 
     Args:
-        task: whose evaluator runs the model.
+        task: its evaluator runs the model.
         graphdef: of the model.
         params: arrays, or shapes and dtypes only.
         batch_stats: the same of running statistics.
@@ -75,7 +75,7 @@ def evaluation_flops(task: "Task", graphdef: nnx.GraphDef[Any], params: Params, 
 
 
 def forward_flops(apply: Callable[..., jax.Array], params: Params, side: int) -> float:
-    """Operations of one image's forward pass, [1, side, side, 3]; `params` may be shapes and dtypes only."""
+    """Counts the operations of one image's forward pass, [1, side, side, 3]; `params` may be shapes and dtypes only."""
     return _flops(apply, params, jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32))
 
 
@@ -85,21 +85,21 @@ def _flops(function: Callable[..., Any], *arguments: Any) -> float:
 
 
 def matmul_rate(dtype: jnp.dtype) -> float:
-    """Operations a second of a large square matrix product on one device, the fastest of twenty runs."""
+    """Measures the operations a second of a large square matrix product on one device, the fastest of twenty runs."""
     side = 1024 if jax.default_backend() == "cpu" else 8192
     matrix = jnp.ones((side, side), dtype)
     return 2 * side**3 / _seconds(jax.jit(jnp.matmul), matrix, matrix)
 
 
 def memory_rate() -> float:
-    """Bytes a second that one device reads and writes in a pass over a large array, the fastest of twenty runs."""
+    """Measures the bytes a second that one device moves in a pass over a large array, the fastest of twenty runs."""
     numbers = jnp.zeros(2**26 if jax.default_backend() == "cpu" else 2**29, jnp.float32)
     seconds = _seconds(jax.jit(lambda x: x + 1.0), numbers)
     return 2 * numbers.nbytes / seconds
 
 
 def _seconds(program: Callable[..., jax.Array], *arguments: jax.Array) -> float:
-    """Of the fastest run: what others do on the machine only adds to what it takes."""
+    """Returns the seconds of the fastest of twenty runs: other work on the machine only adds to them."""
     program(*arguments).block_until_ready()
     seconds = []
     for _ in range(20):

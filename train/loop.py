@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from twins_jax import InputError, Params
+from twins_jax.errors import require
 from twins_jax.files import write_text
 
 from . import flops
@@ -38,8 +39,8 @@ def run(config: RunConfig) -> dict[str, Any]:
     """Trains, or only evaluates, as `config` says.
 
     Returns:
-        The last evaluation: what the task's evaluator gives, and "step"; with a moving average of the weights the same
-        of these under "ema_...".
+        The last evaluation: the figures of the task's evaluator, and "step"; with a moving average of the weights also
+        its figures, under "ema_...".
 
     Raises:
         InputError: a setting, the data or a checkpoint is not what it must be.
@@ -47,8 +48,8 @@ def run(config: RunConfig) -> dict[str, Any]:
         PreemptedError: SIGTERM came; the state is saved.
     """
     initialize(config.distributed)
-    if config.report and jax.process_count() > 1:
-        raise InputError(f"report: allowed with one process only, this run has {jax.process_count()}")
+    processes = jax.process_count()
+    require("report", config.report, not config.report or processes == 1, f"False in a run of {processes} processes")
     workdir = Path(config.workdir).expanduser()
     if config.eval_only:
         return _evaluate_only(config, workdir)
@@ -120,17 +121,17 @@ def _train(
             if is_save:
                 checkpoints.save(state, step, data, evaluation)
             if not pending:
-                last_log = time.perf_counter()  # what evaluation and saving took is not the steps'
+                last_log = time.perf_counter()  # the steps' time leaves out evaluation and saving
             if preempted and not is_last:
                 raise PreemptedError(f"SIGTERM: saved step {step} of {total} in {workdir}; start again to go on")
-    # Where every step had been done before there is no evaluation yet.
+    # A run that found all its steps done has not evaluated yet.
     return _final(experiment, workdir, state, evaluation or _evaluate(experiment, state))
 
 
 def _evaluate_only(config: RunConfig, workdir: Path) -> dict[str, Any]:
     """Evaluates `init` if it is given, and the newest checkpoint of the folder otherwise."""
-    if not config.init and not any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
-        raise InputError(f"eval_only: {workdir} holds no checkpoint, and no init is given")
+    can_evaluate = bool(config.init) or any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+    require("init", config.init, can_evaluate, f"a checkpoint for eval_only: {workdir} holds none")
     experiment = build(config)
     state = None
     if not config.init:
@@ -160,7 +161,7 @@ def _evaluate(experiment: Experiment, state: TrainState) -> dict[str, Any]:
 
 
 def _eval_batches(experiment: Experiment) -> Iterator[Batch]:
-    """The evaluation split, with as many batches in every process: all of them must take part in each step."""
+    """Yields the evaluation split, as many batches in every process: all of them must take part in each step."""
     config, task, shards = experiment.config, experiment.task, jax.process_count()
     batches = task.batches("eval", config.eval_batch_size // shards, shard=jax.process_index(), shards=shards)
     padding = zeros(task.batch_shapes("eval", config.eval_batch_size // shards))
@@ -170,7 +171,7 @@ def _eval_batches(experiment: Experiment) -> Iterator[Batch]:
 
 
 def _means(metrics: list[dict[str, jax.Array]], last_step: int) -> dict[str, float]:
-    """The mean of each metric over the steps up to `last_step`; waits for them.
+    """Computes the mean of each metric over the steps up to `last_step`; waits for them.
 
     Raises:
         DivergedError: one of them is not finite; names the first step.
@@ -191,7 +192,7 @@ def _check_finite(step: int, values: Mapping[str, Any]) -> None:
 
 
 def _progress_bar(start: int, total: int) -> tqdm:
-    """On a terminal a bar that moves; in a log a line every half a minute."""
+    """Makes a bar that moves on a terminal, and writes a line every half minute into a log."""
     interval = 0.1 if sys.stderr.isatty() else 30.0
     return tqdm(total=total, initial=start, unit="step", mininterval=interval, disable=not is_main_process())
 

@@ -15,7 +15,7 @@ from .config import RunConfig
 
 
 def make_schedule(config: RunConfig, train_examples: int) -> optax.Schedule:
-    """The learning rate by step: linear from the warm-up's to the peak, then a cosine to the smallest."""
+    """Makes the learning rate by step: linear from the warm-up's to the peak, then a cosine to the smallest."""
     return optax.warmup_cosine_decay_schedule(
         init_value=config.optim.warmup_learning_rate,
         peak_value=config.optim.learning_rate * config.batch_size / 512,
@@ -26,7 +26,7 @@ def make_schedule(config: RunConfig, train_examples: int) -> optax.Schedule:
 
 
 def decay_mask(params: Params) -> Any:
-    """The parameters that are decayed: all but biases, norms and other 1-d ones, and the PEG's kernels.
+    """Marks the parameters that decay: all but biases, norms and other 1-d ones, and the PEG's kernels.
 
     Returns:
         A pytree of bool like `params`. Upstream exempts `pos_block.*` by `no_weight_decay`, timm's optimizer factory
@@ -36,11 +36,11 @@ def decay_mask(params: Params) -> Any:
 
 
 def layer_scales(params: Params, decay: float, depths: tuple[int, ...]) -> Any:
-    """The factor on each parameter's learning rate in layer-wise decay, for fine-tuning.
+    """Computes the factor on each parameter's learning rate in layer-wise decay, for fine-tuning.
 
     Layers are, from the first: the first stage's patch embedding; each block, of which a stage's first one takes along
     the stage's PEG and, after the first stage, its patch embedding, and the last of all the final norm; and the head,
-    whose factor is 1 (timm's `group_matcher` of Twins numbers them so).
+    whose factor is 1 (the numbers of timm's `group_matcher` of Twins).
 
     Args:
         params: of a `TwinsClassifier`.
@@ -64,7 +64,7 @@ def layer_scales(params: Params, decay: float, depths: tuple[int, ...]) -> Any:
 
 
 def make_optimizer(config: RunConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Gradient clipping by global norm, then AdamW (betas 0.9 and 0.999, epsilon 1e-8) with `decay_mask`."""
+    """Chains gradient clipping by global norm and AdamW (betas 0.9 and 0.999, epsilon 1e-8) with `decay_mask`."""
     transforms = [
         optax.clip_by_global_norm(config.optim.clip_norm),
         optax.adamw(schedule, b1=0.9, b2=0.999, eps=1e-8, weight_decay=config.optim.weight_decay, mask=decay_mask),
@@ -75,7 +75,7 @@ def make_optimizer(config: RunConfig, schedule: optax.Schedule) -> optax.Gradien
         def scale_by_layer(updates: Params, params: Params) -> Params:
             return jax.tree.map(jnp.multiply, updates, layer_scales(params, config.optim.layer_decay, depths))
 
-        transforms.append(optax.stateless(scale_by_layer))  # after AdamW, so that it scales the weight decay too
+        transforms.append(optax.stateless(scale_by_layer))  # after AdamW: it scales the weight decay too
     return optax.chain(*transforms)
 
 

@@ -23,10 +23,10 @@ class Arguments:
 
 
 def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The training and the evaluation lines of a metrics.jsonl, each with an "epoch".
+    """Reads the training and the evaluation lines of a metrics.jsonl, each with an "epoch".
 
     Raises:
-        InputError: the file cannot be read or holds no such lines.
+        InputError: the file cannot be read or holds no line of training.
     """
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -62,7 +62,7 @@ def draw(metrics: Path, picture: Path) -> None:
     loss.plot([t["epoch"] for t in training], [t["loss"] for t in training], color="tab:orange", linewidth=1)
     loss.set_ylabel("training loss", color="tab:orange")
     if picture.suffix.removeprefix(".") not in figure.canvas.get_supported_filetypes():
-        raise InputError(f"{picture}: allowed endings are .svg, .png and .pdf")
+        raise InputError(f"{picture}: must end in .svg, .png or .pdf")
     figure.savefig(picture, metadata={"Date": None} if picture.suffix == ".svg" else None)
     plt.close(figure)
 

@@ -10,7 +10,7 @@ from typing import Literal
 import tensorflow_datasets as tfds
 import tyro
 
-from twins_jax.errors import InputError
+from twins_jax.errors import InputError, require
 
 TARS = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 
@@ -33,28 +33,28 @@ class PrepareConfig:
 
 
 def prepare(config: PrepareConfig) -> Path:
-    """Prepares the data set, unless it is there already, and returns its folder.
+    """Prepares the data set, unless that is done already, and returns its folder.
 
     Raises:
-        InputError: A tar file or TensorFlow is missing.
+        InputError: a tar file or TensorFlow is missing.
     """
     tars = Path(config.tars).expanduser()
-    if missing := [name for name in TARS if not (tars / name).is_file()]:
-        raise InputError(f"tars: {tars} lacks {' and '.join(missing)}; download them from https://image-net.org")
+    missing = [name for name in TARS if not (tars / name).is_file()]
+    require("tars", str(tars), not missing, f"a folder with {' and '.join(missing)}, from https://image-net.org")
     if importlib.util.find_spec("tensorflow") is None:
         raise InputError(
             f"dataset: preparing {config.dataset} needs TensorFlow, which is not installed; "
             "install tensorflow-cpu (the extra `prepare`)"
         )
     builder = tfds.builder(config.dataset, data_dir=config.data_dir or None)
-    # A copy that someone else prepared would be a download.
+    # Without this, TFDS would download a copy that it has prepared.
     downloads = tfds.download.DownloadConfig(manual_dir=str(tars), try_download_gcs=False)
     builder.download_and_prepare(download_config=downloads, file_format="array_record")
     return Path(builder.data_dir)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prepares what the arguments say and returns the exit code: 0, or 2 after an error that a user can correct."""
+    """Prepares the data set that the arguments name; returns the exit code: 0, or 2 after an error of the user's."""
     config = tyro.cli(PrepareConfig, prog="python -m train.prepare", args=list(arguments), use_underscores=True)
     try:
         directory = prepare(config)

@@ -8,7 +8,7 @@ import jax
 
 
 class Profiler:
-    """Traces the steps `FIRST` to `LAST` after the start of a run, or as many as there are, into WORKDIR/profile.
+    """Traces the steps `FIRST` to `LAST` after the start of a run, or as many as it has, into WORKDIR/profile.
 
     A context manager; leaving it ends a trace that is under way.
     """
@@ -22,13 +22,13 @@ class Profiler:
         self._tracing = False
 
     def before(self, step: int) -> None:
-        """To be called before each step."""
+        """Starts the trace before its first step; to be called before each step."""
         if self._enabled and step - self._start == self.FIRST:
             jax.profiler.start_trace(str(self._folder))
             self._tracing = True
 
     def after(self, step: int, metrics: Any) -> None:
-        """To be called after each step with what it returned; waits for it at the end of the trace."""
+        """Ends the trace after its last step, whose metrics it waits for; to be called after each step."""
         if self._tracing and step - self._start == self.LAST:
             jax.block_until_ready(metrics)
             self._stop()

@@ -38,13 +38,13 @@ class TrainState:
 def abstract_state(
     params: Params, batch_stats: BatchStats, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool
 ) -> TrainState:
-    """The shapes, dtypes and layout of the state before the first step, with no memory behind them.
+    """Returns the shapes, dtypes and layout of the state before the first step, with no memory behind them.
 
     Args:
         params: the parameters, or their shapes and dtypes.
         batch_stats: the running statistics, or their shapes and dtypes.
         optimizer: of the parameters.
-        mesh: over which `twins_jax.sharding` lays it out; its devices need not be at hand.
+        mesh: over which `twins_jax.sharding` lays it out; its devices may be another machine's.
         ema: whether to keep a moving average.
 
     Returns:
@@ -62,7 +62,7 @@ def abstract_state(
 def create_state(
     params: Params, batch_stats: BatchStats, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool
 ) -> TrainState:
-    """The state before the first step, laid out over the mesh by `twins_jax.sharding`.
+    """Creates the state before the first step, laid out over the mesh by `twins_jax.sharding`.
 
     Args:
         params: the initial parameters, the same in every process.

@@ -27,7 +27,7 @@ def make_train_step(
     batch, or of a part of it where `optim.accumulate` cuts it: it is synchronized over devices and processes.
 
     Args:
-        task: whose loss is minimized.
+        task: gives augmentation and loss.
         graphdef: of the model.
         optimizer: of the parameters.
         config: the run's.
@@ -56,7 +56,7 @@ def make_train_step(
     def in_parts(
         params: Params, batch_stats: BatchStats, batch: Batch, key: jax.Array
     ) -> tuple[tuple[jax.Array, Metrics, Params], BatchStats]:
-        """The means over the batch's parts, each of which takes every `parts`-th row.
+        """Computes the means over the batch's parts, each of which takes every `parts`-th row.
 
         Every device then works on its own rows in each part; parts of neighboring rows would move them.
         """

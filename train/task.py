@@ -1,4 +1,4 @@
-"""The seam between the training system and what it trains: one loop, one `Task` for each kind of problem.
+"""The seam between the training system and its models: one loop, one `Task` for each kind of problem.
 
 The loop, the step, the evaluation and the checkpoints know a task by this protocol alone; `tasks/*/task.py` hold the
 implementations.
@@ -55,7 +55,7 @@ class Evaluator(Protocol):
         """
 
     def result(self) -> dict[str, float | int]:
-        """The figures of the pass, "examples" among them."""
+        """Returns the figures of the pass, "examples" among them."""
 
 
 class Task(Protocol):
@@ -63,7 +63,7 @@ class Task(Protocol):
 
     @property
     def best_metric(self) -> str:
-        """The figure of an evaluation that decides which checkpoint is the best: the one with the largest."""
+        """The figure of an evaluation whose largest value marks the best checkpoint."""
 
     @property
     def train_examples(self) -> int:
@@ -74,7 +74,7 @@ class Task(Protocol):
         """Examples in an evaluation."""
 
     def create_model(self, rngs: nnx.Rngs) -> nnx.Module:
-        """The model with its first weights, fresh or read from a file.
+        """Creates the model with its first weights, fresh or read from a file.
 
         Args:
             rngs: `params` stream for fresh weights.
@@ -84,17 +84,17 @@ class Task(Protocol):
         """
 
     def batches(self, split: Split, batch_size: int, *, shard: int = 0, shards: int = 1) -> "grain.IterDataset":
-        """Batches of NumPy arrays: an endless stream of "train", in an order of the seed's; "eval" once, in order.
+        """Reads batches of NumPy arrays: an endless stream of "train", in the seed's order; "eval" once, in order.
 
         Args:
-            split: which examples.
+            split: the examples to read.
             batch_size: of this shard's batches.
-            shard: which of `shards` parts to read.
+            shard: number of the part to read, 0 to `shards` - 1.
             shards: number of parts, one for each process of the run.
         """
 
     def batch_shapes(self, split: Split, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes and dtypes of a batch of `batches`; "eval" has a bool "mask" [batch_size], False on padding."""
+        """Returns the shapes and dtypes of a batch; "eval" has a bool "mask" [batch_size], False on padding."""
 
     def augment(self, batch: Batch, key: jax.Array) -> Batch:
         """Changes a batch on the device, inside the training step and before the batch is cut into parts.
@@ -106,21 +106,21 @@ class Task(Protocol):
         """
 
     def loss(self, model: Any, batch: Batch, rngs: nnx.Rngs) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The mean loss over a batch, or a part of one, and other scalars to log.
+        """Computes the mean loss over a batch, or a part of one, and other scalars to log.
 
         Args:
-            model: whose running statistics it may update.
+            model: it may update the model's running statistics.
             batch: as `augment` returns it.
             rngs: `dropout` stream; its presence means training.
         """
 
     def evaluator(self) -> Evaluator:
-        """A new evaluator."""
+        """Makes a new evaluator."""
 
     def report(self, folder: Path) -> Evaluator:
-        """A new evaluator whose `result` writes FOLDER/index.html, a page that shows where the model errs."""
+        """Makes a new evaluator whose `result` writes FOLDER/index.html, a page that shows where the model errs."""
 
 
 def zeros(shapes: dict[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:
-    """A batch of nothing but padding."""
+    """Makes a batch of nothing but padding."""
     return {name: np.zeros(shape.shape, shape.dtype) for name, shape in shapes.items()}

@@ -16,7 +16,7 @@ class LocallyGroupedAttention(nnx.Module):
     """LSA: each position attends to the positions of its own `window_size` x `window_size` window.
 
     [B, H, W, C] -> [B, H, W, C]. A map that windows do not tile is padded with zeros at the bottom and right before
-    the projection to query, key and value, so padding takes part with the projection's bias as its value. With
+    the projection to query, key and value: padding takes part, with the projection's bias as its value. With
     `window_padding="zero"` nothing else happens (timm, upstream detection). With "mask" real positions and padding do
     not see each other (upstream segmentation; `padding_bias` has its one exception).
     """

@@ -126,7 +126,7 @@ class TwinsConfig:
         return {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
     def is_lsa(self, block: int) -> bool:
-        """Whether the block of this index within its stage is LSA: in Twins-SVT, LSA and GSA alternate, LSA first."""
+        """True if the block at this index of its stage is LSA: in Twins-SVT, LSA and GSA alternate, LSA first."""
         return self.window_size is not None and block % 2 == 0
 
     def drop_path_rates(self) -> list[list[float]]:
@@ -179,11 +179,15 @@ VARIANTS: dict[str, TwinsConfig] = {
 
 
 def variant_config(name: str, **options: Unpack[TwinsOptions]) -> TwinsConfig:
-    """The configuration of a named variant, with options.
+    """Returns the configuration of a named variant, with options.
+
+    Args:
+        name: one of `VARIANTS`.
+        **options: see `TwinsOptions`.
 
     Raises:
-        InputError: (a ValueError) naming the argument, its value and what it must be: for an unknown variant the
-            names of all, for an unknown option, or a field of the architecture, the options.
+        InputError: (a ValueError) naming the argument, its value and what it must be. For an unknown variant it lists
+            all names; for an unknown option, and for a field of the architecture, all options.
     """
     require("name", name, name in VARIANTS, f"one of {', '.join(sorted(VARIANTS))}")
     known = TwinsOptions.__annotations__

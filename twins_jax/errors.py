@@ -16,6 +16,6 @@ def require(field: str, value: object, ok: bool, allowed: str) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an exception's message that says something, or else its kind."""
+    """Returns the first line with text of an exception's message, cut to 300 characters, or else its type's name."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__

@@ -13,31 +13,39 @@ Params = dict[str, Any]
 """A nested dict of arrays with string keys only, such as params["backbone"]["stages"]["0"]["peg"]["kernel"]."""
 
 BatchStats = dict[str, Any]
-"""The same of the running statistics of BatchNorms; empty for a model without any."""
+"""A nested dict like `Params`, of the running statistics of BatchNorms; empty for a model without any."""
 
 
 def get_params(model: nnx.Module) -> Params:
-    """The parameters of a model as nested dicts; the arrays are shared, not copied."""
+    """Returns the parameters of a model as nested dicts, in `param_dtype`; the arrays are shared, not copied."""
     return _to_dict(model, nnx.Param)
 
 
 def get_batch_stats(model: nnx.Module) -> BatchStats:
-    """The running statistics of a model's BatchNorms as nested dicts; the arrays are shared, not copied."""
+    """Returns the running statistics of a model's BatchNorms as nested dicts; the arrays are shared, not copied."""
     return _to_dict(model, nnx.BatchStat)
 
 
 def set_params(model: nnx.Module, params: Params) -> None:
-    """Puts parameters into a model whose parameters have the same names, shapes and dtypes."""
+    """Puts parameters into a model, in place.
+
+    Args:
+        model: any model of this library.
+        params: as `get_params` gives them, with the names, shapes and dtypes of the model's own.
+    """
     nnx.update(model, nnx.restore_int_paths(params))
 
 
 def merge_model(graphdef: nnx.GraphDef[Any], params: Params, batch_stats: BatchStats | None = None) -> Any:
-    """The model of a graph definition with these parameters and running statistics; the inverse of splitting it.
+    """Makes a model from its graph definition, parameters and running statistics; the inverse of splitting it.
 
     Args:
         graphdef: the first value of `nnx.split(model)`.
         params: as `get_params` gives them.
         batch_stats: as `get_batch_stats` gives them; None or empty for a model without any.
+
+    Returns:
+        A model of the graph definition's type, which shares the arrays.
     """
     states = [nnx.restore_int_paths(tree) for tree in (params, batch_stats) if tree]
     return nnx.merge(graphdef, *states)
@@ -94,7 +102,7 @@ def _to_dict(model: nnx.Module, kind: type[nnx.Variable[Any]]) -> dict[str, Any]
 
 
 def _keys_to_str(tree: Any) -> Any:
-    """Lists of modules have integer keys in NNX, which neither checkpoints nor sorting mix well with strings."""
+    """Makes all keys strings: NNX gives lists of modules integer keys, which break checkpoints and sorting."""
     if not isinstance(tree, dict):
         return tree
     return {str(key): _keys_to_str(value) for key, value in tree.items()}

@@ -46,8 +46,8 @@ class BatchNorm(nnx.Module):
     `momentum` * running + (1 - `momentum`) * batch. The running variance takes the unbiased variance, n / (n - 1) times
     the biased one, as in PyTorch; PyTorch's momentum of 0.1 is 0.9 here. Statistics are float32 at least.
 
-    Under `jit` a batch that is laid out over several devices is one logical array, so n counts the positions on all of
-    them and the statistics are those of all devices (PyTorch's SyncBatchNorm).
+    Under `jit` a batch that is laid out over several devices is one logical array: n counts the positions on all of
+    them, and the statistics are those of all devices (PyTorch's SyncBatchNorm).
     """
 
     def __init__(
@@ -74,8 +74,11 @@ class BatchNorm(nnx.Module):
             x: [..., C].
             training: use the statistics of x and update the running ones; otherwise use the running ones.
 
+        Returns:
+            [..., C] in `dtype`.
+
         Raises:
-            InputError: x has one position only, in training: its variance is not known.
+            InputError: x has one position only, in training; its variance is not known.
         """
         wide = ops.at_least_float32(self.dtype)
         x = x.astype(wide)
@@ -116,8 +119,8 @@ class Linear(nnx.Module):
 def drop(dropout: nnx.Dropout, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
     """Returns `dropout` of x if `rngs` are given to draw from, and x itself otherwise.
 
-    The randomness comes with the call so that a model's state holds parameters only: a Dropout that owns its `rngs`
-    stores two more leaves, even at rate 0.
+    The randomness comes with the call to keep all but parameters out of a model's state: a Dropout that owns its
+    `rngs` stores two more leaves, even at rate 0.
     """
     return dropout(x, deterministic=rngs is None, rngs=rngs)
 

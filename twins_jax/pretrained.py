@@ -39,18 +39,18 @@ def from_pretrained(
             timm or upstream; a Hugging Face snapshot folder, or "hf-hub:" and a repository's name; an Orbax folder or
             .safetensors of this project, or a training run's folder (the newest checkpoint is taken).
         name: the variant; read off the weights where it is None.
-        num_classes: read off the weights where it is None. Where it differs from the checkpoint's, a fresh head takes
-            the place of the checkpoint's (0: no head).
+        num_classes: outputs of the head; read off the weights where it is None. Where it differs from the
+            checkpoint's, a fresh head takes the place of the checkpoint's (0: no head).
         ema: take the exponential moving average that a training checkpoint holds beside the weights.
         rngs: `params` stream for a fresh head; needed only for that.
         **overrides: see `TwinsOptions`; `in_channels` and `stage_norms` must be those of the weights.
 
     Returns:
-        The model, all its weights from the checkpoint but a fresh head's, as `param_dtype` (float32).
+        The model, all its weights from the checkpoint but a fresh head's, in `param_dtype` (float32 by default).
 
     Raises:
-        ValueError: the source cannot be read, is of no known variant, does not fit it name by name or has no
-            classifier (see `backbone_from_pretrained`); or an argument is not allowed.
+        InputError: (a ValueError) the source cannot be read, is of no known variant, does not fit it name by name or
+            has no classifier (see `backbone_from_pretrained`); or an argument is not what it must be.
     """
     model, params, _ = _port(source, name, ema)
     if model.num_classes is None:
@@ -63,7 +63,10 @@ def from_pretrained(
         params = {path: array for path, array in params.items() if not path.startswith("head/")}
         if classes:
             if rngs is None:
-                raise InputError(f"num_classes={classes}: {source} has {model.num_classes}, a fresh head needs rngs")
+                raise InputError(
+                    f"rngs=None: must be given for the fresh head of num_classes={classes}: {source} has "
+                    f"{model.num_classes}"
+                )
             fresh = {"head": get_params(Linear(config.embed_dims[-1], classes, **config.dtypes, rngs=rngs))}
     set_params(classifier, _to_params(params, config) | fresh)
     return classifier
@@ -74,8 +77,8 @@ def backbone_from_pretrained(
 ) -> TwinsBackbone:
     """Creates a backbone with the weights of a classification, segmentation or detection checkpoint.
 
-    A classifier's final norm and head are left out. What else a checkpoint holds that is no part of a backbone, such as
-    the heads of segmentation and detection, is named in a logged warning.
+    A classifier's final norm and head are left out. A logged warning names the checkpoint's other tensors that are no
+    part of a backbone, such as the heads of segmentation and detection.
 
     Args:
         source: as in `from_pretrained`; the names of upstream segmentation and detection checkpoints begin with
@@ -85,11 +88,12 @@ def backbone_from_pretrained(
         **overrides: see `TwinsOptions`; `in_channels` and `stage_norms` must be those of the weights.
 
     Returns:
-        The backbone, with `stage_norms` where the checkpoint has them, its weights as `param_dtype` (float32).
+        The backbone, with `stage_norms` where the checkpoint has them, its weights in `param_dtype` (float32 by
+        default).
 
     Raises:
-        ValueError: the source cannot be read, is of no known variant or does not fit it name by name; or an argument is
-            not allowed.
+        InputError: (a ValueError) the source cannot be read, is of no known variant or does not fit it name by name; or
+            an argument is not what it must be.
     """
     model, params, not_ported = _port(source, name, ema)
     if not_ported:
@@ -114,7 +118,7 @@ def _to_params(params: Mapping[str, np.ndarray], config: TwinsConfig) -> Params:
 
 
 def _config(model: "Inferred", overrides: TwinsOptions) -> TwinsConfig:
-    """The configuration of weights, with the options that they leave open."""
+    """Returns the configuration of the weights, with the options that the weights leave open."""
     for option, of_weights in (("in_channels", model.in_channels), ("stage_norms", model.stage_norms)):
         found = overrides.get(option, of_weights)
         require(option, found, found == of_weights, f"{of_weights}, as in the weights")

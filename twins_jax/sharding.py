@@ -1,4 +1,4 @@
-"""How parameters, optimizer state and batches are laid out over a mesh of devices.
+"""The layout of parameters, optimizer state and batches over a mesh of devices.
 
 The mesh has two axes. Examples are split over both; parameters, and whatever has their names in its path, are split
 over "fsdp" alone by `RULES` and copied over "data".
@@ -27,7 +27,7 @@ RULES: tuple[tuple[str, P], ...] = (
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of `fsdp` devices along "fsdp" and the others along "data".
+    """Makes a mesh with `fsdp` devices along "fsdp" and the others along "data".
 
     Args:
         fsdp: size of the axis over which parameters are split.

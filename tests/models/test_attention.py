@@ -1,4 +1,4 @@
-"""LSA's windows and padding against a slow computation of one window at a time, and what LSA and GSA can see."""
+"""LSA's windows and padding against a slow computation of one window at a time, and the sight of LSA and GSA."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""What the models' arguments do: shapes and dtypes of outputs, classes, channels, norms, rematerialisation."""
+"""The models' arguments: shapes and dtypes of outputs, classes, channels, norms, rematerialization."""
 
 import dataclasses
 from collections.abc import Callable

@@ -28,7 +28,7 @@ def test_number_of_parameters(name: str) -> None:
 )
 def test_every_parameter_gets_a_gradient(make: Callable[[], TwinsBackbone | TwinsClassifier]) -> None:
     apply, params = twins_jax.split_model(make())
-    # 64x64 leaves 2x2 positions in the last stage; with only one, queries and keys would not matter there.
+    # 64x64 leaves 2x2 positions in the last stage; with only one, queries and keys would not matter.
     images = random_array(2, 64, 64, 3)
 
     def loss(params: twins_jax.functional.Params) -> jax.Array:
@@ -46,7 +46,7 @@ def test_every_parameter_gets_a_gradient(make: Callable[[], TwinsBackbone | Twin
 
 @pytest.fixture(scope="module")
 def fresh() -> dict[str, np.ndarray]:
-    """What a new model's parameters are; all stages are alike, since each new shape takes time to initialise."""
+    """Checks a new model's initial parameters; all stages are alike, since each new shape takes time to initialize."""
     config = dataclasses.replace(
         SVT, embed_dims=(32, 32, 32, 32), num_heads=(2, 2, 2, 2), depths=(2, 2, 2, 2), in_channels=1
     )
@@ -54,7 +54,7 @@ def fresh() -> dict[str, np.ndarray]:
 
 
 def reference_std(path: str, shape: tuple[int, ...]) -> float:
-    """The standard deviation of upstream's initialiser."""
+    """The standard deviation of upstream's initializer."""
     if len(shape) == 2:
         return 0.02
     height, width, _, out_channels = shape

@@ -58,7 +58,7 @@ def test_rules_by_example() -> None:
 @pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.parametrize("fsdp", [2, 8, 32])
 def test_a_device_holds_little_more_than_its_even_part(name: str, fsdp: int) -> None:
-    """All widths are multiples of 32, so that up to there only the parameters stay whole that have no rule."""
+    """All widths are multiples of 32: on up to 32 devices only the parameters without a rule stay whole."""
     wanted, found = specs(name, 1), specs(name, fsdp)
     assert [path for path in wanted if wanted[path] != P() and found[path] == P()] == []
     sizes = {path: leaf.size for path, leaf in params(name).items()}

@@ -1,4 +1,4 @@
-"""The choice between implementations of attention, on platforms that are not here."""
+"""The choice between implementations of attention, on platforms that this machine lacks."""
 
 import dataclasses
 from typing import Any

@@ -26,7 +26,7 @@ Make = Callable[[TwinsConfig], nnx.Module]
 Error = Callable[[np.ndarray, np.ndarray], float]
 
 FAST_COMPILATION = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-"""What takes time here is compiling the interpreted kernels."""
+"""Compiling the interpreted kernels takes most of the time."""
 
 
 def lsa_layer(dim: int, heads: int) -> Make:
@@ -52,7 +52,7 @@ CASES: dict[str, tuple[Make, tuple[int, ...], str]] = {
 
 
 def run(model: Make, config: TwinsConfig, x: np.ndarray) -> dict[str, np.ndarray]:
-    """Outputs and gradients of a model with rounded weights and input, so that all dtypes compute on the same ones."""
+    """Outputs and gradients of a model with rounded weights and input: all dtypes compute on the same ones."""
     stored = random_module(lambda: model(dataclasses.replace(config, param_dtype=jnp.float32)))
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: model(config)))
     params = jax.tree.map(lambda p: p.astype(jnp.bfloat16).astype(config.param_dtype), nnx.split(stored)[1])
@@ -104,12 +104,12 @@ def test_kernels_round_as_little_as_the_plain_formulation(case: str) -> None:
 
 
 def rms_error(values: np.ndarray, truth: np.ndarray) -> float:
-    """Over a whole array: after so many layers, the largest error of one is a matter of luck."""
+    """Over a whole array: after many layers, the largest error of one is a matter of luck."""
     return float(np.linalg.norm(np.ravel(values - truth)) / np.linalg.norm(np.ravel(truth)))
 
 
 def test_whole_model() -> None:
-    """With rematerialisation, whose gradients run the kernels forward twice."""
+    """With rematerialization, whose gradients run the kernels forward twice."""
 
     def model(config: TwinsConfig) -> nnx.Module:
         return twins_jax.TwinsClassifier(config, 10, rngs=nnx.Rngs(0))

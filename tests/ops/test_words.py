@@ -19,7 +19,7 @@ ALLOWED = {
 
 def found(file: Path, pattern: str) -> list[str]:
     text = file.read_text(encoding="utf-8")
-    text = re.sub(r"(ops[./])?xla_cpu\b", "", text)  # the module's name, where it is used or referred to
+    text = re.sub(r"(ops[./])?xla_cpu\b", "", text)  # the module's name, where code or text refers to it
     name = file.relative_to(PACKAGE).as_posix()
     words = [match[0] for match in re.finditer(pattern, text, re.IGNORECASE)]
     return [word for word in words if not re.fullmatch(ALLOWED.get(name, "(?!)"), word, re.IGNORECASE)]

@@ -21,7 +21,7 @@ FIRST_STAGE = 56 * 56
     ("batch", "positions", "expected"),
     [
         (8, FIRST_STAGE, 2),
-        (7, FIRST_STAGE, 1),  # half of what a chunk may hold
+        (7, FIRST_STAGE, 1),  # half of a full chunk
         (8, FIRST_STAGE // 4, 8),
         (64, FIRST_STAGE // 4, 8),
         (60, FIRST_STAGE // 16, 30),
@@ -51,7 +51,7 @@ def test_chunks_change_nothing_but_rounding(model: twins_jax.TwinsClassifier, im
     apply, params = twins_jax.split_model(model)
     program = jax.jit(apply).lower(params, images)
     assert "stablehlo.while" in program.as_text()
-    at_once = model(images)  # outside jit there are no chunks
+    at_once = model(images)  # no chunks outside jit
     difference = jnp.abs(program.compile()(params, images) - at_once).max()
     assert difference <= 16 * jnp.finfo(jnp.float32).eps * jnp.abs(at_once).max()
 

@@ -11,7 +11,7 @@ LENGTHS = [1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, 1000]
 
 
 def bound(x: np.ndarray, kernel: np.ndarray, additions: int) -> np.ndarray:
-    """What no float32 dot product with this many additions in a row can be off by (Higham 2002, section 3.1)."""
+    """The error that no float32 dot product with this many additions in a row exceeds (Higham 2002, section 3.1)."""
     n = additions + 1
     return n * UNIT_ROUNDOFF / (1 - n * UNIT_ROUNDOFF) * product(np.abs(x), np.abs(kernel))
 

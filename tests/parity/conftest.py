@@ -6,7 +6,7 @@ import torch
 
 @pytest.fixture(autouse=True, scope="package")
 def _one_torch_thread() -> Iterator[None]:
-    """PyTorch's order of summation, and so its rounding, depends on the threads; they also slow each other down."""
+    """PyTorch's order of summation, hence its rounding, depends on the threads; they also slow each other down."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

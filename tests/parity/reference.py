@@ -42,8 +42,8 @@ class Comparison:
     def check_float64(self) -> None:
         """The two compute the same function: nothing but float64's rounding separates them.
 
-        The tolerance is 500 times the largest error measured, 2e-15, and far below what rounding to float32 in any one
-        place would cause, about 1e-8.
+        The tolerance is 500 times the largest error measured, 2e-15, and far below the error of rounding to float32 in
+        any one place, about 1e-8.
         """
         ours = self.run_jax(np.float64)
         for name, truth in self.torch64.items():
@@ -65,11 +65,11 @@ def relative_error(array: np.ndarray, truth: np.ndarray) -> float:
     return float(np.abs(array - truth).max() / np.abs(truth).max())
 
 
-def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+def randomize(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     """Makes every parameter count, and none too much.
 
-    Biases and norms start as zeros and ones: without noise, a mix-up of two of them would not show. And timm's
-    `trunc_normal_(std=0.02)` gives its bound, 2, about once in 2^24 draws. The rounding of the one value that such a
+    Biases and norms start as zeros and ones: without noise, a mix-up of two of them would not show. timm's
+    `trunc_normal_(std=0.02)` gives its bound, 2, about once in 2^24 draws. The rounding of the one value that this
     weight multiplies would be the largest error, and comparing the largest errors a matter of luck.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -87,7 +87,7 @@ def ported(module: torch.nn.Module, names: Mapping[str, str]) -> dict[str, Any]:
 
     Args:
         module: the layer.
-        names: what to replace in PyTorch's dotted names, where ours differ in more than the last part.
+        names: the parts of PyTorch's dotted names to replace, where ours differ in more than the last part.
     """
     params = {}
     for name, tensor in module.state_dict().items():
@@ -120,10 +120,10 @@ def _load(read: Callable[..., Model], weights: Mapping[str, torch.Tensor], overr
 
 
 def make_tiny(timm: ModuleType) -> Any:
-    """timm's twin of our twins_svt_tiny, which has no name there."""
+    """timm's twin of our twins_svt_tiny, which has no name in timm."""
     config = variant_config("twins_svt_tiny")
     torch.manual_seed(0)
-    return randomise(
+    return randomize(
         timm.models.twins.Twins(
             num_classes=10,
             embed_dims=config.embed_dims,
@@ -148,7 +148,7 @@ def compare(
     Args:
         run_theirs: computes PyTorch's outputs in the dtype of x, to which it casts float32 weights.
         ours: makes the counterpart for a dtype, of which only the shapes and settings are used.
-        run_ours: what to run, given the counterpart with `params` in it and x.
+        run_ours: computes our outputs from the counterpart with `params` in it and x.
         params: in our names and axes.
         x: float32, the input of all runs.
     """
@@ -209,8 +209,7 @@ def _maps_and_logits(model: Callable[[jax.Array], Any], images: jax.Array) -> di
 def precision(dtype: DTypeLike) -> Iterator[None]:
     """The modes of JAX that a comparison in this dtype needs.
 
-    float32: sums in blocks (see `ops.xla_cpu.blocked_dot`), as PyTorch's are. float64: the x64 mode, and no blocks,
-    which it does not need.
+    float32: sums in blocks (see `ops.xla_cpu.blocked_dot`), as PyTorch's are. float64: the x64 mode, without blocks.
     """
     if np.dtype(dtype) == np.float32:
         with jax.default_matmul_precision("highest"):

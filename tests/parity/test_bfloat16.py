@@ -9,7 +9,7 @@ from tests.scripts.bfloat16 import Logits, agree, compute, largest_error, lead, 
 TOLERANCE = 0.02
 """Of an image's largest logit: the project's own criterion. bfloat16 rounds by up to 2^-9 = 0.002."""
 
-# name, images, side. The deepest and the widest have few images: compiling them takes the time that there is.
+# name, images, side. The deepest and the widest have few images: compiling them takes most of the time.
 CASES = [
     ("twins_pcpvt_small", 256, 64),
     ("twins_svt_small", 256, 64),
@@ -29,7 +29,7 @@ def test_logits_are_within_the_tolerance(logits: Logits) -> None:
 
 
 def test_rounds_no_more_than_autocast(logits: Logits) -> None:
-    """Over all logits, of which there are enough for the two to differ by little else than what is rounded."""
+    """Over all logits, enough of them for the two to differ by little else than rounding."""
     assert rms_error(logits.ours, logits.truth) <= 1.1 * rms_error(logits.autocast, logits.truth)
 
 

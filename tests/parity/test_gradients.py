@@ -21,7 +21,7 @@ def test_gradients_equal_autograd(timm: ModuleType) -> None:
         model = load(theirs.state_dict(), dtype=np.float64, param_dtype=np.float64)
         apply, params = twins_jax.split_model(model)
         gradients = jax.jit(jax.grad(lambda params: (apply(params, images) * weights).sum()))(params)
-        # PyTorch's gradients take the way that weights take, into our names and axes.
+        # PyTorch's gradients take the way of the weights, into our names and axes.
         with torch.no_grad():
             for parameter in theirs.parameters():
                 parameter.copy_(parameter.grad)

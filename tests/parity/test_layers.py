@@ -11,7 +11,7 @@ import pytest
 import torch
 from flax import nnx
 
-from tests.parity.reference import Comparison, compare, ported, randomise
+from tests.parity.reference import Comparison, compare, ported, randomize
 from twins_jax.attention import GlobalSubSampledAttention, LocallyGroupedAttention
 from twins_jax.backbone import Block
 from twins_jax.config import TwinsConfig, variant_config
@@ -89,7 +89,7 @@ CASES = {
     "Mlp": (MLP, 10, 17),
     "Block of LSA": (block(0, 7), 10, 17),
     "Block of GSA": (block(1, 1), 10, 17),
-    # Where LayerNorm's variance is the small difference of large squares, unless it is computed in two passes.
+    # Maps whose variance is the small difference of large squares, unless LayerNorm computes it in two passes.
     "Block of a map far from zero": (block(0, 7, mean=10.0), 10, 17),
 }
 
@@ -98,7 +98,7 @@ CASES = {
 def comparison(request: pytest.FixtureRequest, timm: ModuleType) -> Comparison:
     layer, height, width = request.param
     torch.manual_seed(0)
-    theirs = randomise(layer.theirs(timm.models.twins))
+    theirs = randomize(layer.theirs(timm.models.twins))
 
     def run(x: torch.Tensor) -> dict[str, torch.Tensor]:
         theirs.to(x.dtype)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import twins_jax
-from tests.parity.reference import Comparison, compare_models, load, randomise
+from tests.parity.reference import Comparison, compare_models, load, randomize
 from twins_jax import TwinsClassifier
 
 PARAMETERS = {  # with 1,000 classes
@@ -39,7 +39,7 @@ class Case(NamedTuple):
 def case(request: pytest.FixtureRequest, timm: ModuleType) -> Case:
     name, height, width = request.param
     torch.manual_seed(0)
-    theirs = randomise(timm.create_model(name))
+    theirs = randomize(timm.create_model(name))
     ours = load(theirs.state_dict())
 
     def run(images: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""What each option of a model computes, against `torch_twins`, on random weights that go through a file."""
+"""Each option of a model against `torch_twins`, on random weights that go through a file."""
 
 import functools
 from types import ModuleType

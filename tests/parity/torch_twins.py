@@ -16,7 +16,7 @@ Padding = Literal["zero", "mask"]
 
 
 class Architecture(NamedTuple):
-    """What the weights' shapes do not say, and what random weights need.
+    """The numbers that the weights' shapes do not give, and that random weights need.
 
     Attributes:
         dims: channels of each stage.
@@ -49,7 +49,7 @@ def forward(weights: State, images: torch.Tensor, name: str, padding: Padding) -
         weights: the final norm, the head and the stage norms act where they are in it.
         images: [B, H, W, in_channels].
         name: of `ARCHITECTURES`.
-        padding: what LSA does with maps that windows do not tile.
+        padding: the treatment of maps that LSA's windows do not tile.
     """
     model = ARCHITECTURES[name]
     x = images.permute(0, 3, 1, 2)
@@ -64,7 +64,7 @@ def forward(weights: State, images: torch.Tensor, name: str, padding: Padding) -
             x = _block(weights, f"blocks.{stage}.{block}", x, size, model.heads[stage], RATIOS[stage], window, padding)
             if block == 0:
                 x = _peg(weights, f"pos_block.{stage}.proj.0", x, size)
-        if f"norm_list.{stage}.weight" in weights:  # in the main path: the next stage reads what it gives
+        if f"norm_list.{stage}.weight" in weights:  # in the main path: the next stage reads the normed map
             x = _norm(weights, f"norm_list.{stage}", x, eps=1e-6)
         x = x.mT.unflatten(2, size)
         outputs[f"map {stage}"] = x.permute(0, 2, 3, 1)
@@ -152,7 +152,7 @@ def random_weights(
         name: of `ARCHITECTURES`.
         in_channels: of the images.
         num_classes: of the head; 0: a final norm without a head; None: neither.
-        stage_norms: whether there is a `norm_list`.
+        stage_norms: whether to add a `norm_list`.
         seed: of the random values.
     """
     model = ARCHITECTURES[name]
@@ -160,7 +160,7 @@ def random_weights(
     weights: State = {}
 
     def layer(name: str, *shape: int) -> None:
-        """A linear layer or a convolution, or a norm if there is but one dimension."""
+        """A linear layer or a convolution, or a norm if the weight has one dimension."""
         noise = torch.randn(shape, generator=generator)
         weights[f"{name}.weight"] = 1 + 0.3 * noise if len(shape) == 1 else noise * noise[0].numel() ** -0.5
         weights[f"{name}.bias"] = 0.3 * torch.randn(shape[0], generator=generator)

@@ -17,7 +17,7 @@ Tensors = dict[str, np.ndarray]
 
 @pytest.fixture(autouse=True, scope="package")
 def _one_torch_thread() -> Iterator[None]:
-    """PyTorch's order of summation, and so its rounding, depends on the threads; they also slow each other down."""
+    """PyTorch's order of summation, hence its rounding, depends on the threads; they also slow each other down."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -26,7 +26,7 @@ def _one_torch_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="package")
 def _compile_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The same model is compiled in many tests, each time as a new function: takes it from a cache on disk."""
+    """Keeps compiled models in a cache on disk: many tests compile the same one, each time as a new function."""
     options = {
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
         "jax_persistent_cache_min_compile_time_secs": 0.1,

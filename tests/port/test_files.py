@@ -1,4 +1,4 @@
-"""What port_weights.py reads and writes, with exact values."""
+"""The files that port_weights.py reads and writes, with exact values."""
 
 import json
 import subprocess

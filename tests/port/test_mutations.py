@@ -61,7 +61,7 @@ def originals(tiny: dict, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 
 def port_file(source: Path, target: Path, capsys) -> dict[str, np.ndarray] | None:
-    """What was ported, or None if it was refused as it should be; anything else fails."""
+    """Returns the ported model, or None for a file that is refused as it should be; anything else fails."""
     code = port_weights.main([str(source), str(target)])
     error = capsys.readouterr().err
     if code == 0:

@@ -89,7 +89,7 @@ def test_a_difference_is_exit_code_1(monkeypatch, tiny_pth, tmp_path, capsys):
 
 
 def norm_copies(backbone, images, *, rngs=None):
-    """Stage norms as they must not be: the next stage reads the map before its norm."""
+    """Stage norms of the wrong kind: the next stage reads the map before its norm."""
     maps, x = [], images
     for norm, stage in zip(backbone.norms, backbone.stages, strict=True):
         x = stage(x, rngs)

@@ -17,7 +17,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import twins_jax
-from tests.parity.reference import load, randomise
+from tests.parity.reference import load, randomize
 from twins_jax.port.timm_models import import_timm
 
 
@@ -58,7 +58,7 @@ def main() -> int:
 def compute(name: str, count: int, size: int) -> Logits:
     """Runs a variant with random weights on random images [count, size, size, 3]."""
     torch.manual_seed(0)
-    theirs = randomise(import_timm().create_model(name))
+    theirs = randomize(import_timm().create_model(name))
     images = np.random.default_rng(0).standard_normal((count, size, size, 3), np.float32)
 
     def run_theirs(*, autocast: bool) -> np.ndarray:
@@ -83,12 +83,12 @@ def rms_error(logits: np.ndarray, truth: np.ndarray) -> float:
 
 
 def agree(logits: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Whether the largest logits of an image are of the same class: bool [images]."""
+    """True where the largest logits of an image are of the same class: bool [images]."""
     return logits.argmax(axis=1) == truth.argmax(axis=1)
 
 
 def lead(truth: np.ndarray) -> np.ndarray:
-    """What separates the first class of an image from the second, relative to its largest logit: [images]."""
+    """The lead of the first class of an image over the second, relative to its largest logit: [images]."""
     second, first = np.sort(truth, axis=1)[:, -2:].T
     return (first - second) / np.abs(truth).max(axis=1)
 

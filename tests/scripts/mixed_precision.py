@@ -1,7 +1,7 @@
 """Trains on digits in bfloat16 and in float32: `python tests/scripts/mixed_precision.py [--seeds 5] [--steps 200]`.
 
-Prints for each seed how far the two runs' losses are apart, beside how far the float32 runs of two seeds are; and for
-the trained weights how often the two dtypes agree on the class of held-out digits and of random images.
+Prints for each seed the distance of the two runs' losses, beside that of the float32 runs of two seeds; and for the
+trained weights the share of held-out digits and of random images on whose class the two dtypes agree.
 """
 # ruff: noqa: T201 - a script
 
@@ -62,7 +62,7 @@ def train(workdir: Path, compile_cache: Path, dtype: str, arguments: list[str]) 
 
 
 def compare(losses: np.ndarray, others: np.ndarray) -> dict[str, float]:
-    """How far two runs are apart: their last losses' means, relatively, and their moving averages, at most."""
+    """The distance of two runs: of their last losses' means, relatively, and of their moving averages, at most."""
     averages, other_averages = (np.convolve(run, np.full(WINDOW, 1 / WINDOW), "valid") for run in (losses, others))
     return {
         "last": abs(float(losses[-LAST:].mean() / others[-LAST:].mean()) - 1),

@@ -1,8 +1,8 @@
 """Kills a training run again and again: `python tests/scripts/soak.py --kills 20 [--seed 0] [--steps 200]`.
 
-The run is SIGKILLed at random moments (while it starts, steps or saves) and started again each time, and must end with
-what the same run ends with that was left alone: parameters, optimizer, moving average, position in the data and metrics
-bit for bit, the same checkpoints, and nothing else in its folder. Exit code 0 if so.
+The run is SIGKILLed at random moments (while it starts, steps or saves) and started again each time. It must end as the
+same run does that was left alone: with the same parameters, optimizer, moving average, position in the data and metrics
+bit for bit, the same checkpoints, and nothing else in its folder. Exit code 0 if it does.
 """
 # ruff: noqa: T201 - a script
 
@@ -43,7 +43,7 @@ def soak(folder: Path, kills: int, steps: int, rng: random.Random) -> int:
     arguments += ["--workdir", str(killed)]
     for kill in range(1, kills + 1):
         process = runs.start(arguments, cache)
-        begun, latest = last_step(killed), steps * kill // (kills + 1)  # so that the last kill still finds it at work
+        begun, latest = last_step(killed), steps * kill // (kills + 1)  # the last kill still finds it at work
         kind, delay = rng.choice(("start", "step", "step", "save")), 0.0
         if kind == "start":
             delay = rng.uniform(0, start_up)
@@ -91,7 +91,7 @@ def partial(workdir: Path) -> dict[str, int]:
     folder = workdir / "checkpoints"
     try:
         return {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if not path.name.isdigit()}
-    except FileNotFoundError:  # there is none yet, or one has just been completed
+    except FileNotFoundError:  # none yet, or one has just been completed
         return {}
 
 

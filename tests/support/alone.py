@@ -17,7 +17,7 @@ from train.experiment import Experiment
 from train.main import main
 
 STEPS = 16
-# Checkpoints of every fourth step, all of them kept, so that a copy can go on from any.
+# Checkpoints of every fourth step, all of them kept: a copy can go on from any.
 PLAN = ("--steps", str(STEPS), "--checkpoint.every_steps", "4", "--checkpoint.keep", "9", "--eval_every_steps", "8")
 
 RunMain = Callable[..., tuple[int, str, str]]

@@ -15,5 +15,5 @@ def fast_compilation() -> Iterator[None]:
         yield
     finally:
         jax.config.update("jax_disable_most_optimizations", before)
-        # Else later tests get JAX's own small programs, its random numbers' for one, as they were compiled here.
+        # Else later tests get JAX's own small programs, its random numbers' for one, from this way of compiling.
         jax.clear_caches()

@@ -14,7 +14,7 @@ from twins_jax import TwinsConfig
 
 Module = TypeVar("Module", bound=nnx.Module)
 
-# One of each family with the fewest blocks that have every kind of layer: what takes time is compiling blocks.
+# One of each family with the fewest blocks that have every kind of layer: compiling blocks takes the time.
 PCPVT = TwinsConfig(
     embed_dims=(16, 32, 48, 64),
     num_heads=(1, 2, 3, 4),
@@ -27,9 +27,9 @@ SVT = dataclasses.replace(PCPVT, mlp_ratios=(4, 4, 4, 4), depths=(2, 1, 1, 1), w
 
 
 def random_module(make: Callable[[], Module]) -> Module:
-    """A module with random values in every parameter, sized so that activations stay near 1.
+    """A module with random values in every parameter, of a size that keeps activations near 1.
 
-    Much faster than the initialisers, and unlike them it leaves no bias at 0 and no scale at 1. A parameter's values
+    Much faster than the initializers, and unlike them it leaves no bias at 0 and no scale at 1. A parameter's values
     depend on nothing but its path and shape.
     """
     module = nnx.eval_shape(make)

@@ -59,7 +59,7 @@ def checkpoints(workdir: Path) -> list[int]:
 
 
 def saved(workdir: Path, step: int) -> dict[str, Any]:
-    """What the checkpoint of a step holds, by name: arrays, and the position in the data."""
+    """The content of a step's checkpoint, by name: arrays, and the position in the data."""
     folder = workdir.absolute() / "checkpoints" / str(step)
     state: dict[str, Any] = {"data": (folder / "data" / "process_0-of-1.json").read_text()}
     with ocp.PyTreeCheckpointer() as checkpointer:
@@ -72,7 +72,7 @@ def saved(workdir: Path, step: int) -> dict[str, Any]:
 
 
 def differences(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
-    """The names of what is not the same, bit for bit, in two checkpoints."""
+    """The names of the contents that differ, in any bit, between two checkpoints."""
     names = sorted(first.keys() | second.keys())
     return [name for name in names if name not in first or name not in second or not _same(first[name], second[name])]
 

@@ -47,7 +47,7 @@ def step(**optim: Any) -> tuple[TrainState, dict[str, jax.Array]]:
 
 
 def embedded(rows: np.ndarray) -> np.ndarray:
-    """What the model's BatchNorm sees of images, in float64: [positions, 8]."""
+    """The input of the model's BatchNorm for images, in float64: [positions, 8]."""
     images = (rows / 255 - IMAGENET_MEAN) / IMAGENET_STD
     patches = images.reshape(-1, 4, 8, 4, 8, 3).swapaxes(2, 3).reshape(-1, 8 * 8 * 3)
     return patches @ np.asarray(MODEL.embed.kernel[...], np.float64).reshape(-1, 8)

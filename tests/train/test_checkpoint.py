@@ -46,7 +46,7 @@ def data(position: int = 0) -> grain.DatasetIterator:
 
 
 def save(workdir: Path, steps: dict[int, float | None], keep: int = 2, **arguments: Any) -> list[int]:
-    """Saves steps with their top-1 after restoring what there is, as one run does; returns what is kept."""
+    """Restores the newest checkpoint and saves steps with their top-1, as one run does; returns the steps kept."""
     with Checkpoints(workdir, CheckpointConfig(every_steps=1, keep=keep), "top1") as checkpoints:
         checkpoints.restore(state(**arguments), data())
         for step, top1 in steps.items():
@@ -103,7 +103,7 @@ def test_nothing_to_restore(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("error:the checkpoint")
 def test_evaluation_needs_parameters_alone(workdir: Path) -> None:
     with Checkpoints(workdir, CheckpointConfig(), "top1") as checkpoints:
-        # Another optimizer, and no moving average: of no interest here.
+        # Another optimizer, and no moving average: evaluation ignores both.
         template = create_state(state().params, {}, optax.identity(), make_mesh(), ema=False)
         restored = checkpoints.restore(template, data=None)
     assert restored is not None
@@ -301,6 +301,6 @@ def test_position_of_another_number_of_workers(three: Path, tmp_path: Path) -> N
     (two := iter(grain.MapDataset.range(1000).to_iter_dataset().mp_prefetch(options))).close()
     (path,) = (workdir / "checkpoints" / "3" / "data").glob("*.json")
     path.write_text(json.dumps(two.get_state()))
-    with pytest.raises(InputError, match=r"^data\.workers=0: .*/3 was written with 2, and can only go on with that$"):
+    with pytest.raises(InputError, match=r"^data\.workers=0: must be 2, with which .*/3 was written$"):
         restore(workdir)
     assert kept(workdir) == [1, 2, 3]

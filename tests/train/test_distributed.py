@@ -77,5 +77,5 @@ def test_saving_does_not_ask_whether_to_stop(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize("coordinator", ["localhost", "localhost:", "localhost:port", ":99"])
 def test_coordinator_without_host_or_port(coordinator: str) -> None:
     config = DistributedConfig(coordinator=coordinator, processes=2)
-    with pytest.raises(InputError, match=rf"^distributed.coordinator='{coordinator}': allowed is HOST:PORT"):
+    with pytest.raises(InputError, match=rf"^distributed.coordinator='{coordinator}': must be HOST:PORT"):
         initialize(config)

@@ -1,4 +1,4 @@
-"""Eight simulated devices: run as a script this measures, run by pytest it judges what the script found."""
+"""Eight simulated devices: run as a script this measures, run by pytest it judges the script's figures."""
 
 import dataclasses
 import json
@@ -37,7 +37,7 @@ SPLIT = [name for name in FSDP if name != "one device"]
 BATCH, STEPS = 32, 3
 
 # Losses differ by rounding alone: partial sums are added up in another order. They were at most 6 units of rounding
-# apart, of 1.2e-7 each, and 2 apart on one device after a change of every parameter to a neighbouring float32; the
+# apart, of 1.2e-7 each, and 2 apart on one device after a change of every parameter to a neighboring float32; the
 # rest is for other processors. Wrong rows, random numbers or gradients change a loss by thousands of units.
 ROUNDING = 16 * float(np.finfo(np.float32).eps)
 
@@ -79,7 +79,7 @@ def steps(run: Experiment, state: TrainState, batches: list[Any]) -> tuple[Train
 
 
 def share(state: TrainState) -> list[float]:
-    """What each device holds of a state, as a fraction of its bytes."""
+    """The share of a state's bytes that each device holds."""
     leaves = jax.tree.leaves(state)
     shards = [shard for leaf in leaves for shard in leaf.addressable_shards]
     held = dict.fromkeys((shard.device for shard in shards), 0)

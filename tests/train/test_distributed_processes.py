@@ -82,7 +82,7 @@ def free_port() -> int:
 
 
 def lines(workdir: Path) -> list[dict[str, Any]]:
-    """The complete lines of metrics.jsonl without what measures time."""
+    """The complete lines of metrics.jsonl without the fields that measure time."""
     path = workdir / "metrics.jsonl"
     found = [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
     return [{key: value for key, value in line.items() if key not in ("images_per_s", "mfu")} for line in found]
@@ -150,7 +150,7 @@ def test_run_goes_on_after_losses_and_preemption(
         pair.signal_when(lambda step=step: reached(workdir, step), victim, signal.SIGKILL)
         killed = time.monotonic()
         ended = pair.end(timeout=600)
-        # The loss is noticed after TIMEOUT at the latest, and nothing is waited for after that.
+        # The loss is noticed after TIMEOUT at the latest, and no process waits for anything after that.
         assert time.monotonic() - killed < TIMEOUT + 10
         code, _, errors = ended[1 - victim]
         assert (code, ended[victim][0]) == (4, -signal.SIGKILL), errors

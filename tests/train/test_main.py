@@ -144,7 +144,10 @@ def test_success(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
         (["--data.source", "nothing", "--data.dir", "{tmp}"], "data.source: nothing is not prepared in {tmp}"),
         (["--init", "{tmp}/none"], "{tmp}/none: No such file or directory"),
         (["--init", "{tmp}/garbage"], "{tmp}/garbage: neither a .safetensors file nor"),
-        (["--eval_only", "--workdir", "{tmp}/none"], "eval_only: {tmp}/none holds no checkpoint, and no init is given"),
+        (
+            ["--eval_only", "--workdir", "{tmp}/none"],
+            "init='': must be a checkpoint for eval_only: {tmp}/none holds none",
+        ),
         (["--fsdp", "3"], "fsdp=3: must be a divisor of the number of devices"),
     ],
 )

@@ -8,7 +8,7 @@ ARGUMENTS = ("--steps", "80", "--batch_size", "16", "--optim.learning_rate", "0.
 
 
 def test_losses_follow_float32(compile_cache: Path, tmp_path: Path) -> None:
-    """`mixed_precision.py` is the long form: 200 steps of the recipe, and what separates two seeds."""
+    """`mixed_precision.py` is the long form: 200 steps of the recipe, and the distance of two seeds."""
     losses = {dtype: train(tmp_path / dtype, compile_cache, dtype, [*ARGUMENTS]) for dtype in ("float32", "bfloat16")}
     assert losses["float32"][-20:].mean() < 0.8 * losses["float32"][:5].mean()
     assert compare(losses["bfloat16"], losses["float32"])["moving_average"] < 0.02

@@ -75,7 +75,7 @@ def test_groups_are_timms(timm: ModuleType, variant: str) -> None:
 
 
 def test_what_is_decayed_by_name() -> None:
-    # FACTS.md: none on biases, norms, 1-d parameters and pos_block.*, which is the PEG here.
+    # Upstream and timm: none on biases, norms, 1-d parameters and pos_block.*, which is the PEG here.
     for name, is_decayed in traverse_util.flatten_dict(decay_mask(shapes("twins_svt_tiny")), sep="/").items():
         assert is_decayed == (name.endswith("/kernel") and "/peg/" not in name), name
 
@@ -100,7 +100,7 @@ def test_steps_equal_torch(gradient_norm: float, layer_decay: float) -> None:
     start = {name: rng.standard_normal(shape) for name, shape in SHAPES.items()}
     config = dataclasses.replace(digits(), steps=4, optim=OptimConfig(warmup_epochs=0, layer_decay=layer_decay))
     rates = [5e-4 / 8, 4e-4 / 8, 1e-4 / 8, 1e-6]
-    # twins_svt_tiny has 8 blocks, and so 10 layers; the PEG of stage 1 goes with the third block.
+    # twins_svt_tiny has 8 blocks, hence 10 layers; the PEG of stage 1 goes with the third block.
     layers = {"backbone/stages/0/patch_embed/proj/kernel": 0, "backbone/stages/1/peg/kernel": 3}
     layers |= {name: 8 for name in SHAPES if "/blocks/1/" in name or name.startswith("norm/")}
 
@@ -135,5 +135,5 @@ def test_steps_equal_torch(gradient_norm: float, layer_decay: float) -> None:
     for name, tensor in tensors.items():
         moved = np.asarray(actual[name]) - start[name]
         expected = tensor.detach().numpy() - start[name]
-        # float64; but torch divides by the norm + 1e-6, so that its clipped gradients are 1e-6 / 50 smaller.
+        # float64; but torch divides by the norm + 1e-6: its clipped gradients are 1e-6 / 50 smaller.
         np.testing.assert_allclose(moved, expected, rtol=1e-6, atol=1e-12 * np.abs(expected).max(), err_msg=name)

@@ -42,5 +42,5 @@ def test_bad_metrics_are_named(tmp_path, content):
 
 
 def test_unknown_format_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"a\.xyz: allowed endings"):
+    with pytest.raises(InputError, match=r"a\.xyz: must end in"):
         draw(write(tmp_path / "metrics.jsonl", LINES), tmp_path / "a.xyz")

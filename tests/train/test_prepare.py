@@ -13,7 +13,7 @@ from train import prepare
 from train.data.sources import dataset_info, open_source
 from train.tasks.classification.config import ClassificationDataConfig
 
-CLASSES = {"n01440764": 3, "n01530575": 2}  # the classes 0 and 10, and how many images each gets
+CLASSES = {"n01440764": 3, "n01530575": 2}  # the classes 0 and 10, and the number of images of each
 
 
 def image(level: int) -> bytes:
@@ -22,7 +22,7 @@ def image(level: int) -> bytes:
 
 @pytest.fixture
 def tars(tmp_path: Path) -> Path:
-    """Grey images: 100 and up for training, 1 to 3 for validation."""
+    """Gray images: 100 and up for training, 1 to 3 for validation."""
     folder = tmp_path / "tars"
     train = {name: [image(100 + 10 * c + i) for i in range(count)] for c, (name, count) in enumerate(CLASSES.items())}
     write_tars(folder, train, {number: image(number) for number in (3, 1, 2)})
@@ -40,7 +40,7 @@ def test_imagenet(
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     data_dir = tmp_path / "data"
-    for _ in range(2):  # the second time it is there already
+    for _ in range(2):  # the second time it is done already
         assert prepare.main(["imagenet2012", "--tars", str(tars), "--data_dir", str(data_dir)]) == 0
         assert capsys.readouterr().out.endswith(f"imagenet2012 is in {data_dir}/imagenet2012/5.1.0\n")
 
@@ -63,7 +63,7 @@ def contents(config: ClassificationDataConfig, split: Any) -> list[tuple[int, in
 def test_missing_tar(tars: Path, capsys: pytest.CaptureFixture[str], missing: str) -> None:
     (tars / missing).unlink()
     assert prepare.main(["imagenet2012", "--tars", str(tars)]) == 2
-    assert capsys.readouterr().err.startswith(f"error: tars: {tars} lacks {missing}; ")
+    assert capsys.readouterr().err.startswith(f"error: tars={str(tars)!r}: must be a folder with {missing}, from ")
 
 
 def test_missing_tensorflow(

@@ -1,4 +1,4 @@
-"""The recipes against what was published, spelt out here: paper, section 4.1, and upstream's script (FACTS.md)."""
+"""The recipes against the published settings, spelled out here: paper, section 4.1, and upstream's script."""
 
 import dataclasses
 from collections.abc import Callable
@@ -21,7 +21,7 @@ PUBLISHED = {
     "imagenet_svt_large": ("twins_svt_large", 0.5, 83.7),
 }
 
-# Every value of a run that the six share. What the publication does not speak of is marked "ours".
+# Every value of a run that the six share. A value that the publication leaves open is marked "ours".
 IMAGENET = {
     "model": {
         "dropout_rate": 0.0,
@@ -41,7 +41,7 @@ IMAGENET = {
         "rand_augment_magnitude": 9.0,
         "rand_augment_std": 0.5,
         "repeated_augmentation": 1,  # none
-        "eval_crop": 0.875,  # resize 256, centre crop 224
+        "eval_crop": 0.875,  # resize 256, center crop 224
         "threads": 8,  # ours
         "workers": 8,  # ours
     },
@@ -50,7 +50,7 @@ IMAGENET = {
         "cutmix_alpha": 1.0,
         "switch_probability": 0.5,
         "probability": 1.0,
-        "erase_probability": 0.25,  # "pixel" mode, the only one there is
+        "erase_probability": 0.25,  # "pixel" mode, the only one
     },
     "label_smoothing": 0.1,
     "optim": {

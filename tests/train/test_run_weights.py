@@ -71,7 +71,7 @@ def test_init_with_other_classes_is_not_evaluated(
     folder = ("--data.source", "folder", "--data.dir", str(digits_folder), "--optim.ema_decay", "0")
     code, output, errors = run_main(tmp_path / "run", "--eval_only", "--init", str(ported), *folder)
     assert (code, "final" in output) == (2, False)
-    assert errors == f"error: init: {ported} has 10 classes, and the data 3\n"
+    assert errors == f"error: init={str(ported)!r}: must be of 3 classes, as the data: found 10\n"
 
 
 def test_init_of_another_variant(ported: Path, run_main: RunMain, tmp_path: Path) -> None:
@@ -117,8 +117,8 @@ def test_bad_images(
 
 @pytest.mark.parametrize("ema", [False, True])
 def test_trained_weights_go_to_pytorch_and_back(alone: Alone, timm: ModuleType, tmp_path: Path, ema: bool) -> None:
-    """As files that timm's model agrees with, and bit for bit what the checkpoint holds."""
-    del timm  # is what --verify compares with
+    """As files that timm's model agrees with, and bit for bit as in the checkpoint."""
+    del timm  # --verify compares with it
     flags = ["--ema"] if ema else []
     torch_file, orbax = str(tmp_path / "timm.safetensors"), str(tmp_path / "orbax")
     assert port_weights.main([str(alone.workdir), torch_file, "--verify", *flags]) == 0
@@ -135,7 +135,7 @@ def test_trained_weights_go_to_pytorch_and_back(alone: Alone, timm: ModuleType, 
 
 
 def test_changed_values_are_not_ported(alone: Alone, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The checksum tells; that the parameters are others than it says and not it than they cannot be seen."""
+    """A changed checksum stands for changed parameters: a reader cannot tell the two apart."""
     checkpoint = Path(shutil.copytree(alone.workdir / "checkpoints" / str(STEPS), tmp_path / "16"))
     metadata = json.loads((checkpoint / "_CHECKPOINT_METADATA").read_text())
     metadata["custom_metadata"]["checksums"]["params"] ^= 1

@@ -86,7 +86,7 @@ def leaves(tree: Any) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
 
 
-def test_normalised_as_timm_does(timm: ModuleType) -> None:
+def test_normalized_as_timm_does(timm: ModuleType) -> None:
     mean, std = timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
     expected = (BATCH["image"] / 255 - np.array(mean)) / np.array(std)
     # Four roundings; the subtraction's can be of 1, before the division by 0.22.

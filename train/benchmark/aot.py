@@ -1,9 +1,8 @@
-"""Compiles a recipe's training step for TPU with no TPU at hand: memory, arithmetic and traffic of each chip.
+"""Compiles a recipe's training step for TPU without a TPU: memory, arithmetic and traffic of each chip.
 
 `python -m train.benchmark.aot [RECIPE] [--topology v5e:2x2] [--field value ...]` takes the fields of
-`python -m train.main` and
-compiles the program that it would run there. Exit code 0 where it fits into the chips' memory, 1 where it does not, and
-2 for what cannot be compiled.
+`python -m train.main` and compiles the program that it would run on the chips. Exit code 0 if the program fits into
+their memory, 1 if it does not, and 2 for a program that cannot be compiled.
 """
 
 import dataclasses
@@ -25,13 +24,14 @@ from twins_jax.sharding import make_mesh
 from ..config import RunConfig
 from ..experiment import check_batch_size, lower_train_step
 from ..flops import TRAINING_FACTOR, evaluation_flops
-from ..main import EXIT_BAD_INPUT, parse_recipe
+from ..main import parse_recipe
 from ..optim import make_optimizer, make_schedule
 from ..recipes.imagenet import EVAL_EXAMPLES, TRAIN_EXAMPLES
 from ..state import abstract_state
 from ..step import make_train_step
 from ..task import DatasetInfo
 from .collectives import Traffic, read_traffic
+from .command import command
 from .results import check_out, write_figures
 from .tpu import Chip, topology_devices
 
@@ -48,7 +48,7 @@ class Arguments:
     """Generation and shape of the slice: v5e:4x4, v5p:2x2x4, v6e:16x16."""
 
     classes: int | None = None
-    """Outputs of the model; if not given those of the data set, which must be there unless it is imagenet2012."""
+    """Outputs of the model; by default those of the data set, which must exist unless it is imagenet2012."""
 
     out: Path | None = None
     """File for the figures as JSON."""
@@ -65,7 +65,7 @@ class Report:
         mesh: devices along each axis.
         images: of the batch that the chip works on.
         compile_seconds: of tracing and compiling.
-        verdict: "fits", or what the compiler says.
+        verdict: "fits", or the compiler's words.
         memory: bytes of the chip's HBM: "arguments" (state and batch), "outputs" (state and metrics), "aliased"
             (outputs in the place of arguments), "temporaries", "code", and the "peak". Empty where it does not fit.
         flops: operations, as the compiler counts them; None where it does not, or does not fit.
@@ -115,7 +115,7 @@ def compile_step(config: RunConfig, topology: str, classes: int | None = None) -
         classes: outputs of the model; None: those of the data set.
 
     Raises:
-        InputError: a setting or the topology is not what it must be, or the data set is needed and not there.
+        InputError: a setting or the topology is not what it must be, or the data set is needed and missing.
     """
     chip, devices = topology_devices(topology)
     mesh = make_mesh(config.fsdp, devices)
@@ -177,7 +177,7 @@ def _with_figures(report: Report, compiled: jax.stages.Compiled, parts: int) -> 
 
 
 def _describe_data(config: RunConfig, classes: int | None) -> DatasetInfo | None:
-    """The data set, for given classes and for ImageNet-1K without its files."""
+    """Describes the data set, for given classes and for ImageNet-1K, without its files; None: read them."""
     if classes is None and config.data.source.partition(":")[0] != "imagenet2012":
         return None
     names = tuple(map(str, range(classes or 1000)))
@@ -232,20 +232,17 @@ def _arguments(config: RunConfig) -> Arguments:
     return arguments
 
 
+@command
 def main(arguments: Sequence[str]) -> int:
-    """Compiles, prints a table, writes JSON where asked to, and returns the exit code: 0, 1 or 2."""
-    jax.config.update("jax_platforms", "cpu")  # the chips are compiled for only, also where there are some
-    try:
-        args = parse_recipe(arguments, "train.benchmark.aot", _arguments)
-        if args.out:
-            check_out(args.out)
-        report = compile_step(args.train, args.topology, args.classes)
-        print(_table(report))
-        if args.out:
-            write_figures(args.out, _figures(report, args.train, arguments))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+    """Compiles, prints a table, writes JSON if asked, and returns the exit code: 0, 1 or 2."""
+    jax.config.update("jax_platforms", "cpu")  # the program is compiled only, even on a machine with chips
+    args = parse_recipe(arguments, "train.benchmark.aot", _arguments)
+    if args.out:
+        check_out(args.out)
+    report = compile_step(args.train, args.topology, args.classes)
+    print(_table(report))
+    if args.out:
+        write_figures(args.out, _figures(report, args.train, arguments))
     return 0 if report.fits else EXIT_DOES_NOT_FIT
 
 

@@ -53,7 +53,7 @@ class Side(NamedTuple):
     Attributes:
         call: runs it once and waits for the result.
         figures: "compile_seconds" and others that are measured once.
-        peak_bytes: most memory held so far, of the device, or of the process where the device is the CPU.
+        peak_bytes: most memory held until now, of the device, or of the process where the device is the CPU.
     """
 
     call: Callable[[], None]
@@ -103,8 +103,8 @@ def _serve(side: str, case: Case, connection: Connection) -> None:
     made.call()
     connection.send(made.figures)
     while True:
-        what, value = connection.recv()
-        connection.send(_time(made.call, value) if what == "time" else made.peak_bytes())
+        request, value = connection.recv()
+        connection.send(_time(made.call, value) if request == "time" else made.peak_bytes())
 
 
 def _time(call: Callable[[], None], seconds: float) -> float:
@@ -182,7 +182,7 @@ def _make_ours(case: Case) -> Side:
         figures["flops"] = costs["flops"]
     figures["matmul_rate"] = matmul_rate(jnp.dtype(case.dtype))
 
-    # What a call costs besides the computation: the same arguments, and nothing to do with them.
+    # The cost of a call besides the computation: the same arguments, and nothing to do with them.
     empty = jax.jit(lambda *_: jnp.zeros(()), keep_unused=True)
     figures["dispatch_seconds"] = _time(lambda: jax.block_until_ready(empty(state, *arguments)), 0.2)
 

@@ -83,7 +83,7 @@ def read_traffic(text: str) -> Traffic:
                     chains.add(chain)
                 kinds[kind] = kinds.get(kind, Collectives()) + _measure(kind, instruction, computation, module) * times
                 in_open_loops += is_open
-            elif instruction.opcode not in ("async-update", "async-done"):  # these name again what the start calls
+            elif instruction.opcode not in ("async-update", "async-done"):  # these name the start's callees again
                 trips = module.trip_count(instruction, computation) if instruction.opcode == "while" else 1
                 for callee in instruction.callees:
                     visit(callee, times * (1 if trips is None else trips), is_open=is_open or trips is None)
@@ -100,7 +100,7 @@ def _kind(instruction: Instruction, computation: str) -> str | None:
 
 
 def _chain(instruction: Instruction) -> str:
-    """The name that the fusions share over which TPU's compiler spreads one collective, to overlap it with theirs.
+    """Returns the name that fusions share if TPU's compiler spreads one collective over them, to overlap their work.
 
     Each of them, from the collective's start to its end, holds the whole collective. Empty for any other collective.
     """

@@ -14,7 +14,7 @@ class Instruction:
         name: unique in its computation.
         opcode: such as "all-reduce".
         type: of the result, such as "f32[8,4]{1,0}"; a tuple's in parentheses.
-        arguments: what stands in the opcode's parentheses: names of instructions, or the value of a constant.
+        arguments: the text in the opcode's parentheses: names of instructions, or the value of a constant.
         attributes: the rest of the line.
         is_root: whether it is the computation's result.
     """
@@ -60,8 +60,8 @@ class Module:
     def trip_count(self, loop: Instruction, caller: Computation) -> int | None:
         """The number of times that a `while` runs its body; None where that depends on data.
 
-        Backends that know it say so. TPU's does not, but leaves the form of `lax.scan`: a counter that starts at a
-        constant, grows by 1, and runs while it is less than a constant.
+        Backends that know it write it down. TPU's does not, but leaves the form of `lax.scan`: a counter that starts at
+        a constant, grows by 1, and runs while it is less than a constant.
         """
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
             return int(known[1])

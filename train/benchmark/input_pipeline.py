@@ -2,8 +2,8 @@
 
 DIR is an ImageFolder, read from the page cache. Both sides read, decode, augment and collate to uint8 batches, for
 training (random resized crop, flip, rand-m9-mstd0.5-inc1, bicubic) and for evaluation (resize 256, crop 224), in one
-thread on one core. What both leave to the device is left out: normalisation and random erasing. The seconds are those
-of CPU time, and passes over the images alternate, so that what else the machine does counts little, and for both.
+thread on one core. Normalization and random erasing are left out: both sides leave them to the device. The seconds are
+CPU time, and passes over the images alternate: other work on the machine counts little, and for both sides.
 """
 
 import dataclasses
@@ -22,12 +22,13 @@ import numpy as np
 import tyro
 from PIL import Image, ImageOps
 
-from twins_jax.errors import InputError
+from twins_jax.errors import require
 from twins_jax.port.timm_models import import_timm
 
 from ..data.sources import open_source
 from ..recipes.imagenet import imagenet_svt_small
 from ..tasks.classification.transforms import eval_transforms, train_transforms
+from .command import command
 from .results import check_out, write_figures
 
 
@@ -45,22 +46,18 @@ class BenchmarkConfig:
     """File for the figures."""
 
     def __post_init__(self) -> None:
-        if self.passes < 2:
-            raise InputError(f"passes: {self.passes!r}; it must be at least 2, for the spread")
+        require("passes", self.passes, self.passes >= 2, "an integer from 2, for the spread")
 
 
+@command
 def main(arguments: Sequence[str]) -> int:
     """Measures, prints a table, writes JSON and returns the exit code."""
     config = tyro.cli(BenchmarkConfig, prog="python -m train.benchmark.input_pipeline", args=list(arguments))
     out = Path(config.out)
-    try:
-        check_out(out)
-        results = measure(config)
-        sys.stdout.write(table(results))
-        write_figures(out, results)
-    except InputError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+    check_out(out)
+    results = measure(config)
+    sys.stdout.write(table(results))
+    write_figures(out, results)
     return 0
 
 
@@ -110,7 +107,7 @@ def _spread(values: Sequence[float], digits: int) -> str:
 
 
 def _ours(data: Any, images: int, *, train: bool) -> Callable[[], None]:
-    # As `train_batches`, but for the shuffle: Grain's takes 3 us an example of ImageNet's, yet 250 us of so few.
+    # As `train_batches`, but for the shuffle: Grain's takes 3 us an example of ImageNet's, yet 250 us of a few.
     source = grain.MapDataset.source(open_source(data, "train" if train else "eval")).seed(0)
     dataset = source.apply((train_transforms if train else eval_transforms)(data)).repeat().batch(images)
     epochs = itertools.count()
@@ -141,7 +138,7 @@ def _timm(root: Path, images: int, *, train: bool) -> Callable[[], None]:
         persistent_workers=False,
         device=torch.device("cpu"),
     )
-    batches: Iterable[Any] = loader.loader  # before the prefetcher, which normalises on the device
+    batches: Iterable[Any] = loader.loader  # before the prefetcher, which normalizes on the device
 
     def run_pass() -> None:
         for batch, _ in batches:

@@ -1,4 +1,4 @@
-"""How much arithmetic each part of a Twins classifier needs, and how few bytes it can move, from its config alone.
+"""The arithmetic that each part of a Twins classifier needs, and the fewest bytes it can move, from its config alone.
 
 FLOPs are two for each multiply-add of the matrix products and of the PEG, windows' padding included as the plain
 formulation computes it: where windows do not tile a map, the kernels of `ops.pallas` need less. Softmax, GELU,
@@ -30,7 +30,7 @@ ADAMW_ARRAYS = 7
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What one pass costs.
+    """The cost of one pass.
 
     Attributes:
         flops: floating-point operations.
@@ -46,10 +46,10 @@ class Operation:
     """One layer of the model.
 
     Attributes:
-        part: what it counts as: "patch", "norms", "qkv", "sub-sampling", "LSA", "GSA", "projection", "MLP", "PEG",
+        part: to which it counts: "patch", "norms", "qkv", "sub-sampling", "LSA", "GSA", "projection", "MLP", "PEG",
             "head" or "AdamW".
         path: of its module, as in a parameter's name, in the first block that has it; "" for AdamW.
-        count: how often the model has it.
+        count: times that the model has it.
         shape: of its input [B, H, W, C]; of LSA and GSA, which stand for the attention between the projections, the
             block's. () for AdamW.
         parameters: of one.
@@ -69,7 +69,7 @@ class Operation:
 
 
 def count(config: TwinsConfig, num_classes: int, batch: int, height: int, width: int) -> list[Operation]:
-    """The operations of `TwinsClassifier(config, num_classes)` on a batch of images, and of a step of AdamW.
+    """Lists the operations of `TwinsClassifier(config, num_classes)` on a batch of images, and of a step of AdamW.
 
     Args:
         config: the model's.

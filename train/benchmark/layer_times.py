@@ -1,4 +1,4 @@
-"""How long the layers of a model take, each alone on its device."""
+"""The time that each layer of a model takes, alone on its device."""
 
 import statistics
 import time
@@ -80,7 +80,7 @@ class Timer:
         def seconds_of(calls: int) -> float:
             begin = time.perf_counter()
             for _ in range(calls):
-                result = program(*arguments)  # queued, so that the device does not wait for Python between calls
+                result = program(*arguments)  # queued: the device does not wait for Python between calls
             jax.block_until_ready(result)
             return (time.perf_counter() - begin) / calls
 
@@ -98,9 +98,9 @@ def as_function(model: TwinsClassifier, operation: Operation) -> tuple[Callable[
     """Makes one operation of a model callable.
 
     Returns:
-        A function (inputs, constants) -> outputs, and the two, with shapes for arrays that are not the model's. Inputs
-        are what the backward pass differentiates: "params" and "x", or the projections of an attention. Constants are
-        what it does not: the residual or the images.
+        A function (inputs, constants) -> outputs, and the two, with shapes for arrays that are not the model's. The
+        backward pass differentiates inputs: "params" and "x", or the projections of an attention. It does not
+        differentiate constants: the residual or the images.
     """
     module: Any = model
     for name in operation.path.split("/"):
@@ -152,7 +152,7 @@ def _lsa(layer: LocallyGroupedAttention, x: jax.ShapeDtypeStruct) -> tuple[Calla
 
     def function(projected: dict[str, jax.Array], constants: None) -> jax.Array:
         del constants
-        unused = jnp.zeros(x.shape, x.dtype)  # its shape alone counts: what is computed from it is dropped
+        unused = jnp.zeros(x.shape, x.dtype)  # its shape alone counts: every result of it is dropped
         # An implementation that projects the map instead of its windows projects one position of padding, too.
         return attend(unused, lambda x: projected["qkv"] if x.ndim > 1 else layer.qkv(x))
 

@@ -1,8 +1,8 @@
 """python -m train.benchmark.roofline: the least time each part of a model can take on a device, and the time it takes.
 
 The floor of a layer is the longer of two times: its FLOPs at the device's peak and its fewest bytes at the bandwidth
-of its memory (the roofline model; `layer_costs` says what is counted). A part's floor is the sum over its layers. With
-`--measure` the layers run one by one on the device that JAX finds, and so does the whole.
+of its memory (the roofline model; `layer_costs` says what counts). A part's floor is the sum over its layers. With
+`--measure` the layers run one by one on the device that JAX finds, and then the whole.
 
     python -m train.benchmark.roofline --batch 256 --dtype bfloat16 --mode infer train
     python -m train.benchmark.roofline --batch 256 --dtype bfloat16 --mode infer train --measure
@@ -21,10 +21,11 @@ import jax
 import jax.numpy as jnp
 
 from twins_jax import list_models
-from twins_jax.config import MIN_IMAGE_SIZE, variant_config
-from twins_jax.errors import InputError
+from twins_jax.config import variant_config
+from twins_jax.errors import require
 
 from ..flops import matmul_rate, memory_rate
+from .command import check_cases, command
 from .layer_costs import Operation, count
 from .layer_times import Timer
 from .results import check_out, write_figures
@@ -54,24 +55,17 @@ DEVICES = {
 }
 
 
+@command
 def main(arguments: Sequence[str]) -> int:
     """Counts, measures if asked, prints tables, writes JSON and returns the exit code: 0, or 2 for bad arguments."""
     args = _parser().parse_args(arguments)
-    if unknown := [name for name in args.variants if name not in list_models()]:
-        return _fail(f"--variants: {', '.join(unknown)} unknown; allowed are {', '.join(list_models())}")
-    if small := [batch for batch in args.batch if batch < 1]:
-        return _fail(f"--batch: found {small[0]}; allowed are integers from 1")
-    if small := [size for size in args.size if size < MIN_IMAGE_SIZE]:
-        return _fail(f"--size: found {small[0]}; allowed are integers from {MIN_IMAGE_SIZE}")
-    if args.measure and args.device != "this" and args.device not in (found := _device_kind().lower()):
-        return _fail(
-            f"--device {args.device} with --measure: found {found!r}; allowed is this, whose rates are measured"
-        )
-    try:
-        check_out(Path(args.out))
-        _count_all(args, arguments)
-    except InputError as error:
-        return _fail(str(error))
+    check_cases(args)
+    if args.measure and args.device != "this":
+        found = _device_kind().lower()
+        allowed = f"this with --measure, for the rates of the device that JAX finds, {found!r}"
+        require("--device", args.device, args.device in found, allowed)
+    check_out(Path(args.out))
+    _count_all(args, arguments)
     return 0
 
 
@@ -88,15 +82,15 @@ def _count_all(args: argparse.Namespace, arguments: Sequence[str]) -> None:
         operations = count(config, NUM_CLASSES, batch, size, size)
         timer = Timer(config, NUM_CLASSES, mode, args.seconds) if args.measure else None
         result = {"variant": name, "mode": mode, "batch": batch, "size": size, "dtype": args.dtype}
-        result |= summarise(operations, mode, rates.flops[args.dtype], rates.bandwidth, timer)
+        result |= summarize(operations, mode, rates.flops[args.dtype], rates.bandwidth, timer)
         if timer:
             result["measured_whole"] = timer.whole(batch, size)
         print(table(result), end="\n\n", flush=True)
         report["results"].append(result)
-        write_figures(Path(args.out), report)  # so that what is measured is not lost when a later case fails
+        write_figures(Path(args.out), report)  # now, or a later case that fails would lose it
 
 
-def summarise(
+def summarize(
     operations: Sequence[Operation], mode: str, flops: float, bandwidth: float, timer: Timer | None = None
 ) -> dict[str, Any]:
     """Sums up a model's operations by part.
@@ -161,11 +155,6 @@ def _measured_device(dtype: str) -> Device:
 
 def _device_kind() -> str:
     return str(jax.devices()[0].device_kind)
-
-
-def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return 2
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,8 +1,8 @@
 """python -m train.benchmark: speed of inference and of the training step, beside timm's in the same run.
 
 Every side (this package; with `--against timm` timm's models eager, in channels-last layout and under torch.compile)
-is a process of its own that works only when it is told to, so it has the cores to itself. Rounds go over all sides in
-turn, A B C A B C ..., so what else the machine does counts little, and for all. Figures are medians of the rounds with
+is a process of its own. One works at a time and has the cores to itself. Rounds go over all sides in turn,
+A B C A B C ...: other work on the machine counts little, and for all sides. Figures are medians of the rounds with
 their quartiles; a ratio is the median of the ratios within rounds. Needs jax, flax (with optax, which flax itself
 needs) and numpy only; torch and timm with `--against`.
 
@@ -24,36 +24,38 @@ from typing import Any, get_args
 
 from twins_jax import list_models
 from twins_jax.config import AttentionImplementation
-from twins_jax.errors import InputError
+from twins_jax.errors import require
 
 from .backends import OURS, TIMM, Case, Worker
+from .command import check_cases, command
 from .results import check_out, write_figures
 
 MODES = ("infer", "train")
 
 
+@command
 def main(arguments: Sequence[str]) -> int:
-    """Measures, prints a table, writes JSON and returns the exit code: 0, or 2 for what cannot be measured."""
+    """Measures, prints a table, writes JSON and returns the exit code: 0, or 2 for a case that cannot be measured."""
     args = _parser().parse_args(arguments)
-    if unknown := [name for name in args.variants if name not in list_models()]:
-        return _fail(f"--variants: {', '.join(unknown)} unknown; allowed are {', '.join(list_models())}")
-    if small := [value for value in (*args.batch, *args.size, args.rounds - 1) if value < 1]:
-        return _fail(f"--batch, --size, --rounds: found {small[0]}; allowed are integers from 1 (--rounds: 2)")
-    if args.against and (missing := [name for name in ("torch", "timm") if util.find_spec(name) is None]):
-        return _fail(f"--against timm: {' and '.join(missing)} not installed")
-    if args.against and "twins_svt_tiny" in args.variants:
-        return _fail("--against timm: timm has no twins_svt_tiny")
-    if args.attention_implementation == "cudnn" and (args.device, args.dtype) != ("cuda", "bfloat16"):
-        return _fail("--attention_implementation cudnn: allowed with --device cuda --dtype bfloat16")
-    if args.attention_implementation == "pallas" and args.device == "tpu":
-        return _fail("--attention_implementation pallas: allowed with --device cuda, and cpu, which interprets kernels")
-    report = _about(args, arguments)
-    try:
-        check_out(Path(args.out))
-        _measure_all(args, report)
-    except InputError as error:
-        return _fail(str(error))
+    _check(args)
+    check_out(Path(args.out))
+    _measure_all(args, _about(args, arguments))
     return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    check_cases(args)
+    require("--rounds", args.rounds, args.rounds >= 2, "an integer from 2")
+    if args.against:
+        missing = [name for name in ("torch", "timm") if util.find_spec(name) is None]
+        require("--against", args.against, not missing, f"left out without {' and '.join(missing)} installed")
+        is_known = "twins_svt_tiny" not in args.variants
+        require("--variants", "twins_svt_tiny", is_known, "left out with --against timm: timm has no twins_svt_tiny")
+    attention = args.attention_implementation
+    runs = attention != "cudnn" or (args.device, args.dtype) == ("cuda", "bfloat16")
+    require("--attention_implementation", attention, runs, "used with --device cuda --dtype bfloat16")
+    runs = attention != "pallas" or args.device != "tpu"
+    require("--attention_implementation", attention, runs, "used with --device cuda, or cpu, which interprets kernels")
 
 
 def _measure_all(args: argparse.Namespace, report: dict[str, Any]) -> None:
@@ -63,14 +65,14 @@ def _measure_all(args: argparse.Namespace, report: dict[str, Any]) -> None:
         result = measure(case, [OURS, *(args.against_modes if args.against else ())], args.rounds, args.seconds)
         print(_row(case, result), flush=True)
         report["results"].append(result)
-        write_figures(Path(args.out), report)  # so that what is measured is not lost when a later case fails
+        write_figures(Path(args.out), report)  # now, or a later case that fails would lose it
 
 
 def measure(case: Case, sides: Sequence[str], rounds: int, seconds: float) -> dict[str, Any]:
-    """Seconds of one call on every side.
+    """Measures the seconds of one call on every side.
 
     Args:
-        case: what to run.
+        case: the variant, images and computation.
         sides: of `benchmark_sides`; the first is compared with each of the others.
         rounds: in which every side runs once for about `seconds`.
         seconds: of calls, in each round and side.
@@ -152,11 +154,6 @@ def _processor() -> str:
     except OSError:
         return platform.processor()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return 2
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""TPU chips, and devices to compile for where none is at hand."""
+"""TPU chips, and devices to compile for without them."""
 
 import dataclasses
 import os
@@ -7,7 +7,7 @@ from importlib import util
 import jax
 from jax.experimental import topologies
 
-from twins_jax.errors import InputError, one_line
+from twins_jax.errors import InputError, one_line, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Chip:
         hbm_bytes: memory.
         peak_flops: bfloat16 operations a second.
         hbm_bandwidth: bytes a second.
-        ici_bandwidth: bytes a second that it can send to its neighbours over all links together; it receives as many.
+        ici_bandwidth: bytes a second that it can send to its neighbors over all links together; it receives as many.
     """
 
     name: str
@@ -48,7 +48,7 @@ def topology_devices(name: str) -> tuple[Chip, list[jax.Device]]:
         The chip and one device for each of the slice's.
 
     Raises:
-        InputError: libtpu is not installed, or knows no such slice, or the chip is not in `CHIPS`.
+        InputError: libtpu is not installed or does not know the slice, or the chip is not in `CHIPS`.
     """
     if util.find_spec("libtpu") is None:
         raise InputError("topology: compiling for TPU needs libtpu; install it (the extra `tpu`)")
@@ -61,7 +61,6 @@ def topology_devices(name: str) -> tuple[Chip, list[jax.Device]]:
     except jax.errors.JaxRuntimeError as error:
         raise InputError(f"topology={name!r}: {one_line(error)}") from error
     kind: str = devices[0].device_kind  # type: ignore[attr-defined]
-    if kind not in CHIPS:
-        allowed = ", ".join(chip.name for chip in CHIPS.values())
-        raise InputError(f"topology={name!r}: {kind} is not known, allowed are {allowed}, as in v5e:2x2")
+    allowed = f"a slice of {', '.join(chip.name for chip in CHIPS.values())}, as v5e:2x2: found {kind}"
+    require("topology", name, kind in CHIPS, allowed)
     return CHIPS[kind], devices

@@ -1,8 +1,8 @@
 """RandAugment with timm's operations, in the variant of the recipe: rand-m9-mstd0.5-inc1.
 
 Every operation gives the pixels of `timm.data.auto_augment` at the same argument, with bicubic interpolation and the
-mean colour outside the image, which is what `timm.data.create_transform(interpolation="bicubic")` sets. Where several
-ways to draw an operation give the same pixels, the fastest stands here.
+mean color outside the image, as `timm.data.create_transform(interpolation="bicubic")` sets them. Where several ways to
+compute an operation give the same pixels, the fastest stands here.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from . import pixels
 
 FILL = (124, 116, 104)
-"""ImageNet's mean colour (0.485, 0.456, 0.406), x 255."""
+"""ImageNet's mean color (0.485, 0.456, 0.406), x 255."""
 
 MAX_LEVEL = 10.0
 """The scale of magnitudes (timm's _LEVEL_DENOM)."""
@@ -38,7 +38,7 @@ def invert(image: np.ndarray) -> np.ndarray:
 
 
 def rotate(image: np.ndarray, degrees: float) -> np.ndarray:
-    """Rotates counter-clockwise about the centre."""
+    """Rotates counter-clockwise about the center."""
     return np.asarray(Image.fromarray(image).rotate(degrees, Image.Resampling.BICUBIC, fillcolor=FILL))
 
 
@@ -67,7 +67,7 @@ def color(image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def contrast(image: np.ndarray, factor: float) -> np.ndarray:
-    """Scales the distance to the mean grey."""
+    """Scales the distance to the mean gray."""
     return np.asarray(ImageEnhance.Contrast(Image.fromarray(image)).enhance(factor))
 
 
@@ -82,23 +82,23 @@ def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def shear_x(image: np.ndarray, factor: float) -> np.ndarray:
-    """Shows at (x, y) what was at (x + factor y, y)."""
+    """Moves the pixel at (x + factor y, y) to (x, y)."""
     return pixels.shift_rows(image, factor * (np.arange(image.shape[0]) + 0.5), FILL)
 
 
 def shear_y(image: np.ndarray, factor: float) -> np.ndarray:
-    """Shows at (x, y) what was at (x, y + factor x)."""
+    """Moves the pixel at (x, y + factor x) to (x, y)."""
     return pixels.transpose(shear_x(pixels.transpose(image), factor))
 
 
 def translate_x(image: np.ndarray, fraction: float) -> np.ndarray:
-    """Shows at (x, y) what was `fraction` of the width further right."""
+    """Moves the image left by `fraction` of its width."""
     height, width = image.shape[:2]
     return pixels.shift_rows(image, np.full(height, fraction * width), FILL)
 
 
 def translate_y(image: np.ndarray, fraction: float) -> np.ndarray:
-    """Shows at (x, y) what was `fraction` of the height further down."""
+    """Moves the image up by `fraction` of its height."""
     return pixels.transpose(translate_x(pixels.transpose(image), fraction))
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from twins_jax.errors import InputError
 
 SAME_COLORS = ("YCbCr", "Gray", "RGB")
-"""Colour spaces of a JPEG file that simplejpeg makes the same RGB of as PIL: both by libjpeg-turbo."""
+"""Color spaces of a JPEG file that simplejpeg converts to the same RGB as PIL: both by libjpeg-turbo."""
 
 
 def decode(data: bytes, name: str) -> np.ndarray:

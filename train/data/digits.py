@@ -15,7 +15,7 @@ from .records import Record
 class DigitsSource:
     """1,797 handwritten digits of 8x8 pixels in 10 classes (`sklearn.datasets.load_digits`).
 
-    Grey levels 0..16 become 0..255. Within each class, in scikit-learn's order, every fifth example belongs to
+    Gray levels 0..16 become 0..255. Within each class, in scikit-learn's order, every fifth example belongs to
     evaluation and the others to training: the splits are the same everywhere, and stratified.
 
     Raises:

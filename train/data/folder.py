@@ -9,7 +9,7 @@ from twins_jax.errors import InputError
 
 from .records import Record
 
-# torchvision.datasets.folder.IMG_EXTENSIONS, so that both see the same files.
+# torchvision.datasets.folder.IMG_EXTENSIONS: both see the same files.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
@@ -20,7 +20,7 @@ class FolderSource:
     class. Files with another extension than `EXTENSIONS` (in any case) and hidden ones are left out.
 
     Raises:
-        InputError: A folder is missing, a split has no class folder, a class folder has no image, or the evaluation
+        InputError: a folder is missing, a split has no class folder, a class folder has no image, or the evaluation
             split has a class that train has not.
     """
 
@@ -63,16 +63,16 @@ def _eval_dir(root: Path) -> Path:
     for name in ("val", "test"):
         if (root / name).is_dir():
             return root / name
-    raise InputError(f"{root}: has neither val/ nor test/, one of which must hold the evaluation images")
+    raise InputError(f"{root}: holds neither val/ nor test/: must hold the evaluation images in one of them")
 
 
 def _class_folders(split_dir: Path) -> list[str]:
     if not split_dir.is_dir():
-        raise InputError(f"{split_dir}: no such folder; it must hold one folder of images per class")
+        raise InputError(f"{split_dir}: no such folder: must hold one folder of images per class")
     with os.scandir(split_dir) as entries:
         names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
     if not names:
-        raise InputError(f"{split_dir}: holds no folder; it must hold one folder of images per class")
+        raise InputError(f"{split_dir}: holds no folder: must hold one folder of images per class")
     return names
 
 

@@ -1,6 +1,6 @@
-"""Input pipelines: what every task does with a source and its transforms.
+"""Input pipelines that every task shares: from a source and its transforms to batches.
 
-Whole batches are the unit of work of threads and worker processes. Neither number changes what a batch holds.
+Whole batches are the unit of work of threads and worker processes. Neither number changes the batches.
 """
 
 import functools
@@ -27,7 +27,7 @@ def train_batches(
     shard: int = 0,
     shards: int = 1,
 ) -> grain.IterDataset:
-    """An endless data set of batches: dicts of arrays with the examples along the first axis.
+    """Makes an endless data set of batches: dicts of arrays with the examples along the first axis.
 
     Every epoch visits each example once, in an order and with augmentations of its own. A batch may span two epochs:
     none is short, and no example is dropped. All of it follows from `seed`. Its iterators have `get_state` and
@@ -45,8 +45,8 @@ def train_batches(
         batch_size: examples in a batch of this shard.
         seed: decides order and augmentations.
         repeats: views of each example.
-        shard: which of `shards` parts to read: every shards-th example of the one stream that `seed` gives, from
-            example number `shard` on. Views of one example go to different shards.
+        shard: number of the part to read: every shards-th example of the one stream that `seed` gives, from example
+            number `shard` on. Views of one example go to different shards.
         shards: number of parts, one for each process of the run.
 
     Raises:
@@ -54,7 +54,7 @@ def train_batches(
     """
     dataset = grain.MapDataset.source(source).seed(seed).shuffle()
     if repeats > 1:
-        # Mixing a data set with itself takes element 0 of each copy, then element 1 of each, and so on.
+        # Mixing a data set with itself takes element 0 of each copy, then element 1 of each, and onward.
         dataset = grain.MapDataset.mix([dataset] * repeats)
     # The endless stream is dealt out, not the epoch: no example is dropped where the shards do not divide it.
     dataset = dataset.apply(transforms).repeat()[shard::shards]
@@ -64,7 +64,7 @@ def train_batches(
 def eval_batches(
     source: Any, transforms: Transforms, config: DataConfig, batch_size: int, *, shard: int = 0, shards: int = 1
 ) -> grain.IterDataset:
-    """A split in order, each example once, as batches of one static size.
+    """Makes a data set of a split in order, each example once, as batches of one static size.
 
     A batch has a "mask", bool [B], beside the arrays of the examples; it is False on the rows of zeros that fill the
     last batch. Of several shards each reads every shards-th example, from number `shard` on; when the numbers do not

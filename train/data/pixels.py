@@ -33,7 +33,7 @@ def resize(
         image: uint8 [H, W, 3].
         full_size: Height and width of the whole resized image.
         window: Top and left of the window in the resized image.
-        size: Height and width of the window, which must lie inside the resized image.
+        size: Height and width of the window, which must be inside the resized image.
         mirror: Exchange left and right of the window.
 
     Returns:
@@ -46,8 +46,8 @@ def resize(
     if mirror:
         columns, column_counts, column_weights = columns[::-1], column_counts[::-1], column_weights[::-1]
     part = image[top:bottom, left:right]
-    # Weighted sums of whole rows are what a CPU does fast, so the horizontal pass works on the transposed image. The
-    # order counts because the result of each pass is rounded to 8 bits; it is that of Pillow 13.
+    # A CPU is fast at weighted sums of whole rows: the horizontal pass works on the transposed image. The order of the
+    # passes counts because the result of each is rounded to 8 bits; it is that of Pillow 13.
     if image.shape[0] - full_size[0] > max(0, 2 * (image.shape[1] - full_size[1])):
         flat = _weighted_rows(part.copy(), rows - top, row_counts, row_weights)
         return transpose(_weighted_rows(transpose(flat), columns - left, column_counts, column_weights))
@@ -57,10 +57,11 @@ def resize(
 
 @compiled
 def _filter(length: int, full_length: int, first: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Weights of the pixels first..first+count of a line resized from `length` to `full_length` pixels.
+    """Computes the filter of pixels first..first+count of a line resized from `length` to `full_length` pixels.
 
     Returns:
-        The first source pixel of each, int64 [count]; how many there are, int64 [count]; int32 [count, taps], weights.
+        The first source pixel of each, int64 [count]; the number of its source pixels, int64 [count]; and their
+        weights, int32 [count, taps].
     """
     scale = length / full_length
     stretch = max(scale, 1.0)  # antialiasing: the filter covers as many source pixels as fall on one of the output
@@ -132,7 +133,7 @@ def shift_rows(image: np.ndarray, shifts: np.ndarray, fill: tuple[int, int, int]
     Args:
         image: uint8 [H, W, 3].
         shifts: float64 [H], pixels.
-        fill: The colour of what lies outside the input.
+        fill: The color of pixels from outside the input.
 
     Returns:
         uint8 [H, W, 3].

@@ -13,7 +13,7 @@ class Record(TypedDict):
     """Index into the source's `class_names`."""
 
     name: str
-    """Where the record comes from, for error messages."""
+    """The record's file or place, for error messages."""
 
 
 class Source(Protocol):

@@ -5,7 +5,7 @@ from ..tasks.classification.config import ClassificationConfig, ClassificationDa
 
 
 def cifar10() -> ClassificationConfig:
-    """twins_svt_tiny on CIFAR-10 stored as an image folder; the accuracy curve is in docs/cifar10.md.
+    """twins_svt_tiny on CIFAR-10 stored as an image folder; the accuracy curve is in docs/results/cifar10.md.
 
     Command: `python -m train.main cifar10 --data.dir DIR`, where DIR holds train/CLASS/* and test/CLASS/*. Four epochs,
     which two CPU cores do in seven to eight minutes; for a better model give `--epochs 100 --model.drop_path_rate 0.1`.

@@ -1,4 +1,4 @@
-"""Fine-tuning from ported weights. The paper publishes no such result: these are starting points of ours."""
+"""Fine-tuning from ported weights. The paper publishes no result for it: these are starting points of ours."""
 
 from ..config import CheckpointConfig, ModelConfig, OptimConfig
 from ..tasks.classification.config import ClassificationConfig, ClassificationDataConfig, MixConfig
@@ -28,7 +28,7 @@ def finetune_384() -> ClassificationConfig:
     """Twins-SVT-S at 384x384 from a checkpoint trained at 224x224, on ImageNet-1K.
 
     Command: `python -m train.main finetune_384 --init CHECKPOINT --data.dir DIR`, with imagenet2012 in DIR. The model
-    has no tables of positions, so that weights fit every image size. No figure is published.
+    has no tables of positions: its weights fit every image size. No figure is published.
     """
     return ClassificationConfig(
         workdir="runs/finetune_384",

@@ -2,8 +2,8 @@
 
 Every recipe is launched as `python -m train.main imagenet_svt_small --data.dir DIR`, with the data set in DIR as
 `python -m train.prepare imagenet2012` writes it, or as a folder with `--data.source folder`. The batch of 1024 is that
-of all devices together; where it does not fit, `--optim.accumulate` cuts it into parts with the same
-gradients but for stochastic depth, which draws other rows then.
+of all devices together. If it does not fit in their memory, `--optim.accumulate` cuts it into parts with the same
+gradients but for stochastic depth, which then draws other rows.
 """
 
 from ..config import CheckpointConfig, ModelConfig, OptimConfig

@@ -1,7 +1,7 @@
 """The arithmetic of the layers, as functions named by what they compute.
 
-Models call these and hold the parameters. How a function computes, and on which hardware it does so in another way, is
-decided here alone: `numerics` holds the rules for dtypes, `dispatch` chooses between implementations of attention,
+Models call these and hold the parameters. This package alone chooses the order of operations and the code for each
+kind of hardware: `numerics` holds the rules for dtypes, `dispatch` chooses between implementations of attention,
 `cudnn` and `pallas` are two of them, and `xla_cpu` holds what exists for one of XLA's backends.
 """
 

@@ -14,7 +14,7 @@ from twins_jax.ops.xla_cpu import blocked_dot, fusion_barrier, gradient_barrier
 
 
 def at_least_float32(dtype: DTypeLike) -> DTypeLike:
-    """Returns `dtype`, or float32 where that has more bits."""
+    """Returns `dtype`, or float32 if that has more bits."""
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
 
 
@@ -39,7 +39,7 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: floa
     """(x - mean) / sqrt(variance + epsilon) * scale + bias over the last axis of x [..., C], in `dtype`.
 
     The variance is the mean of squared differences from the mean (two passes over x). Everything runs in float32 at
-    least and is rounded to `dtype` once. The gradient reads the normalized x, so x is normalized before it is scaled.
+    least and is rounded to `dtype` once. The scale comes last, because the gradient reads the normalized x.
     """
     wide = at_least_float32(dtype)
     x = x.astype(wide)
@@ -53,7 +53,7 @@ def gelu(x: jax.Array) -> jax.Array:
     """The exact GELU, x / 2 * (1 + erf(x / sqrt(2))), in float32 at least: [...] -> [...] in the dtype of x.
 
     PyTorch computes it by erf, too. `jax.nn.gelu` takes erfc, which is more exact where results are below 1e-6, and
-    slower. The derivative is a function of x alone, so the backward pass keeps nothing else.
+    slower. The derivative is a function of x alone: the backward pass keeps nothing else.
     """
     wide = x.astype(at_least_float32(x.dtype))
     return (wide * _normal_cdf(wide)).astype(x.dtype)

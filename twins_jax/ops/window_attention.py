@@ -25,8 +25,8 @@ def window_attention(
 ) -> jax.Array:
     """Projects a map to queries, keys and values, and lets each position attend to its own window.
 
-    A map that windows do not tile is padded with zeros at the bottom and right before the projection, so padding
-    has the projection of zeros as its query, key and value. The projection is an argument for that reason.
+    A map that windows do not tile is padded with zeros at the bottom and right before the projection: padding has the
+    projection of zeros as its query, key and value. The projection is an argument for that reason.
 
     Args:
         x: [B, H, W, C], in the dtype that `project` returns.
@@ -80,9 +80,9 @@ def padding_bias(height: int, width: int, size: int) -> jax.Array | None:
     """The term that "mask" padding adds to the scores of a `height` x `width` map in windows of `size`.
 
     Upstream's segmentation code masks each pair of positions of which exactly one is padding. It marks the padding with
-    `mask[:, -pad:]`, which marks everything when pad is 0; then no pair differs, and nothing is masked. So it masks
-    only where both sides need padding. The published segmentation weights were evaluated with that behavior, and this
-    function repeats it.
+    `mask[:, -pad:]`, which marks everything when pad is 0; then no pair differs, and nothing is masked. It therefore
+    masks only where both sides need padding. The published segmentation weights were evaluated with that behavior, and
+    this function repeats it.
 
     Returns:
         float32 [windows, 1, size * size, size * size] of 0 and `MASKED`, or None where nothing is masked.

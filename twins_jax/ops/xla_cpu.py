@@ -4,8 +4,8 @@ Other backends see an identity, or the same arithmetic at no cost worth naming. 
 0.10.2 on two cores of an Intel Xeon, in float32, and are milliseconds of a batch of eight images of 224x224
 (docs/design.md). To find out whether a trick can go with a later jaxlib, replace its body as its docstring says,
 and compare `python -m train.benchmark --variants twins_pcpvt_small twins_svt_small` before and after, with
-`--mode train` where it concerns gradients. Without a trick results round differently, so older runs no longer continue
-bit for bit.
+`--mode train` where it concerns gradients. Without a trick results round differently, and older runs no longer
+continue bit for bit.
 
 The forms, by the function that has them:
 
@@ -55,9 +55,9 @@ def gradient_barrier(x: jax.Array) -> jax.Array:
     """Returns x unchanged, and makes XLA write its cotangent to memory once.
 
     The cotangent of a residual stream is a sum over all later blocks. The backend fuses the sum into each of its
-    consumers, and so computes it anew for each, from the last block on: a training step of SVT-S took 1,740 instead of
+    consumers, and computes it anew for each, from the last block on: a training step of SVT-S took 1,740 instead of
     1,167 ms. It drops `lax.optimization_barrier` before it fuses (1,747 ms), but keeps a conditional's operand.
-    Other backends see the identity, and so does a pass that only goes forward.
+    Other backends see the identity, and a pass that only goes forward sees it on every backend.
 
     To check: return x without the derivative below, and compare training.
     """
@@ -82,11 +82,11 @@ BLOCK = 64
 def blocked_dot(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """The product of x [..., K] and kernel [K, N]: [..., N].
 
-    The backend sums the K products of one output in sequence, whatever the precision, so its rounding error grows with
-    K: at K = 512 it is 1.4 times that of PyTorch's blocked sums, and 2 to 3 times over a whole Twins model. Where
+    The backend sums the K products of one output in sequence, whatever the precision. Its rounding error grows with K:
+    at K = 512 it is 1.4 times that of PyTorch's blocked sums, and 2 to 3 times over a whole Twins model. Where
     "highest" (or "float32") is the precision asked for with `jax.default_matmul_precision`, the product is the sum of
     the products of blocks of `BLOCK` instead. It then rounds as little as PyTorch's, but takes longer and more memory.
-    Comparisons with PyTorch use it, nothing else does.
+    Only comparisons with PyTorch use it.
 
     To check: return the first product always, and run tests/parity.
     """
@@ -108,9 +108,9 @@ POSITIONS = 6272
 def by_image(module: nnx.Module, x: jax.Array, rngs: nnx.Rngs | None = None, *, stride: int) -> jax.Array:
     """Computes module(x, rngs) of a module that acts on each image alone, a few images at a time where that is faster.
 
-    It is faster for inference of a large batch on a CPU, see `in_batch_chunks`. The batch is computed at once with
-    `rngs`, which draw for all of it; outside `jit`, where the loop would be compiled in every call; on several devices,
-    where rows would have to be gathered; and where the batch is unknown, as in an exported program.
+    It is faster for inference of a large batch on a CPU, see `in_batch_chunks`. The batch is computed at once in four
+    cases: with `rngs`, which draw for all of it; outside `jit`, where every call would compile the loop; on several
+    devices, where rows would have to be gathered; and with an unknown batch, as in an exported program.
 
     To check: return module(x, rngs) always, and compare inference at batch 8 and 32. At batch 32, PCPVT-S took 1,111 ms
     with chunks of two images and 1,220 at once, SVT-S 869 and 923; at batch 8 the gain was 10 and 1 ms.
@@ -120,6 +120,9 @@ def by_image(module: nnx.Module, x: jax.Array, rngs: nnx.Rngs | None = None, *, 
         x: [B, H, W, C_in].
         rngs: `dropout` stream, or None for a deterministic pass.
         stride: the module's.
+
+    Returns:
+        [B, H // stride, W // stride, C].
     """
     batch, height, width, _ = x.shape
     if rngs is not None or not isinstance(x, jax.core.Tracer) or jax.device_count() > 1 or not isinstance(batch, int):
@@ -146,7 +149,7 @@ def chunk_size(batch: int, positions: int) -> int:
         positions: of the map of one image.
 
     Returns:
-        `batch`, for no chunks, where the batch is small or has no such divisor.
+        `batch`, for no chunks, where the batch is small or has no divisor of this kind.
     """
     most = max(POSITIONS // positions, 1)
     size = next((size for size in range(min(most, batch), 0, -1) if batch % size == 0), batch)
@@ -159,9 +162,9 @@ def in_batch_chunks(
     """run(params, x), computed for `size` rows of x [B, ...] at a time on a CPU, one chunk after the other.
 
     An MLP's hidden activations of the whole batch are written to memory and read again. Those of a chunk stay in the
-    cache, and every call takes less memory anew from the system. Other backends compute the batch at once. Every
-    derivative does so too, because it needs the activations of the whole batch. Both versions are traced; XLA keeps one
-    when it lowers for a platform.
+    cache, and every call takes less memory anew from the system. Other backends compute the batch at once. Derivatives
+    also compute it at once, because they need the activations of the whole batch. Both versions are traced; XLA keeps
+    one when it lowers for a platform.
 
     Args:
         run: acts on each row alone.

@@ -1,4 +1,4 @@
-"""Turns what a file holds into the complete parameters of one model and back, or says everything that does not fit."""
+"""Converts a file's tensors to the complete parameters of one model and back, or lists everything that does not fit."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ Tensors = dict[str, np.ndarray]
 
 
 class Declared(NamedTuple):
-    """What stands beside the weights (a `config.json`) about the model they belong to."""
+    """The model that a `config.json` beside the weights declares; None for what it leaves out."""
 
     name: str | None = None
     num_classes: int | None = None
@@ -31,10 +31,10 @@ class Weights:
     """Tensors as a file holds them, not yet known to fit any model.
 
     Attributes:
-        label: what they were read from, for errors.
-        container: where in it they were.
+        label: the file or folder that they were read from, for errors.
+        container: the place in it that held them.
         tensors: name -> array in the file's names, axes and dtypes.
-        declared: what the file's neighbours say about them.
+        declared: the model that the file's neighbors say they are of.
     """
 
     label: str
@@ -59,11 +59,11 @@ class Ported(NamedTuple):
     """The complete parameters of one model.
 
     Attributes:
-        model: which model.
+        model: the model.
         params: path -> array in our axes and the file's dtypes; mostly views of the file's tensors. Paths are below
             "backbone/" for a backbone alone, too.
-        not_ported: names of the file's tensors that are no part of the model: heads without rows in the table, and what
-            upstream's dense backbones keep of a classifier.
+        not_ported: names of the file's tensors that are no part of the model: heads without rows in the table, and the
+            classifier's tensors that upstream's dense backbones keep.
     """
 
     model: Inferred
@@ -129,7 +129,7 @@ def to_layout(params: Mapping[str, np.ndarray], layout: Layout) -> Tensors:
 
 
 def _is_ours(tensor_name: str, layout: Layout) -> bool:
-    """Whether a name must be in the table: left over, it means another architecture and not another head."""
+    """True for a name that must be in the table: left over, it means another architecture, not another head."""
     return tensor_name.startswith(layout.prefix)
 
 

@@ -11,11 +11,11 @@ PARTS = ("patch_embed", "peg", "blocks")
 
 
 def describe(weights: Weights, ported: Ported) -> str:
-    """The text that `--inspect` prints: what was found where, then parameters by stage.
+    """Returns the text that `--inspect` prints: facts about the weights, then parameters by stage.
 
     Args:
-        weights: what was read.
-        ported: the same, complete and fitting.
+        weights: of any layout.
+        ported: the same weights, complete and fitting.
     """
     model, params = ported.model, ported.params
     config = model.config()

@@ -1,4 +1,4 @@
-"""Snapshots of Hugging Face model repositories: a folder with weights and a config.json, or such a folder's name."""
+"""Snapshots of Hugging Face model repositories: a folder with weights and a config.json, or the name of one."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from twins_jax.errors import InputError, one_line
 from twins_jax.port.convert import NOTHING_DECLARED, Declared
 
 PREFIX = "hf-hub:"
-"""What begins the names of repositories, as timm has it: "hf-hub:timm/twins_svt_small.in1k", optionally "@revision"."""
+"""The prefix of repositories' names, as timm has it: "hf-hub:timm/twins_svt_small.in1k", optionally "@revision"."""
 
 CONFIG_FILE = "config.json"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -50,13 +50,13 @@ def download(source: str) -> str:
 
 
 def find_weights(folder: str) -> str | None:
-    """The weights' path in a snapshot's folder, or None where it is no such folder."""
+    """Returns the weights' path in a snapshot's folder, or None if the folder is no snapshot."""
     paths = (os.path.join(folder, name) for name in WEIGHT_FILES)
     return next((path for path in paths if os.path.isfile(path)), None)
 
 
 def read_config(folder: str) -> Declared:
-    """What a snapshot's config.json, in timm's form, says about the model; nothing where there is none.
+    """Reads the model's variant and classes off a snapshot's config.json, in timm's form; nothing without the file.
 
     Raises:
         InputError: it is no JSON object.

@@ -54,13 +54,13 @@ def _expected(model: Inferred) -> Mapping[str, Shape]:
 def infer(shapes: Mapping[str, Shape], label: str, *, is_dense: bool, name: str | None = None) -> Inferred:
     """Finds the model that parameters belong to.
 
-    Only what tells variants apart is looked at (blocks and channels of each stage, and whether there is LSA), so that
-    weights with a few tensors missing or misshapen are still recognised, and then compared name by name.
+    Only the features that tell variants apart decide: blocks and channels of each stage, and LSA. Weights with a few
+    tensors missing or misshapen are therefore still recognized, and then compared name by name.
 
     Args:
         shapes: path -> shape of the parameters, in our names and layout.
-        label: what the weights were read from, for the error.
-        is_dense: the file is of a dense task, so that a classifier's norm and head in it are left-overs.
+        label: the file or folder that the weights were read from, for the error.
+        is_dense: the file is of a dense task; a classifier's norm and head in it are left-overs.
         name: the variant, if it is known already.
 
     Raises:

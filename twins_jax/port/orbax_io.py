@@ -23,8 +23,8 @@ PARAMS, EMA = "params", "ema"
 def checksum(tree: Any, xp: ModuleType) -> Any:
     """uint32 [] of all bits of a tree of 4-byte numbers; Orbax's files have none, and a wrong bit would go unseen.
 
-    Integer sums are exact in any order, so the layout over devices does not matter; odd weights let no change of a
-    single number vanish.
+    Integer sums are exact in any order, whatever the layout over devices; odd weights let no change of a single number
+    vanish.
 
     Args:
         tree: of numpy arrays, or of JAX's.
@@ -87,7 +87,7 @@ def read_params(folder: str) -> Tensors:
 
 
 def _saved_checksum(folder: str) -> int | None:
-    """What `train.checkpoint` notes of each item in a training checkpoint's metadata; None in other folders."""
+    """Returns the checksum that `train.checkpoint` notes in a training checkpoint's metadata; None in other folders."""
     checkpoint, item = os.path.split(folder)
     try:
         with open(os.path.join(checkpoint, "_CHECKPOINT_METADATA")) as file:
@@ -99,7 +99,7 @@ def _saved_checksum(folder: str) -> int | None:
 
 
 def find_params(folder: str, *, ema: bool = False) -> str:
-    """Finds the Orbax folder of parameters in what a training run wrote.
+    """Finds the Orbax folder of parameters in a training run's folder.
 
     Args:
         folder: an Orbax folder of parameters; or a checkpoint, a folder of checkpoints (the newest complete one is
@@ -107,7 +107,7 @@ def find_params(folder: str, *, ema: bool = False) -> str:
         ema: take the moving average.
 
     Raises:
-        InputError: there is none.
+        InputError: the folder holds none.
     """
     if is_params(folder):
         if ema:
@@ -128,7 +128,7 @@ def find_params(folder: str, *, ema: bool = False) -> str:
 
 
 def is_params(folder: str) -> bool:
-    """Whether a folder is one tree that Orbax wrote."""
+    """True if a folder is one tree that Orbax wrote."""
     return os.path.isfile(os.path.join(folder, "_METADATA"))
 
 

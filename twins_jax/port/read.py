@@ -1,4 +1,4 @@
-"""Reads weights from whatever a source turns out to be."""
+"""Reads weights from a source of any kind."""
 
 import os
 
@@ -11,9 +11,9 @@ def read_weights(source: str | os.PathLike[str], *, ema: bool = False) -> Weight
     """Reads weights of any layout.
 
     Args:
-        source: a .safetensors file or one of `torch.save` (recognised by their first bytes, not by name); a snapshot
-            folder of Hugging Face's, or "hf-hub:" and a repository's name; an Orbax folder of parameters, or what a
-            training run wrote: its working directory, its checkpoints or one of them.
+        source: a .safetensors file or one of `torch.save` (recognized by their first bytes, not by name); a snapshot
+            folder of Hugging Face's, or "hf-hub:" and a repository's name; an Orbax folder of parameters; or a training
+            run's working directory, its checkpoints or one of them.
         ema: take the exponential moving average of the weights, which training checkpoints hold beside them.
 
     Raises:

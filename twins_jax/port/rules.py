@@ -57,7 +57,7 @@ CLASSIFIER: Modules = (
 
 
 class Match(NamedTuple):
-    """What the table says of one tensor: its name on the other side, and the axes from the file's tensor to ours."""
+    """The table's entry for one tensor: its name on the other side, and the axes from the file's tensor to ours."""
 
     name: str
     axes: tuple[int, ...]
@@ -73,13 +73,13 @@ class Row(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How one kind of file names the parameters of the table, and lays out their axes.
+    """The names and axes that one kind of file gives to the parameters of the table.
 
     Attributes:
         label: for people.
         is_torch: names and axes are PyTorch's.
-        prefix: what begins the names that must all be in the table; the file may hold others, such as heads that have
-            no rows yet, which do not begin so.
+        prefix: the start of the names that must all be in the table. Other names may stand in the file, such as those
+            of heads that have no rows yet.
         rows: the names.
     """
 
@@ -89,14 +89,14 @@ class Layout:
     rows: tuple[Row, ...]
 
     def to_ours(self, name: str) -> Match | None:
-        """The path in our models of a file's name, or None where the table has no such name."""
+        """Returns the path in our models of a file's name, or None if the table lacks the name."""
         for (pattern, _), row in zip(self._patterns, self.rows, strict=True):
             if match := pattern.fullmatch(name):
                 return Match(row.path.format(**match.groupdict()), row.axes)
         return None
 
     def to_theirs(self, path: str) -> Match | None:
-        """The file's name of a path in our models, or None where the table has no such path."""
+        """Returns the file's name of a path in our models, or None if the table lacks the path."""
         for (_, pattern), row in zip(self._patterns, self.rows, strict=True):
             if match := pattern.fullmatch(path):
                 return Match(row.theirs.format(**match.groupdict()), row.axes)
@@ -126,7 +126,7 @@ def _own_rows(modules: Modules, without: str = "") -> tuple[Row, ...]:
 
 
 TORCH = Layout("timm or upstream classification", True, "", _torch_rows(BACKBONE + CLASSIFIER, ""))
-# The classifier's rows are there because upstream's dense backbones keep its norm and head, and never use them.
+# The classifier's rows serve upstream's dense backbones, which keep its norm and head and never use them.
 TORCH_DENSE = Layout(
     "upstream segmentation or detection", True, "backbone.", _torch_rows(BACKBONE + CLASSIFIER, "backbone.")
 )

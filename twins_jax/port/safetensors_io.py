@@ -7,7 +7,7 @@ from twins_jax.port.convert import Tensors
 
 
 def is_safetensors(head: bytes) -> bool:
-    """Whether a file that begins with these bytes means to be .safetensors: a length of 8 bytes, then JSON."""
+    """True if a file that begins with these bytes means to be .safetensors: a length of 8 bytes, then JSON."""
     return head[8:9] == b"{"
 
 
@@ -32,7 +32,7 @@ def write_safetensors(path: str, tensors: Tensors, *, framework: str) -> None:
     Args:
         path: the file.
         tensors: name -> array; emptied.
-        framework: whose names they are, "pt" or "jax"; stored where Hugging Face's tools look for it.
+        framework: the one whose names they have, "pt" or "jax"; stored where Hugging Face's tools look for it.
     """
     from safetensors.numpy import save_file
 

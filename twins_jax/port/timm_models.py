@@ -34,7 +34,7 @@ def define_torchvision_operators() -> None:
 
 
 def import_timm() -> Any:
-    """The module timm, with its Twins models and its data pipeline.
+    """Returns the module timm, with its Twins models and its data pipeline.
 
     Raises:
         InputError: it, or torch, cannot be imported.
@@ -58,15 +58,15 @@ def torch_model(
 
     Args:
         weights: of a PyTorch layout.
-        model: what they are.
-        window_padding: what LSA does with maps that windows do not tile.
+        model: the model that they belong to.
+        window_padding: the treatment of maps that LSA's windows do not tile.
 
     Returns:
         A function of images [B, H, W, in_channels] and a dtype, float32 or float64, that gives the four maps
         [B, H, W, C] and a classifier's logits or features in that dtype.
 
     Raises:
-        InputError: timm cannot be imported, or has no such model.
+        InputError: timm cannot be imported, or lacks the model.
     """
     timm = import_timm()
     import torch
@@ -76,7 +76,7 @@ def torch_model(
     if model.stage_norms:
         dims = variant_config(model.name).embed_dims
         network.norm_list = torch.nn.ModuleList(torch.nn.LayerNorm(dim, eps=1e-6) for dim in dims)
-    if model.num_classes is None:  # timm has no backbone without a final norm, which is not looked at
+    if model.num_classes is None:  # timm's backbones end with a norm, which no comparison reads
         network.norm = torch.nn.Identity()
         state = {name: state[name] for name in network.state_dict()}
     network.load_state_dict(state)
@@ -108,7 +108,7 @@ def _create(timm: Any, model: Inferred) -> Any:
         return timm.create_model(model.name, num_classes=num_classes, in_chans=model.in_channels)
     config = variant_config(model.name)
     if config.window_size is None:
-        raise InputError(f"{model.name}: timm has no such model")
+        raise InputError(f"{model.name}: timm lacks this model")
     return timm.models.twins.Twins(
         num_classes=num_classes,
         in_chans=model.in_channels,

@@ -101,7 +101,7 @@ ALLOWED_MODULES = ("torch", "collections", "argparse")
 
 
 def _refused_globals(path: str, is_zip: bool) -> list[str]:
-    """What the pickles of a file would import beyond the modules that checkpoints need, without running them."""
+    """Lists the names that a file's pickles would import beyond those that checkpoints need, without running them."""
     try:
         if is_zip:
             with zipfile.ZipFile(path) as archive:
@@ -109,7 +109,7 @@ def _refused_globals(path: str, is_zip: bool) -> list[str]:
         else:
             with open(path, "rb") as file:
                 pickles = [file.read()]
-    except Exception:  # then it is not the imports that are wrong with the file
+    except Exception:  # then the imports are not the fault of the file
         return []
     found: dict[str, None] = {}
     for data in pickles:
@@ -143,13 +143,13 @@ def _find_state_dict(loaded: Any, path: str, ema: bool) -> Contents:
                 container, loaded = key, loaded[key]
                 break
     if not isinstance(loaded, Mapping):
-        raise InputError(f"{path}: holds a {type(loaded).__name__}, allowed is a state dict, or one under {CONTAINERS}")
+        raise InputError(f"{path}: holds a {type(loaded).__name__}: must hold a state dict, or one under {CONTAINERS}")
     if ema and not container:
         raise InputError(f"{path}: has no {' or '.join(EMA_CONTAINERS)}, only {', '.join(map(repr, list(loaded)[:5]))}")
     others = [repr(name) for name, value in loaded.items() if not (isinstance(name, str) and _is_tensor(value))]
     if others:
         raise InputError(
-            f"{path}: holds more than the tensors of a state dict, such as {', '.join(others[:5])}; allowed is a state "
+            f"{path}: holds more than the tensors of a state dict, such as {', '.join(others[:5])}: must hold a state "
             f"dict, or one under {CONTAINERS}"
         )
     tensors = {}

@@ -16,7 +16,7 @@ from twins_jax.port.convert import Weights, port
 from twins_jax.port.timm_models import torch_model
 
 BOUND = 2.0
-"""How many times PyTorch's own rounding error ours may be."""
+"""The largest ratio of our rounding error to PyTorch's own that holds."""
 
 FLOOR = 2.0**-24
 """The error of rounding the exact result to float32, below which PyTorch's own is luck."""
@@ -55,7 +55,7 @@ class Comparison:
 
     @property
     def holds(self) -> bool:
-        """Whether the two agree to within rounding; not if our error is NaN."""
+        """True if the two agree to within rounding; False if our error is NaN."""
         return self.ratio <= BOUND
 
 
@@ -98,7 +98,7 @@ class Report:
 
     @property
     def holds(self) -> bool:
-        """Whether every output agrees for every input."""
+        """True if every output agrees for every input."""
         return self.first_difference is None
 
     def to_json(self) -> dict[str, Any]:
@@ -157,13 +157,13 @@ def verify(
 ) -> Report:
     """Runs timm's model and ours on the same random images.
 
-    The PyTorch side loads its weights by their own names, so that an error in the table of names shows. Ours runs
-    under the matmul precision "highest"; see `ops.xla_cpu.blocked_dot` for why.
+    The PyTorch side loads its weights by their own names, and an error in the table of names shows. Ours runs under the
+    matmul precision "highest"; `ops.xla_cpu.blocked_dot` says why.
 
     Args:
         torch_weights: of a PyTorch layout.
-        model: ours, in float32, with what should be the same weights; of a dense checkpoint a backbone. Both sides pad
-            as its `window_padding` says.
+        model: ours, in float32, with the weights that should be the same; of a dense checkpoint a backbone. Both sides
+            pad as its `window_padding` says.
         name: the variant of `torch_weights`; read off them where it is None.
         inputs: the batches to compare.
 

@@ -16,7 +16,7 @@ TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 
 
 class Target(NamedTuple):
-    """What a file or folder will be: the layout of its names, and how it is written."""
+    """The kind of file or folder to write: the layout of its names, and the function that writes it."""
 
     label: str
     layout: Layout
@@ -24,10 +24,10 @@ class Target(NamedTuple):
 
 
 def plan_target(source: Weights, ported: Ported, target: str) -> Target:
-    """Decides what is written from where it comes from and the name of where it goes.
+    """Chooses the kind of file or folder to write, from the source's layout and the target's name.
 
     Raises:
-        InputError: the target is a PyTorch file, and so is the source.
+        InputError: target and source are both PyTorch files.
     """
     is_backbone = ported.model.num_classes is None
     ours, theirs = (OURS_BACKBONE, TORCH_DENSE) if is_backbone else (OURS, TORCH)
@@ -41,8 +41,8 @@ def plan_target(source: Weights, ported: Ported, target: str) -> Target:
     if suffix in TORCH_SUFFIXES:
         if source.layout.is_torch:
             raise InputError(
-                f"{target}: the source holds PyTorch's names already: allowed are an Orbax folder, or .safetensors of "
-                f"twins_jax's names"
+                f"{target}: must be an Orbax folder, or .safetensors of twins_jax's names: the source holds PyTorch's "
+                f"names already"
             )
         return Target("torch file", theirs, write_torch)
     return Target("Orbax folder", ours, write_params)
@@ -51,8 +51,8 @@ def plan_target(source: Weights, ported: Ported, target: str) -> Target:
 def write_target(ported: Ported, kind: Target, target: str, *, overwrite: bool = False) -> None:
     """Writes parameters, which appear at the target complete or not at all.
 
-    `ported.params` is emptied: each tensor is let go of once it is converted, so that there are never two whole copies,
-    if the caller holds no other reference to them (such as the `Weights`).
+    `ported.params` is emptied: each tensor is released once it is converted. Memory then never holds two whole copies,
+    unless the caller keeps another reference to them (such as the `Weights`).
 
     Raises:
         InputError: the target exists and `overwrite` is not set, or cannot be written.

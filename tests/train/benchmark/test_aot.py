@@ -1,4 +1,4 @@
-"""The command that compiles for TPU. What needs libtpu is skipped where it is not installed."""
+"""The command that compiles for TPU. Tests that need libtpu are skipped without it."""
 
 import dataclasses
 import json
@@ -51,7 +51,7 @@ def parameters() -> list[jax.Array]:
 
 
 def test_program_is_that_of_training() -> None:
-    """From shapes alone comes the same program as from the state of a run."""
+    """Shapes alone give the same program as the state of a run."""
     run, mesh = config(), make_mesh()
     task, model = run.make_task(DatasetInfo(10, tuple("0123456789"), 1442, 355)), classifier(SVT)
     optimizer = make_optimizer(run, make_schedule(run, 1442))
@@ -100,20 +100,20 @@ def test_split_parameters_in_two_parts(tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing"], "error: recipe 'nothing': allowed are digits"),
+        (["nothing"], "error: recipe='nothing': must be one of digits"),
         (
             ["--topology", "v5e:2x2", "--fsdp", "3"],
-            "error: fsdp=3: allowed are the divisors of the number of devices, 4",
+            "error: fsdp=3: must be a divisor of the number of devices, 4",
         ),
-        (["--batch_size", "30"], "error: batch_size=30: allowed are multiples of 4 (devices x optim.accumulate)"),
+        (["--batch_size", "30"], "error: batch_size=30: must be a multiple of 4 (devices x optim.accumulate)"),
         (
             ["--model.attention_implementation", "pallas"],
-            "error: model.attention_implementation='pallas': allowed are auto and xla, for TPUs",
+            "error: model.attention_implementation='pallas': must be auto or xla, for TPUs",
         ),
-        (["--classes", "0"], "error: classes=0: allowed are integers from 1"),
+        (["--classes", "0"], "error: classes=0: must be an integer from 1"),
         (["--topology", "v5e:3x3"], "error: topology='v5e:3x3': INVALID_ARGUMENT: Topology layout"),
         (["--topology", "elsewhere"], "error: topology='elsewhere': INVALID_ARGUMENT: Your TPU topology name"),
-        (["--topology", "v4:2x2x1"], "error: topology='v4:2x2x1': TPU v4 is not known, allowed are v5e, v5p, v6e"),
+        (["--topology", "v4:2x2x1"], "error: topology='v4:2x2x1': must be a slice of v5e, v5p, v6e"),
         (["finetune_folder", "--data.dir", "nowhere"], "error: "),
     ],
 )

@@ -51,7 +51,7 @@ def test_nothing_is_measured_for_a_file_that_cannot_be_written(
     main, arguments = COMMANDS[command]
     assert main([*arguments, "--out", path]) == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith(f"error: --out: {path} ")
+    assert captured.err.startswith(f"error: --out={path!r}: must be ")
     assert captured.err.count("\n") == 1
     assert not captured.out
     assert sorted(str(x) for x in Path().iterdir()) == ["file", "folder"]

@@ -67,7 +67,7 @@ def abstract(config: TwinsConfig, num_classes: int = 10) -> TwinsClassifier:
 def test_products_are_those_of_the_traced_model(
     config: TwinsConfig, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A trace of chunks holds what a CPU computes and what other backends do.
+    # A trace of chunks holds a CPU's computation beside that of other backends.
     monkeypatch.setattr(xla_cpu, "chunk_size", lambda batch, positions: batch)  # noqa: ARG005
     apply, params = twins_jax.split_model(abstract(config))
     images = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
@@ -117,7 +117,7 @@ def test_floors_add_up() -> None:
         Operation("norms", "c", 2, (), 0, work[1], work[1]),
         Operation("AdamW", "", 1, (), 0, Work(0, 0), work[0]),
     ]
-    infer = train.benchmark.roofline.summarise(operations, "infer", 100.0, 20.0)
+    infer = train.benchmark.roofline.summarize(operations, "infer", 100.0, 20.0)
     assert infer["parts"].keys() == {"MLP", "norms"}
     assert infer["parts"]["MLP"] == {
         "flops": 1800,
@@ -127,7 +127,7 @@ def test_floors_add_up() -> None:
         "floor": 3 * 6 + 50,
     }
     assert infer["total"]["floor"] == 3 * 6 + 50 + 2 * 50
-    step = train.benchmark.roofline.summarise(operations, "train", 100.0, 20.0)
+    step = train.benchmark.roofline.summarize(operations, "train", 100.0, 20.0)
     assert {part: figures["floor"] for part, figures in step["parts"].items()} == {
         "MLP": 3 * (6 + 50) + 50 + 6,
         "norms": 2 * (50 + 50),
@@ -182,10 +182,10 @@ def test_a_forward_pass_is_measured_alone() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--variants", "resnet"), "error: --variants: resnet unknown; allowed are"),
-        (("--batch", "0"), "error: --batch: found 0; allowed are integers from 1"),
-        (("--size", "31"), "error: --size: found 31; allowed are integers from 32"),
-        (("--measure",), "error: --device h100 with --measure: found 'cpu'; allowed is this"),
+        (("--variants", "resnet"), "error: --variants='resnet': must be one of twins_"),
+        (("--batch", "0"), "error: --batch=0: must be an integer from 1"),
+        (("--size", "31"), "error: --size=31: must be an integer from 32"),
+        (("--measure",), "error: --device='h100': must be this with --measure"),
     ],
 )
 def test_bad_arguments(arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:

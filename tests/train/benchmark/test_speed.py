@@ -85,17 +85,22 @@ def test_rounds_alternate_and_ratios_are_within_rounds(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--variants", "resnet"), "error: --variants: resnet unknown; allowed are"),
-        (("--batch", "0"), "error: --batch, --size, --rounds: found 0; allowed are integers from 1"),
+        (("--variants", "resnet"), "error: --variants='resnet': must be one of twins_"),
+        (("--batch", "0"), "error: --batch=0: must be an integer from 1"),
+        (("--size", "31"), "error: --size=31: must be an integer from 32"),
+        (("--rounds", "1"), "error: --rounds=1: must be an integer from 2"),
         (
             ("--attention_implementation", "cudnn"),
-            "error: --attention_implementation cudnn: allowed with --device cuda --dtype bfloat16",
+            "error: --attention_implementation='cudnn': must be used with --device cuda --dtype bfloat16",
         ),
         (
             ("--attention_implementation", "pallas", "--device", "tpu"),
-            "error: --attention_implementation pallas: allowed with --device cuda, and cpu",
+            "error: --attention_implementation='pallas': must be used with --device cuda, or cpu",
         ),
-        (("--against", "timm", "--variants", "twins_svt_tiny"), "error: --against timm: timm has no twins_svt_tiny"),
+        (
+            ("--against", "timm", "--variants", "twins_svt_tiny"),
+            "error: --variants='twins_svt_tiny': must be left out with --against timm",
+        ),
     ],
 )
 def test_bad_arguments(arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 from train.data import augment
 from train.data.augment import FILL, OPERATIONS, RandAugment
 
-# Which levels: all steps of those that round down, the ends, and some between.
+# Levels: all steps of those that round down, the ends, and some between.
 LEVELS = (0.0, 0.05, 1.0, 2.5, 4.99, 5.0, 7.5, 8.3, 8.9, 9.0, 9.4, 9.99, 10.0)
 
 
@@ -105,7 +105,7 @@ def test_law_of_the_policy() -> None:
     assert np.mean(pairs) == pytest.approx(1 / 15, abs=0.01)
     assert np.mean(signs) == pytest.approx(0, abs=0.02)
     assert set(signs) == {1, -1}
-    # Normal, with what lies beyond 10 moved to 10: two standard deviations, 2.28 %.
+    # Normal, with values beyond 10 moved to 10: two standard deviations, 2.28 %.
     assert max(levels) == 10
     assert np.mean(np.asarray(levels) == 10) == pytest.approx(0.0228, abs=0.004)
     assert np.median(levels) == pytest.approx(9, abs=0.02)
@@ -113,7 +113,7 @@ def test_law_of_the_policy() -> None:
 
 
 def test_law_of_timm(auto_augment: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same statistics of timm's own policy, so that the law above is not just ours."""
+    """The same statistics of timm's own policy: the law above is not just ours."""
     seen: list[tuple[str, Any]] = []
     for name in OPERATIONS:
         level = auto_augment.LEVEL_TO_ARG[name]

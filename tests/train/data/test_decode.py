@@ -53,7 +53,7 @@ def test_jpeg_equals_pil(size: tuple[int, int], options: dict[str, Any], monkeyp
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
-def test_jpeg_of_other_colours_equals_pil(mode: str) -> None:
+def test_jpeg_of_other_colors_equals_pil(mode: str) -> None:
     data = jpeg(picture(40, 30).convert(mode))
     np.testing.assert_array_equal(decode(data, ""), by_pil(data))
 

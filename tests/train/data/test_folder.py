@@ -108,7 +108,7 @@ def test_missing_train_folder(tmp_path: Path, train: bool) -> None:
 def test_missing_eval_folder(root: Path) -> None:
     (root / "val").rename(root / "other")
     (root / "test").rename(root / "another")
-    with pytest.raises(InputError, match=re.escape(f"{root}: has neither val/ nor test/")):
+    with pytest.raises(InputError, match=re.escape(f"{root}: holds neither val/ nor test/")):
         FolderSource(root, train=False)
 
 

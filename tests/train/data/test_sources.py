@@ -19,7 +19,7 @@ FEATURES = {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(na
 
 
 class Tiny(tfds.core.GeneratorBasedBuilder):
-    """One example per split; its grey level is the position of the split."""
+    """One example per split; its gray level is the position of the split."""
 
     VERSION = tfds.core.Version("1.2.0")
     features: dict[str, Any] = FEATURES
@@ -122,7 +122,7 @@ def test_missing_split(tmp_path: Path) -> None:
         open_source(config, "eval")
 
 
-def test_unlabelled_example(tmp_path: Path) -> None:
+def test_unlabeled_example(tmp_path: Path) -> None:
     source = open_source(prepare(tmp_path, label=-1), "eval")
     with pytest.raises(InputError, match=r"^tiny/1\.2\.0 validation\[0\]: has no label"):
         source[0]

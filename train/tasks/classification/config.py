@@ -42,8 +42,8 @@ class ClassificationDataConfig(DataConfig):
     """Training: probability of a horizontal flip."""
 
     rand_augment_layers: int = 0
-    """Training: how many operations of RandAugment are drawn for an image, each of which is applied half the time
-    (0: RandAugment is off; the papers use 2)."""
+    """Training: operations of RandAugment drawn for an image, each of which is applied half the time (0: RandAugment is
+    off; the papers use 2)."""
 
     rand_augment_magnitude: float = 9.0
     """Training: mean strength of RandAugment's operations, 0 to 10."""
@@ -52,10 +52,10 @@ class ClassificationDataConfig(DataConfig):
     """Training: standard deviation of that strength from operation to operation."""
 
     repeated_augmentation: int = 1
-    """Training: how many times in a row an example is read, each time with augmentations of its own."""
+    """Training: times in a row that an example is read, each time with augmentations of its own."""
 
     eval_crop: float = 0.875
-    """Evaluation: side of the centre crop / shorter side of the resized image."""
+    """Evaluation: side of the center crop / shorter side of the resized image."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,10 +80,10 @@ class ClassificationDataConfig(DataConfig):
 
 @dataclasses.dataclass(frozen=True)
 class MixConfig:
-    """How training images are mixed with each other and erased; nothing happens by default.
+    """Mixing and erasing of training images, both off by default.
 
     Raises:
-        InputError: A field is out of range; the message names it as `mix.FIELD`.
+        InputError: a field is out of range; the message names it as `mix.FIELD`.
     """
 
     mixup_alpha: float = 0.0

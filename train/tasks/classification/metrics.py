@@ -1,4 +1,4 @@
-"""Top-1, top-5 and loss over a whole split, exact also when the last batch is padded."""
+"""Top-1, top-5 and loss over a whole split, exact even with a padded last batch."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ class ClassificationEvaluator:
         self._sums: list[Sums] = []
 
     def step(self, model: Any, batch: Batch) -> Sums:
-        """The sums of a batch.
+        """Computes the sums of a batch.
 
         Args:
             model: images [B, H, W, 3] -> logits [B, classes].
@@ -33,7 +33,7 @@ class ClassificationEvaluator:
         logits = model(normalize(batch["image"])).astype(jnp.float32)
         labels, mask = batch["label"], batch["mask"]
         losses = cross_entropy(logits, smooth_targets(labels, logits.shape[-1], 0.0))
-        # The rank of the label: how many classes have a larger logit. Of equal logits the first class counts as larger.
+        # The rank of the label: the number of classes with a larger logit. Of equal logits the first counts as larger.
         score = jnp.take_along_axis(logits, labels[:, None], axis=-1)
         earlier = jnp.arange(logits.shape[-1]) < labels[:, None]
         rank = ((logits > score) | ((logits == score) & earlier)).sum(axis=-1)

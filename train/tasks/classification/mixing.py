@@ -1,8 +1,8 @@
 """Mixup, cutmix and random erasing, on the device inside the jitted training step.
 
 All three act on normalized images: erased pixels are normal noise of the images' own mean and deviation, which uint8
-batches could not hold, and mixed pixels lie between the grey levels. In the order of timm's training script: normalize,
-`random_erase`, `mix`.
+batches could not hold, and mixed pixels fall between the gray levels. In the order of timm's training script:
+normalize, `random_erase`, `mix`.
 """
 
 import math
@@ -40,7 +40,7 @@ def mix(key: jax.Array, images: jax.Array, targets: jax.Array, config: MixConfig
 
 
 def draw_weights(key: jax.Array, height: int, width: int, config: MixConfig) -> tuple[jax.Array, jax.Array]:
-    """Draws how much stays of each pixel, float32 [H, W], and of the targets, float32 []: ones if nothing is mixed.
+    """Draws the share that stays of each pixel, float32 [H, W], and of the targets, float32 []: 1 without mixing.
 
     The targets' share is the weight of mixup, or the area that cutmix really keeps.
     """
@@ -67,8 +67,8 @@ def cutmix_weights(height: int, width: int, kept: jax.Array, center: jax.Array) 
     Args:
         height: Of the images.
         width: Of the images.
-        kept: float32 [], the area outside the box as a fraction of the image's, where the box lies inside the image.
-        center: int [2], row and column of the box's centre; what then lies beyond the edges is cut off.
+        kept: float32 [], the area outside a box within the image, as a fraction of the image's area.
+        center: int [2], row and column of the box's center; the part beyond the edges is cut off.
     """
     side = jnp.sqrt(1.0 - kept)
     inside = []
@@ -110,7 +110,7 @@ def random_erase(key: jax.Array, images: jax.Array, probability: float) -> jax.A
 
 
 def draw_boxes(key: jax.Array, count: int, height: int, width: int, probability: float) -> jax.Array:
-    """Draws the rectangles to erase: int32 [count, 4] of top, left, height, width; 0, 0, 0, 0 where there is none."""
+    """Draws the rectangles to erase: int32 [count, 4] of top, left, height, width; 0, 0, 0, 0 for none."""
     apply_key, area_key, aspect_key, top_key, left_key = jax.random.split(key, 5)
     low, high = ERASE_AREA
     areas = height * width * jax.random.uniform(area_key, (count, ERASE_TRIES), minval=low, maxval=high)

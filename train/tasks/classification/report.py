@@ -39,7 +39,7 @@ class ReportEvaluator:
     """Classifies a pass over a split and writes FOLDER/confusion.csv and FOLDER/index.html; implements `Evaluator`.
 
     Args:
-        folder: made if it is not there; an older report in it is replaced.
+        folder: made if missing; an older report in it is replaced.
         class_names: of the labels.
     """
 
@@ -51,7 +51,7 @@ class ReportEvaluator:
         self._position = 0
 
     def step(self, model: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """The predicted classes, int32 [B], and their probabilities, float32 [B]."""
+        """Computes the predicted classes, int32 [B], and their probabilities, float32 [B]."""
         probabilities = jax.nn.softmax(model(normalize(batch["image"])))
         return probabilities.argmax(axis=-1), probabilities.max(axis=-1)
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 import twins_jax
-from twins_jax import InputError, TwinsClassifier
+from twins_jax import TwinsClassifier
+from twins_jax.errors import require
 from twins_jax.preprocess import normalize
 
 from ...data.pipeline import eval_batches, train_batches
@@ -31,7 +32,7 @@ class ClassificationTask:
 
     Args:
         config: the run's.
-        info: of the data set, where its files are not to be read.
+        info: of the data set, to leave its files unread.
 
     Raises:
         InputError: the data set is not what it must be.
@@ -52,7 +53,7 @@ class ClassificationTask:
         return self.info.eval_examples
 
     def create_model(self, rngs: nnx.Rngs) -> TwinsClassifier:
-        """The classifier with fresh weights, or those of `config.init`.
+        """Creates the classifier with fresh weights, or those of `config.init`.
 
         Raises:
             InputError: `init` cannot be loaded or is of another variant than `model.name`; or, with `eval_only`, of
@@ -65,12 +66,12 @@ class ClassificationTask:
         if not config.eval_only:
             return twins_jax.from_pretrained(config.init, num_classes=num_classes, rngs=rngs, **options)
         model = twins_jax.from_pretrained(config.init, **options)  # a fresh head is of use only to training
-        if model.num_classes != num_classes:
-            raise InputError(f"init: {config.init} has {model.num_classes} classes, and the data {num_classes}")
+        allowed = f"of {num_classes} classes, as the data: found {model.num_classes}"
+        require("init", config.init, model.num_classes == num_classes, allowed)
         return model
 
     def batches(self, split: Split, batch_size: int, *, shard: int = 0, shards: int = 1) -> grain.IterDataset:
-        """Batches {"image": uint8 [B, S, S, 3], "label": int32 [B]}, and of "eval" a "mask": bool [B]."""
+        """Reads batches {"image": uint8 [B, S, S, 3], "label": int32 [B]}, and of "eval" a "mask": bool [B]."""
         data = self._config.data
         if split == "eval":
             transforms = eval_transforms(data)
@@ -111,7 +112,7 @@ class ClassificationTask:
         return {"image": images, "target": targets}
 
     def loss(self, model: Any, batch: Batch, rngs: nnx.Rngs) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The mean cross-entropy."""
+        """Computes the mean cross-entropy."""
         return cross_entropy(model(batch["image"], rngs=rngs), batch["target"]).mean(), {}
 
     def evaluator(self) -> ClassificationEvaluator:

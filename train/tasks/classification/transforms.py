@@ -79,7 +79,7 @@ class RandomResizedCrop(grain.transforms.RandomMap):
                 left = int(rng.integers(0, width - w + 1))
                 return left, top, w, h
 
-        # The largest centre crop whose aspect ratio is allowed; of a line of pixels torchvision can leave none.
+        # The largest center crop whose aspect ratio is allowed; of a line of pixels torchvision can leave none.
         w, h = width, height
         if width / height < self.ratio[0]:
             h = max(1, round(width / self.ratio[0]))
@@ -103,13 +103,13 @@ class ResizedCenterCrop(grain.transforms.Map):
         height, width = image.shape[:2]
         longer = int(self.resize * max(width, height) / min(width, height))
         full_size = (longer, self.resize) if width <= height else (self.resize, longer)
-        # Halves go to the even neighbour, as in torchvision.
+        # Halves go to the even neighbor, as in torchvision.
         window = round((full_size[0] - self.size) / 2), round((full_size[1] - self.size) / 2)
         return {**element, "image": pixels.resize(image, full_size, window, (self.size, self.size))}
 
 
 class ToExample(grain.transforms.Map):
-    """Makes the label int32 and drops what does not belong in a batch."""
+    """Makes the label int32 and drops all fields but the image and the label."""
 
     def map(self, element: dict[str, Any]) -> dict[str, np.ndarray | np.int32]:
         return {"image": element["image"], "label": np.int32(element["label"])}

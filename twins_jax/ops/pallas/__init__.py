@@ -1,6 +1,6 @@
 """Attention as Pallas kernels, which Triton compiles for GPUs: no scores and no copies of windows in memory.
 
-Importing Pallas takes a while, so `ops.attention` and `ops.window_attention` import this module when they need it.
+Importing Pallas takes a while: `ops.attention` and `ops.window_attention` import this module when they need it.
 """
 
 from collections.abc import Callable

@@ -15,11 +15,11 @@ from jax.experimental.pallas import triton as plgpu
 
 from twins_jax.ops.pallas.kernel_call import COMPILER_PARAMS, TILE, Arrays, Ref, call, dot, positions
 
-KEY, VALUE = np.arange(2, dtype=np.int32)  # arrays' scalars: beside slices, the interpreter knows no other
+KEY, VALUE = np.arange(2, dtype=np.int32)  # NumPy's scalars: beside slices, the interpreter knows no others
 
 QUERIES_PER_KEY = 16
-"""Queries that one program of the keys' gradients sums over, for each key. Its partial sums are float32 [M, 2 * C], so
-for bfloat16 they add a quarter to what the queries' gradients take; and at 224x224 only the first stage has several."""
+"""Queries that one program of the keys' gradients sums over, for each key. Its partial sums are float32 [M, 2 * C]: for
+bfloat16 they add a quarter to the memory of the queries' gradients. At 224x224 only the first stage has several."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -50,7 +50,7 @@ def _gsa_bwd(num_heads: int, saved: Arrays, gradient: jax.Array) -> Arrays:
 gsa.defvjp(_gsa_fwd, _gsa_bwd)
 
 
-# Jitted, so that blocks of one stage share a trace and a function of the lowered program.
+# Jitted: blocks of one stage share a trace and a function of the lowered program.
 @functools.partial(jax.jit, static_argnums=2)
 def _forward(query: jax.Array, key_value: jax.Array, num_heads: int) -> tuple[jax.Array, jax.Array]:
     attended, log_sum_exp = call(_call_forward, [_by_head(query, 1, num_heads), _by_head(key_value, 2, num_heads)])
@@ -149,7 +149,7 @@ def _call_backward(
 ) -> Arrays:
     """The keys' and values' gradients, summed over parts of the queries: [B, parts, M, 2, heads, d].
 
-    And, where one tile holds all keys, the queries' gradients, which need no sum then.
+    Where one tile holds all keys, the queries' gradients follow, which then need no sum.
     """
     batch, queries, _, heads, dim = query.shape
     keys = key_value.shape[1]
@@ -187,15 +187,15 @@ def _up_to_tiles(size: int) -> int:
     return pl.cdiv(size, TILE) * TILE
 
 
-def _load_query(ref: Ref, start: jax.Array | int, there: jax.Array) -> jax.Array:
-    """[TILE, d] from position `start` of [N, d], 0 where there is no query."""
-    return plgpu.load(ref.at[pl.ds(start, TILE), :], mask=there[:, None], other=0)
+def _load_query(ref: Ref, start: jax.Array | int, is_query: jax.Array) -> jax.Array:
+    """[TILE, d] from position `start` of [N, d], 0 beyond the last query."""
+    return plgpu.load(ref.at[pl.ds(start, TILE), :], mask=is_query[:, None], other=0)
 
 
-def _load_key_value(ref: Ref, start: jax.Array | int, there: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Two [TILE, d] from position `start` of [M, 2, d], 0 where there is no key."""
+def _load_key_value(ref: Ref, start: jax.Array | int, is_key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Two [TILE, d] from position `start` of [M, 2, d], 0 beyond the last key."""
     index = pl.ds(start, TILE)
-    key, value = (plgpu.load(ref.at[index, part, :], mask=there[:, None], other=0) for part in (KEY, VALUE))
+    key, value = (plgpu.load(ref.at[index, part, :], mask=is_key[:, None], other=0) for part in (KEY, VALUE))
     return key, value
 
 
@@ -240,10 +240,10 @@ def _forward_kernel(
 class _Queries:
     """A tile of queries as the backward pass needs it, from position `start` of the refs' [N, d]."""
 
-    def __init__(self, refs: tuple[Ref, ...], start: jax.Array | int, there: jax.Array) -> None:
+    def __init__(self, refs: tuple[Ref, ...], start: jax.Array | int, is_query: jax.Array) -> None:
         *by_query, log_sum_exp_ref = refs
-        self.query, attended, self.gradient = (_load_query(ref, start, there) for ref in by_query)
-        self.log_sum_exp = plgpu.load(log_sum_exp_ref.at[pl.ds(start, TILE)], mask=there, other=0)
+        self.query, attended, self.gradient = (_load_query(ref, start, is_query) for ref in by_query)
+        self.log_sum_exp = plgpu.load(log_sum_exp_ref.at[pl.ds(start, TILE)], mask=is_query, other=0)
         # The mean over the weights of their own gradients: sum_k w_k (g . v_k) = g . sum_k w_k v_k.
         self.mean = (attended.astype(jnp.float32) * self.gradient.astype(jnp.float32)).sum(axis=1)
 

@@ -27,9 +27,9 @@ Ref = Any
 def call(kernel: Callable[..., Arrays], batched: Sequence[jax.Array], shared: Sequence[jax.Array] = ()) -> Arrays:
     """Calls a kernel that works on one image at a time: compiled or interpreted, its batch split over devices.
 
-    Pallas interprets kernels where it cannot compile them. The platform that the program is lowered for decides, which
-    need not be the one that lowers it. XLA cannot look into a kernel: left alone, it would gather the whole batch on
-    every device and compute all of it there.
+    Pallas interprets kernels where it cannot compile them. The platform that the program is lowered for decides; it may
+    differ from the platform that lowers it. XLA cannot look into a kernel: left alone, it would gather the whole batch
+    on every device and compute all of it there.
 
     Args:
         kernel: a function of the arrays, and of `interpret` by keyword, that returns arrays with the batch as their

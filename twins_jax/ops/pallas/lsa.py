@@ -41,7 +41,7 @@ class Windows:
 
     @property
     def has_padding_keys(self) -> bool:
-        """Whether some window's keys lie beyond the map."""
+        """True if some window has keys beyond the map."""
         return self.see_padding and bool(self.height % self.size or self.width % self.size)
 
 
@@ -75,7 +75,7 @@ def _lsa_bwd(num_heads: int, windows: Windows, saved: Arrays, gradient: jax.Arra
 lsa.defvjp(_lsa_fwd, _lsa_bwd)
 
 
-# Jitted, so that blocks of one stage share a trace and a function of the lowered program.
+# Jitted: blocks of one stage share a trace and a function of the lowered program.
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _forward(qkv: jax.Array, padding: jax.Array, num_heads: int, windows: Windows) -> jax.Array:
     qkv, padding = _by_head(qkv, 3, num_heads), padding.reshape(3, num_heads, -1)
@@ -182,7 +182,7 @@ class _Tile:
 
 
 def _attend(qkv_ref: Ref, padding_ref: Ref, tile: _Tile, windows: Windows) -> Arrays:
-    """Query, key, value [TILE, d], and the weights of the keys [TILE, TILE] before and as their sums [TILE, 1]."""
+    """Returns query, key and value [TILE, d], the keys' undivided weights [TILE, TILE], and their sums [TILE, 1]."""
     query, key, value = (tile.load(qkv_ref, part) for part in (QUERY, KEY, VALUE))
     if windows.has_padding_keys:
         key, value = (

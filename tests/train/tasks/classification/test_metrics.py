@@ -13,11 +13,11 @@ from twins_jax.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from twins_jax.sharding import make_mesh
 
 NAN_ROW = 255
-"""The image of padded rows: its logits are NaN, so that one that counts shows."""
+"""The image of padded rows: its logits are NaN, and a padded row that counts shows."""
 
 
 class LookUp(nnx.Module):
-    """A model that knows its logits: the first pixel's red says which row of a table they are."""
+    """A model that knows its logits: the first pixel's red is their row in a table."""
 
     def __init__(self, table: np.ndarray) -> None:
         self.table = nnx.Param(jnp.asarray(table))
@@ -63,7 +63,7 @@ def test_equals_numpy_however_the_examples_are_batched(size: int, classes: int) 
 
 
 def test_of_equal_logits_the_first_class_is_predicted() -> None:
-    # So a model that says nothing scores as one that always says 0, 1, 2, 3, 4.
+    # A model that says nothing therefore scores as one that always says 0, 1, 2, 3, 4.
     result = evaluated(np.zeros((20, 10), np.float32), np.arange(20) % 10, 8)
     assert (result["top1"], result["top5"]) == (0.1, 0.5)
     # Two that share the lead: the first one is found at once, the second one is not.

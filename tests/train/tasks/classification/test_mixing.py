@@ -104,7 +104,7 @@ def test_mix_is_the_blend_with_the_drawn_weights() -> None:
 
 
 def drawn(config: MixConfig, count: int = 4000) -> tuple[np.ndarray, np.ndarray]:
-    """Whether a batch is cut, and the share of its own targets, for many batches."""
+    """Returns for many batches the draws of a cut, and the share of each one's own targets."""
     keys = jax.random.split(jax.random.key(0), count)
     weights, share = jax.jit(jax.vmap(lambda key: draw_weights(key, 16, 16, config)))(keys)
     weights = np.asarray(weights)
@@ -124,7 +124,7 @@ def test_law_of_mixup() -> None:
 
 
 def test_law_of_cutmix() -> None:
-    """Against timm's law, written down once more: Beta, the box's sides, its centre, what the edges leave of it."""
+    """Against timm's law, written down once more: Beta, the box's sides, its center, and its rest within the edges."""
     cut, share = drawn(MixConfig(cutmix_alpha=1.0))
     rng = np.random.default_rng(0)
     expected = []
@@ -201,7 +201,7 @@ def test_law_of_erasing_equals_timm(torch: ModuleType, monkeypatch: pytest.Monke
 
 
 def laws(boxes: np.ndarray, size: tuple[int, int]) -> list[np.ndarray]:
-    """Where in its range the box lies, its area and the logarithm of its aspect, all of the order of 1."""
+    """The box's place in its range, its area and the logarithm of its aspect, all of the order of 1."""
     area, aspect = boxes[:, 2] * boxes[:, 3] / (size[0] * size[1]), np.log(boxes[:, 2] / boxes[:, 3])
     room = size - boxes[:, 2:] + 1
     return [boxes[:, 0] / room[:, 0], boxes[:, 1] / room[:, 1], area, aspect / 2]

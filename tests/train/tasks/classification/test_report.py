@@ -1,4 +1,4 @@
-"""The report on a classifier whose answers are known: the image's first pixel says which class it is taken for."""
+"""The report on a classifier whose answers are known: the image's first pixel gives the predicted class."""
 
 import csv
 import re
