@@ -124,6 +124,8 @@ class Checkpoints:
         for name, tree in wanted.items():
             saved = _shapes(metadata.item_metadata[name].tree) if name in checksums else {}
             problems += _differences(saved, _shapes(tree), prefix=f"{name}/")
+        if "batch_stats" in checksums and "batch_stats" not in wanted:
+            problems += _differences(_shapes(metadata.item_metadata["batch_stats"].tree), {}, prefix="batch_stats/")
         if problems:
             head = f"workdir: {folder} does not fit; it was written by a run with another model or optimizer:"
             raise InputError("\n".join([head, *problems]))

@@ -185,6 +185,7 @@ class RunConfig(abc.ABC):
 
     def __post_init__(self) -> None:
         options: Any = MODEL_DEFAULTS | self.model
+        options["dtype"] = jnp.dtype(options["dtype"]).name  # as in config.json
         variant_config(**options)  # raises InputError for a wrong option
         object.__setattr__(self, "model", options)
         require("workdir", self.workdir, bool(self.workdir), "the name of a folder")

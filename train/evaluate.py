@@ -1,5 +1,6 @@
 """One pass over the evaluation split."""
 
+import collections
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,6 +12,9 @@ from jax.sharding import PartitionSpec as P
 from twins_jax import BatchStats, Params, merge_model
 
 from .task import Batch, Evaluator
+
+MAX_IN_FLIGHT = 2
+"""Steps that may be queued on the device: enough to keep it busy, few enough that their batches fit in memory."""
 
 EvalStep = Callable[[Params, BatchStats, Batch], Any]
 
@@ -37,6 +41,11 @@ def evaluate(
     evaluator: Evaluator, eval_step: EvalStep, params: Params, batch_stats: BatchStats, batches: Iterable[Batch]
 ) -> dict[str, float | int]:
     """Evaluates one pass over `batches` with a new evaluator, and returns its result."""
+    in_flight: collections.deque[Any] = collections.deque()
     for batch in batches:
-        evaluator.update(eval_step(params, batch_stats, batch), batch)
+        outputs = eval_step(params, batch_stats, batch)
+        evaluator.update(outputs, batch)
+        in_flight.append(outputs)
+        if len(in_flight) > MAX_IN_FLIGHT:
+            jax.block_until_ready(in_flight.popleft())
     return evaluator.result()

@@ -51,27 +51,28 @@ def describe(experiment: "Experiment") -> Performance:
     state = experiment.state
     return Performance(
         parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-        forward_flops=evaluation_flops(experiment.task, experiment.graphdef, state.params, state.batch_stats),
+        forward_flops=loss_flops(experiment.task, experiment.graphdef, state.params, state.batch_stats),
         peak_flops=matmul_rate(jnp.dtype(experiment.config.model["dtype"])),
         devices=jax.device_count(),
     )
 
 
-def evaluation_flops(task: "Task", graphdef: nnx.GraphDef[Any], params: Params, batch_stats: BatchStats) -> float:
-    """Counts the operations of evaluating one example, which are its forward pass's but for a few.
+def loss_flops(task: "Task", graphdef: nnx.GraphDef[Any], params: Params, batch_stats: BatchStats) -> float:
+    """Operations of the loss of one example: its forward pass in training, auxiliary heads included.
 
     Args:
-        task: its evaluator runs the model.
+        task: whose loss it is.
         graphdef: of the model.
         params: arrays, or shapes and dtypes only.
         batch_stats: the same of running statistics.
     """
-    evaluator = task.evaluator()
+    key = jax.random.key(0)
+    batch = jax.eval_shape(lambda batch: task.augment(batch, [key, key]), task.batch_shapes("train", 1))
 
-    def step(params: Params, batch_stats: BatchStats, batch: "Batch") -> Any:
-        return evaluator.step(merge_model(graphdef, params, batch_stats), batch)
+    def loss(params: Params, batch_stats: BatchStats, batch: "Batch") -> jax.Array:
+        return task.loss(merge_model(graphdef, params, batch_stats), batch, nnx.Rngs(dropout=key))[0]
 
-    return _flops(step, params, batch_stats, task.batch_shapes("eval", 1))
+    return _flops(loss, params, batch_stats, batch)
 
 
 def forward_flops(apply: Callable[..., jax.Array], params: Params, side: int) -> float:

@@ -24,15 +24,12 @@ from .checkpoint import Checkpoints
 from .config import RunConfig
 from .distributed import StopRequest, initialize, is_main_process, to_global
 from .errors import DivergedError, PreemptedError
-from .evaluate import evaluate, make_eval_step
+from .evaluate import MAX_IN_FLIGHT, evaluate, make_eval_step
 from .experiment import Experiment, build
 from .metric_writer import MetricWriter
 from .profiler import Profiler
 from .state import TrainState
 from .task import Batch, zeros
-
-MAX_IN_FLIGHT = 2
-"""Steps that may be queued on the device: enough to keep it busy, few enough that their batches fit in memory."""
 
 
 def run(config: RunConfig) -> dict[str, Any]:
@@ -63,6 +60,9 @@ def run(config: RunConfig) -> dict[str, Any]:
             contextlib.closing(data),
             Checkpoints(workdir, config.checkpoint, experiment.task.best_metric) as checkpoints,
         ):
+            if restored := checkpoints.restore(experiment.state, data):
+                experiment = dataclasses.replace(experiment, state=restored)  # lets go of the first weights
+                del restored
             return _train(experiment, workdir, data, checkpoints, stop)
 
 
@@ -71,7 +71,7 @@ def _train(
 ) -> dict[str, Any]:
     config, total = experiment.config, experiment.total_steps
     assert experiment.train_step is not None, "the run is built for evaluation only"
-    state = checkpoints.restore(experiment.state, data) or experiment.state
+    state = experiment.state
     start = int(state.step)
     performance = flops.describe(experiment)
     if is_main_process():
@@ -133,11 +133,12 @@ def _evaluate_only(config: RunConfig, workdir: Path) -> dict[str, Any]:
     can_evaluate = bool(config.init) or any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
     require("init", config.init, can_evaluate, f"a checkpoint for eval_only: {workdir} holds none")
     experiment = build(config)
-    state = None
+    state: TrainState | None = experiment.state
     if not config.init:
         with Checkpoints(workdir, config.checkpoint, experiment.task.best_metric) as checkpoints:
             state = checkpoints.restore(experiment.state, data=None)
-    state = state or experiment.state
+    if state is None:
+        raise InputError(f"workdir: {workdir / 'checkpoints'} holds no complete checkpoint")
     return _final(experiment, workdir, state, _evaluate(experiment, state))
 
 
@@ -183,7 +184,9 @@ def _means(metrics: list[dict[str, jax.Array]], last_step: int) -> dict[str, flo
 
 
 def _check_finite(step: int, values: Mapping[str, Any]) -> None:
-    if not all(math.isfinite(value) for value in values.values()):
+    """Raises DivergedError where a loss or the gradients' norm is not finite; other figures may be undefined."""
+    losses = [value for name, value in values.items() if name in ("loss", "ema_loss", "grad_norm")]
+    if not all(map(math.isfinite, losses)):
         found = ", ".join(f"{name} {value}" for name, value in values.items())
         raise DivergedError(
             f"step {step}: {found}. The last checkpoint is good. Try a lower optim.learning_rate, a longer "

@@ -25,7 +25,7 @@ class TrainState:
         batch_stats: running statistics of the model's BatchNorms, float32; empty for a model without any. The
             optimizer, the decay mask and the moving average do not see them.
         opt_state: the optimizer's.
-        ema: moving average of the parameters, or None.
+        ema: moving average of the parameters, or None. Evaluated with `batch_stats`, which are those of the parameters.
     """
 
     step: jax.Array

@@ -77,8 +77,8 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        dropout_key = jax.random.split(key, 3)[2]  # `Task.augment` has the others
-        batch = task.augment(batch, key)
+        *augment_keys, dropout_key = jax.random.split(key, 3)
+        batch = task.augment(batch, augment_keys)
         step = in_parts if parts > 1 else whole
         (loss, scalars, gradients), batch_stats = step(state.params, state.batch_stats, batch, dropout_key)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -86,7 +86,7 @@ def make_train_step(
         ema = state.ema
         if ema is not None:
             ema = optax.incremental_update(params, ema, 1.0 - config.optim.ema_decay)
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients), **scalars}
+        metrics = {**scalars, "loss": loss, "grad_norm": optax.tree.norm(gradients)}
         return TrainState(state.step + 1, params, batch_stats, opt_state, ema), metrics
 
     return train_step

@@ -5,6 +5,7 @@ implementations.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -55,7 +56,7 @@ class Evaluator(Protocol):
         """
 
     def result(self) -> dict[str, float | int]:
-        """Returns the figures of the pass, "examples" among them."""
+        """Returns the figures of the pass, "examples" among them; a "loss" must be finite, others need not be."""
 
 
 class Task(Protocol):
@@ -96,22 +97,27 @@ class Task(Protocol):
     def batch_shapes(self, split: Split, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the shapes and dtypes of a batch; "eval" has a bool "mask" [batch_size], False on padding."""
 
-    def augment(self, batch: Batch, key: jax.Array) -> Batch:
+    def augment(self, batch: Batch, keys: Sequence[jax.Array]) -> Batch:
         """Changes a batch on the device, inside the training step and before the batch is cut into parts.
 
         Args:
             batch: of "train", over all devices.
-            key: the step's. The step takes the last of its three children (`jax.random.split(key, 3)`) for dropout;
-                the first two are for this.
+            keys: two keys of the step's, to draw from.
         """
 
     def loss(self, model: Any, batch: Batch, rngs: nnx.Rngs) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Computes the mean loss over a batch, or a part of one, and other scalars to log.
+        """The loss of a batch or of a part of one, and other scalars to log.
+
+        The step averages the losses and gradients of parts. A loss that is normalized by a count within the batch, such
+        as that of valid pixels, therefore depends on `optim.accumulate`.
 
         Args:
-            model: it may update the model's running statistics.
+            model: whose running statistics it may update.
             batch: as `augment` returns it.
             rngs: `dropout` stream; its presence means training.
+
+        Returns:
+            float32 [], which must be finite, and float32 [] by name, which need not be.
         """
 
     def evaluator(self) -> Evaluator:

@@ -37,7 +37,7 @@ def staged(target: str | os.PathLike[str]) -> Iterator[str]:
             raise
     except InputError:
         raise
-    except Exception as error:  # a full disk is OSError, RuntimeError or ValueError, as the library that writes has it
+    except Exception as error:  # a full disk is an OSError, a RuntimeError, a ValueError or of the library's own kind
         raise InputError(f"{os.fspath(target)}: could not be written: {one_line(error)}") from error
     finally:
         if aside:

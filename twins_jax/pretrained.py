@@ -14,7 +14,7 @@ from twins_jax.classifier import TwinsClassifier
 from twins_jax.config import TwinsConfig, TwinsOptions, variant_config
 from twins_jax.errors import InputError, require
 from twins_jax.functional import Params, get_params, set_params
-from twins_jax.layers import Linear
+from twins_jax.layers import LayerNorm, Linear
 
 if TYPE_CHECKING:
     from twins_jax.port.convert import Ported
@@ -85,7 +85,8 @@ def backbone_from_pretrained(
             "backbone.".
         name: the variant; read off the weights where it is None.
         ema: as in `from_pretrained`.
-        **overrides: see `TwinsOptions`; `in_channels` and `stage_norms` must be those of the weights.
+        **overrides: see `TwinsOptions`; `in_channels` must be that of the weights. `stage_norms=True` adds fresh norms
+            to weights without any, as upstream starts its dense SVT from a classifier's.
 
     Returns:
         The backbone, with `stage_norms` where the checkpoint has them, its weights in `param_dtype` (float32 by
@@ -100,7 +101,11 @@ def backbone_from_pretrained(
         _logger.warning("%s: %d tensors not ported: %s", source, len(not_ported), ", ".join(not_ported))
     config = _config(model, overrides)
     backbone = nnx.eval_shape(lambda: TwinsBackbone(config, rngs=nnx.Rngs(0)))
-    set_params(backbone, _to_params(params, config)["backbone"])
+    fresh: Params = {}
+    if config.stage_norms and not model.stage_norms:
+        norms = (LayerNorm(dim, epsilon=1e-6, **config.dtypes) for dim in config.embed_dims)
+        fresh = {"norms": {str(stage): get_params(norm) for stage, norm in enumerate(norms)}}
+    set_params(backbone, _to_params(params, config)["backbone"] | fresh)
     return backbone
 
 
@@ -119,9 +124,9 @@ def _to_params(params: Mapping[str, np.ndarray], config: TwinsConfig) -> Params:
 
 def _config(model: "Inferred", overrides: TwinsOptions) -> TwinsConfig:
     """Returns the configuration of the weights, with the options that the weights leave open."""
-    for option, of_weights in (("in_channels", model.in_channels), ("stage_norms", model.stage_norms)):
-        found = overrides.get(option, of_weights)
-        require(option, found, found == of_weights, f"{of_weights}, as in the weights")
     options = overrides.copy()
-    options["in_channels"], options["stage_norms"] = model.in_channels, model.stage_norms
+    channels = options.setdefault("in_channels", model.in_channels)
+    require("in_channels", channels, channels == model.in_channels, f"{model.in_channels}, as in the weights")
+    norms = options.setdefault("stage_norms", model.stage_norms)
+    require("stage_norms", norms, norms or not model.stage_norms, "True, as in the weights")
     return variant_config(model.name, **options)

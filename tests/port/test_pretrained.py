@@ -82,6 +82,17 @@ def test_backbone_of_a_classifier(tiny_orbax):
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_a_dense_svt_starts_from_a_classifier(tiny_pth):
+    plain = twins_jax.backbone_from_pretrained(tiny_pth)
+    normed = twins_jax.backbone_from_pretrained(tiny_pth, stage_norms=True)
+    expected, fresh = (twins_jax.get_params(model) for model in (plain, normed))
+    for norm in fresh.pop("norms").values():
+        assert np.asarray(norm["scale"]).min() == 1
+        assert np.abs(norm["bias"]).max() == 0
+    assert jax.tree.all(jax.tree.map(np.array_equal, expected, fresh))
+    assert len(call(normed)) == 4
+
+
 @pytest.mark.parametrize("overrides", [{"depths": 3}, {"in_channels": 4}, {"stage_norms": True}, {"nonsense": 1}])
 def test_overrides_that_weights_rule_out(tiny_pth, overrides):
     with pytest.raises(InputError, match=next(iter(overrides))):

@@ -18,7 +18,7 @@ from train.checkpoint import Checkpoints
 from train.config import CheckpointConfig, DistributedConfig, OptimConfig
 from train.evaluate import evaluate, make_eval_step
 from train.loop import run
-from train.optim import decay_mask
+from train.optim import make_optimizer, make_schedule
 from train.state import TrainState, create_state
 from train.step import make_train_step
 from train.task import DatasetInfo
@@ -67,12 +67,19 @@ def test_a_step_moves_them_as_pytorch_does(parts: int) -> None:
 
 
 def test_nothing_else_sees_them() -> None:
-    after, _ = step()
-    assert set(after.params["bn"]) == {"scale", "bias"}
-    assert jax.tree.structure(after.ema) == jax.tree.structure(after.params)
-    assert jax.tree.structure(decay_mask(after.params)) == jax.tree.structure(after.params)
-    moments = optax.adamw(1e-3).init(after.params)[0].mu
-    assert jax.tree.structure(moments) == jax.tree.structure(after.params)
+    config = batch_norm.config(optim=dataclasses.replace(batch_norm.config().optim, ema_decay=0.9))
+    optimizer = make_optimizer(config, make_schedule(config, 1442))
+    trees = jax.tree.map(np.array, (twins_jax.get_params(MODEL), twins_jax.get_batch_stats(MODEL)))
+    state = create_state(*trees, optimizer, make_mesh(), ema=True)
+    train_step = make_train_step(config.make_task(INFO), nnx.graphdef(MODEL), optimizer, config)
+    with jax.numpy_dtype_promotion("standard"):  # optax's schedules divide the int32 step
+        after, _ = jax.jit(train_step)(state, BATCH)
+    assert set(after.batch_stats["bn"]) == {"mean", "var"}
+    names = [
+        jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path((after.opt_state, after.ema))
+    ]
+    assert [name for name in names if "bn" in name and "scale" in name]
+    assert [name for name in names if "bn" in name and ("mean" in name or "var" in name)] == []
 
 
 def test_evaluation_uses_them_and_leaves_them() -> None:
@@ -139,3 +146,15 @@ def test_a_checkpoint_without_them_does_not_fit(tmp_path: Path) -> None:
         pytest.raises(InputError, match=r"- batch_stats/bn/mean \(8,\) is missing"),
     ):
         checkpoints.restore(state, data)
+
+
+def test_a_checkpoint_with_them_does_not_fit_a_model_without(tmp_path: Path) -> None:
+    data = iter(grain.MapDataset.range(10).to_iter_dataset())
+    state = start()
+    with Checkpoints(tmp_path, CheckpointConfig(every_steps=1), "top1") as checkpoints:
+        checkpoints.save(state, 1, data, None)
+    with (
+        Checkpoints(tmp_path, CheckpointConfig(every_steps=1), "top1") as checkpoints,
+        pytest.raises(InputError, match=r"\+ batch_stats/bn/mean \(8,\) is left over"),
+    ):
+        checkpoints.restore(dataclasses.replace(state, batch_stats={}), data)

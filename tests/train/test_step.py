@@ -209,7 +209,9 @@ def test_erased_then_mixed_then_dropped_out(monkeypatch: pytest.MonkeyPatch) -> 
     # float32 sums of 192 products of values up to about 8.
     assert float(loss) == pytest.approx(losses.mean(), rel=1e-5)
     assert given == [mix]
-    assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 3
+    # Runs that were begun by earlier versions go on with these draws.
+    expected = jax.random.split(jax.random.fold_in(jax.random.key(0), 0), 3)
+    np.testing.assert_array_equal([jax.random.key_data(key) for key in keys], jax.random.key_data(expected))
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

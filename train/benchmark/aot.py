@@ -23,7 +23,7 @@ from twins_jax.sharding import make_mesh
 
 from ..config import RunConfig
 from ..experiment import check_batch_size, lower_train_step
-from ..flops import TRAINING_FACTOR, evaluation_flops
+from ..flops import TRAINING_FACTOR, loss_flops
 from ..main import parse_recipe
 from ..optim import make_optimizer, make_schedule
 from ..recipes.imagenet import EVAL_EXAMPLES, TRAIN_EXAMPLES
@@ -130,7 +130,7 @@ def compile_step(config: RunConfig, topology: str, classes: int | None = None) -
     state = abstract_state(params, batch_stats, optimizer, mesh, ema=config.optim.ema_decay > 0)
     step = make_train_step(task, graphdef, optimizer, config)
     images = config.batch_size // mesh.size
-    model_flops = TRAINING_FACTOR * images * evaluation_flops(task, graphdef, params, batch_stats)
+    model_flops = TRAINING_FACTOR * images * loss_flops(task, graphdef, params, batch_stats)
     start = time.perf_counter()
     lowered = lower_train_step(step, state, task, config, mesh)
     try:

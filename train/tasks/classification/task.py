@@ -1,7 +1,7 @@
 """Classification as a task of the training system."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,10 +102,10 @@ class ClassificationTask:
             shapes["mask"] = jax.ShapeDtypeStruct((batch_size,), jnp.bool_)
         return shapes
 
-    def augment(self, batch: Batch, key: jax.Array) -> Batch:
+    def augment(self, batch: Batch, keys: Sequence[jax.Array]) -> Batch:
         """Normalizes, erases and mixes: {"image": float32 [B, S, S, 3], "target": float32 [B, classes]}."""
         config = self._config
-        erase_key, mix_key, _ = jax.random.split(key, 3)
+        erase_key, mix_key = keys
         images = random_erase(erase_key, normalize(batch["image"]), config.mix.erase_probability)
         targets = smooth_targets(batch["label"], self.info.num_classes, config.label_smoothing)
         images, targets = mix(mix_key, images, targets, config.mix)
