@@ -10,10 +10,13 @@ from flax import nnx
 from jax import export
 
 import twins_jax
-from tests.support.models import SVT, classifier, random_array, relative_error, run
+from tests.support.models import SVT, classifier, random_array, random_module, relative_error, run
+from twins_jax import ops
+from twins_jax.backbone import Stage
 from twins_jax.ops import xla_cpu
 from twins_jax.ops.xla_cpu import POSITIONS, chunk_size
 
+EPS = float(jnp.finfo(jnp.float32).eps)
 FIRST_STAGE = 56 * 56
 
 
@@ -37,23 +40,45 @@ def test_chunks_divide_the_batch_and_are_neither_too_large_nor_too_small(
     assert chunk_size(batch, positions) == expected
 
 
-@pytest.fixture(scope="module")
-def model() -> twins_jax.TwinsClassifier:
-    return twins_jax.create_model("twins_svt_tiny", num_classes=5, rngs=nnx.Rngs(0))
+class FirstStage(nnx.Module):
+    """Images [B, H, W, 3] -> features [B, C], by an LSA and a GSA block."""
+
+    def __init__(self) -> None:
+        self.stage = Stage(0, drop_path_rates=[0.0, 0.0], config=SVT, rngs=nnx.Rngs(0))
+
+    def __call__(self, images: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+        return ops.by_image(self.stage, images, rngs, stride=4).mean((1, 2))
+
+
+IMAGES = random_array(4, 64, 64, 3)
 
 
 @pytest.fixture(scope="module")
-def images() -> jax.Array:
-    return jnp.asarray(np.random.default_rng(0).standard_normal((4, 224, 224, 3), np.float32))
+def model() -> FirstStage:
+    return random_module(FirstStage)
 
 
-def test_chunks_change_nothing_but_rounding(model: twins_jax.TwinsClassifier, images: jax.Array) -> None:
+@pytest.fixture(scope="module")
+def at_once(model: FirstStage) -> np.ndarray:
+    """The features of all images at once: their maps are smaller than a chunk."""
     apply, params = twins_jax.split_model(model)
-    program = jax.jit(apply).lower(params, images)
+    program = jax.jit(apply).lower(params, IMAGES)
+    assert "stablehlo.while" not in program.as_text()
+    return np.asarray(program.compile()(params, IMAGES))
+
+
+@pytest.fixture
+def one_image_a_chunk(monkeypatch: pytest.MonkeyPatch, at_once: np.ndarray) -> None:
+    del at_once  # is computed before
+    monkeypatch.setattr(xla_cpu, "POSITIONS", 16 * 16)
+
+
+@pytest.mark.usefixtures("one_image_a_chunk")
+def test_chunks_change_nothing_but_rounding(model: FirstStage, at_once: np.ndarray) -> None:
+    apply, params = twins_jax.split_model(model)
+    program = jax.jit(apply).lower(params, IMAGES)
     assert "stablehlo.while" in program.as_text()
-    at_once = model(images)  # no chunks outside jit
-    difference = jnp.abs(program.compile()(params, images) - at_once).max()
-    assert difference <= 16 * jnp.finfo(jnp.float32).eps * jnp.abs(at_once).max()
+    assert relative_error(program.compile()(params, IMAGES), at_once) <= 16 * EPS
 
 
 def test_remat_works_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,36 +88,47 @@ def test_remat_works_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     apply, params = twins_jax.split_model(classifier(dataclasses.replace(SVT, remat=True)))
     program = jax.jit(apply).lower(params, images)
     assert "stablehlo.while" in program.as_text()
-    assert relative_error(program.compile()(params, images), expected) <= 16 * jnp.finfo(jnp.float32).eps
+    assert relative_error(program.compile()(params, images), expected) <= 16 * EPS
 
 
-def test_an_exported_program_takes_any_batch(model: twins_jax.TwinsClassifier) -> None:
+def test_an_exported_program_takes_any_batch(model: FirstStage, at_once: np.ndarray) -> None:
     apply, params = twins_jax.split_model(model)
     images = jax.ShapeDtypeStruct(export.symbolic_shape("batch, 64, 64, 3"), jnp.float32)
     exported = export.export(jax.jit(apply))(params, images)
     for batch in (1, 3):
-        ones = jnp.ones((batch, 64, 64, 3))
-        np.testing.assert_allclose(exported.call(params, ones), model(ones), rtol=1e-4, atol=1e-5)
+        assert relative_error(exported.call(params, IMAGES[:batch]), at_once[:batch]) <= 16 * EPS
 
 
-def test_derivatives_are_of_the_whole_batch(model: twins_jax.TwinsClassifier, images: jax.Array) -> None:
+@pytest.mark.usefixtures("one_image_a_chunk")
+def test_derivatives_are_of_the_whole_batch(model: FirstStage) -> None:
     apply, params = twins_jax.split_model(model)
 
     def loss(params: twins_jax.Params, images: jax.Array) -> jax.Array:
         return jnp.square(apply(params, images)).mean()
 
     gradients = jax.jit(jax.grad(loss))
-    assert "stablehlo.while" not in gradients.lower(params, images).as_text()
-    one_by_one = [gradients(params, image[None]) for image in images]
+    assert "stablehlo.while" not in gradients.lower(params, IMAGES).as_text()
+    one_by_one = [gradients(params, image[None]) for image in IMAGES]
     mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *one_by_one)
-    for leaf, expected in zip(jax.tree.leaves(gradients(params, images)), jax.tree.leaves(mean), strict=True):
-        # Of each leaf's own largest value: the first stage's queries have 1e-5 of the gradient of the head.
-        bound = 64 * jnp.finfo(jnp.float32).eps * jnp.abs(expected).max()
-        np.testing.assert_allclose(leaf, expected, rtol=0, atol=float(bound))
+    found = gradients(params, IMAGES)
+    for (path, leaf), expected in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(mean), strict=True):
+        if jax.tree_util.keystr(path, simple=True, separator="/").endswith("kv/bias"):
+            half = len(leaf) // 2  # the softmax takes no notice of a bias of all keys: that gradient is rounding alone
+            leaf, expected = leaf[half:], expected[half:]
+        # Of each leaf's own largest value: the queries have a small part of the gradient of the head.
+        assert relative_error(leaf, expected) <= 64 * EPS, path
 
 
-def test_directional_derivatives_work_through_chunks(model: twins_jax.TwinsClassifier, images: jax.Array) -> None:
+@pytest.mark.usefixtures("one_image_a_chunk")
+def test_directional_derivatives_work_through_chunks(model: FirstStage, monkeypatch: pytest.MonkeyPatch) -> None:
     apply, params = twins_jax.split_model(model)
-    _, tangent = jax.jit(lambda x: jax.jvp(lambda x: apply(params, x), (x,), (jnp.ones_like(x),)))(images)
-    _, expected = jax.jvp(model, (images,), (jnp.ones_like(images),))
-    np.testing.assert_allclose(tangent, expected, rtol=1e-4, atol=1e-5 * float(jnp.abs(expected).max()))
+
+    def derivative() -> jax.Array:
+        def along_ones(x: jax.Array) -> jax.Array:
+            return jax.jvp(lambda x: apply(params, x), (x,), (jnp.ones_like(x),))[1]
+
+        return jax.jit(along_ones)(IMAGES)
+
+    in_chunks = derivative()
+    monkeypatch.setattr(xla_cpu, "POSITIONS", POSITIONS)
+    assert relative_error(in_chunks, derivative()) <= 64 * EPS

