@@ -4,15 +4,16 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import twins_jax
 from tests.support.paths import ROOT
-from train.extra import PACKAGES, check_extra
+from train import plot, prepare
+from train.extra import PACKAGES, TRAINING, check_installed
 from train.main import main
-from twins_jax.errors import InputError
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
@@ -35,35 +36,50 @@ def test_version() -> None:
 
 def test_what_runs_need_is_in_the_extra() -> None:
     required = {requirement.split(">")[0] for requirement in PYPROJECT["project"]["optional-dependencies"]["train"]}
-    assert set(PACKAGES.values()) <= required
+    assert {PACKAGES.get(module, module) for module in TRAINING} <= required
 
 
-def test_main_without_the_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    check_extra()
-    monkeypatch.setattr("train.extra.find_spec", lambda name: None if name in ("grain", "PIL") else name)
-    with pytest.raises(InputError):
-        check_extra()
-    assert main(["--help"]) == 2
-    assert capsys.readouterr().err == (
-        "error: training needs grain, pillow; install twins_jax with its extra `train`\n"
-    )
+def test_nothing_is_said_of_packages_that_are_installed() -> None:
+    check_installed(*TRAINING, purpose="training", extra="train")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], []])
-def test_main_imports_nothing_of_the_extra_before_it_is_checked(tmp_path: Path, arguments: list[str]) -> None:
-    # A finder that comes first and finds none of them, as where they are not installed.
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        (lambda: main(["--help"]), "training needs absl-py, pillow, tyro; install twins_jax with its extra `train`"),
+        (
+            lambda: prepare.main(["--help"]),
+            "preparing a data set needs tensorflow-datasets, tyro; install twins_jax with its extra `prepare`",
+        ),
+        (plot.main, "drawing needs matplotlib, tyro; install twins_jax with its extra `plot`"),
+    ],
+    ids=["main", "prepare", "plot"],
+)
+def test_commands_without_their_extra(
+    run: Callable[[], int], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = ("absl", "matplotlib", "PIL", "tensorflow_datasets", "tyro")
+    monkeypatch.setattr("train.extra.find_spec", lambda name: None if name in missing else name)
+    assert run() == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+@pytest.mark.parametrize("arguments", [["main", "--help"], ["main"], ["prepare"], ["plot"]], ids=" ".join)
+def test_commands_import_nothing_of_their_extra_before_it_is_checked(tmp_path: Path, arguments: list[str]) -> None:
+    # A finder that comes first and finds none of them, as where they are not installed. Flax brings absl and optax.
+    missing = {*TRAINING, "matplotlib", "tensorflow_datasets"} - {"absl", "optax"}
     program = tmp_path / "program.py"
     program.write_text(
         "import importlib.util, runpy, sys\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
-        f"missing = {sorted(set(PACKAGES) - {'optax'})!r}  # flax brings optax\n"
+        f"missing = {sorted(missing)!r}\n"
         "found = importlib.util.find_spec\n"
         "importlib.util.find_spec = lambda name, *more: None if name in missing else found(name, *more)\n"
         "sys.modules |= dict.fromkeys(missing)\n"
-        f"sys.argv = ['train.main', *{arguments!r}]\n"
-        "runpy.run_module('train.main', run_name='__main__')\n"
+        f"sys.argv = {arguments!r}\n"
+        f"runpy.run_module('train.{arguments[0]}', run_name='__main__')\n"
     )
     result = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith("error: training needs grain, numba, ")
+    assert re.match(r"error: .* needs .*, tyro; install twins_jax with its extra `", result.stderr)
     assert result.stderr.count("\n") == 1

@@ -12,7 +12,7 @@ from twins_jax.errors import InputError, one_line, require
 from .config import RunConfig
 from .distributed import exit_lost_process, expect_exit, lost_connection
 from .errors import DivergedError, PreemptedError
-from .extra import check_extra
+from .extra import TRAINING, check_installed
 from .recipes import DEFAULT, RECIPES
 
 EXIT_BAD_INPUT = 2
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     With several processes it does not return where another one is lost: see `train.distributed.EXIT_LOST_PROCESS`.
     """
     try:
-        check_extra()
+        check_installed(*TRAINING, purpose="training", extra="train")
         config = parse(sys.argv[1:] if arguments is None else arguments)
         from .loop import run  # late, so that --help does not wait for the data and checkpoint libraries
 

@@ -6,19 +6,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from twins_jax.errors import InputError
+
+from .extra import check_installed
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
     """Draws training loss and evaluation accuracy over epochs."""
 
-    metrics: tyro.conf.Positional[Path]
+    metrics: Path
     """A run's metrics.jsonl."""
 
-    picture: tyro.conf.Positional[Path]
+    picture: Path
     """The file to write; its ending decides the format: .svg, .png, .pdf."""
 
 
@@ -69,8 +69,12 @@ def draw(metrics: Path, picture: Path) -> None:
 
 def main() -> int:
     """Runs and returns the exit code: 0, or 2 for input that the caller can correct."""
-    arguments = tyro.cli(Arguments, prog="python -m train.plot")
     try:
+        check_installed("matplotlib", "tyro", purpose="drawing", extra="plot")
+        import tyro
+
+        positional = tyro.conf.PositionalRequiredArgs
+        arguments = tyro.cli(Arguments, prog=f"python -m {__package__}.plot", config=(positional,))
         draw(arguments.metrics, arguments.picture)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -7,46 +7,34 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import tensorflow_datasets as tfds
-import tyro
-
 from twins_jax.errors import InputError, require
+
+from .extra import check_installed
 
 TARS = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 
 
-@dataclasses.dataclass(frozen=True)
-class PrepareConfig:
-    """Writes a TFDS data set in the format array_record, which is read without TensorFlow; downloads nothing.
-
-    Needs TensorFlow: the extra `prepare`.
-    """
-
-    dataset: tyro.conf.Positional[Literal["imagenet2012"]]
-    """The data set."""
-
-    tars: str
-    """Folder of ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, as https://image-net.org offers them."""
-
-    data_dir: str = ""
-    """Folder that holds TFDS data sets, to be given as `data.dir` later (empty: TFDS's own default)."""
-
-
-def prepare(config: PrepareConfig) -> Path:
+def prepare(dataset: str, tars: Path, data_dir: str) -> Path:
     """Prepares the data set, unless that is done already, and returns its folder.
+
+    Args:
+        dataset: its name in TFDS.
+        tars: folder of the files `TARS`.
+        data_dir: folder that holds TFDS data sets; empty: TFDS's own default.
 
     Raises:
         InputError: a tar file or TensorFlow is missing.
     """
-    tars = Path(config.tars).expanduser()
     missing = [name for name in TARS if not (tars / name).is_file()]
     require("tars", str(tars), not missing, f"a folder with {' and '.join(missing)}, from https://image-net.org")
     if importlib.util.find_spec("tensorflow") is None:
         raise InputError(
-            f"dataset: preparing {config.dataset} needs TensorFlow, which is not installed; "
+            f"dataset: preparing {dataset} needs TensorFlow, which is not installed; "
             "install tensorflow-cpu (the extra `prepare`)"
         )
-    builder = tfds.builder(config.dataset, data_dir=config.data_dir or None)
+    import tensorflow_datasets as tfds  # of the extra `prepare`, which `main` asks for first
+
+    builder = tfds.builder(dataset, data_dir=data_dir or None)
     # Without this, TFDS would download a copy that it has prepared.
     downloads = tfds.download.DownloadConfig(manual_dir=str(tars), try_download_gcs=False)
     builder.download_and_prepare(download_config=downloads, file_format="array_record")
@@ -55,9 +43,29 @@ def prepare(config: PrepareConfig) -> Path:
 
 def main(arguments: Sequence[str]) -> int:
     """Prepares the data set that the arguments name; returns the exit code: 0, or 2 after an error of the user's."""
-    config = tyro.cli(PrepareConfig, prog="python -m train.prepare", args=list(arguments), use_underscores=True)
     try:
-        directory = prepare(config)
+        check_installed("tensorflow_datasets", "tyro", purpose="preparing a data set", extra="prepare")
+        import tyro
+
+        @dataclasses.dataclass(frozen=True)
+        class Arguments:
+            """Writes a TFDS data set in the format array_record, which is read without TensorFlow; downloads nothing.
+
+            Needs TensorFlow: the extra `prepare`.
+            """
+
+            dataset: tyro.conf.Positional[Literal["imagenet2012"]]
+            """The data set."""
+
+            tars: str
+            """Folder of ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, as https://image-net.org offers them."""
+
+            data_dir: str = ""
+            """Folder that holds TFDS data sets, to be given as `data.dir` later (empty: TFDS's own default)."""
+
+        prog = f"python -m {__package__}.prepare"
+        config = tyro.cli(Arguments, prog=prog, args=list(arguments), use_underscores=True)
+        directory = prepare(config.dataset, Path(config.tars).expanduser(), config.data_dir)
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

@@ -15,6 +15,7 @@ fail() { echo "wheel.sh: $*" >&2; exit 1; }
 
 # A copy of what git knows or would add: building leaves its files there.
 mkdir "$folder/source" "$folder/user"
+git -C "$root" ls-files -z --deduplicate >"$folder/tracked"
 git -C "$root" ls-files -z --cached --others --exclude-standard --deduplicate |
   (cd "$root" && xargs -0 sh -c 'for f; do [ ! -e "$f" ] || printf "%s\0" "$f"; done' sh | tar -c --null -T -) |
   tar -x -C "$folder/source"
@@ -23,13 +24,15 @@ git -C "$root" ls-files -z --cached --others --exclude-standard --deduplicate |
   { cat "$folder/build.log" >&2; fail "building failed"; }
 wheel=$(echo "$folder"/dist/*.whl)
 
-"$folder/build/bin/python" - "$folder"/dist/*.tar.gz "$wheel" <<'EOF'
-import sys, tarfile, zipfile
+"$folder/build/bin/python" - "$folder" "$folder"/dist/*.tar.gz "$wheel" <<'EOF'
+import pathlib, sys, tarfile, zipfile
 
-sdist = {name.partition("/")[2] for name in tarfile.open(sys.argv[1]).getnames()}
-wheel = zipfile.ZipFile(sys.argv[2]).namelist()
-needed = ("tests/conftest.py", "docs/training.md", ".ci/run", "LICENSE", "CHANGELOG.md", "train/main.py")
-assert sdist.issuperset(needed), set(needed) - sdist
+folder = pathlib.Path(sys.argv[1])
+sdist = {name.partition("/")[2] for name in tarfile.open(sys.argv[2]).getnames()}
+wheel = zipfile.ZipFile(sys.argv[3]).namelist()
+tracked = {name for name in (folder / "tracked").read_text().split("\0") if name}
+missing = {name for name in tracked - sdist if (folder / "source" / name).exists()}
+assert tracked and not missing, f"the sdist lacks {sorted(missing)}"
 tops = {name.partition("/")[0] for name in wheel if ".dist-info/" not in name}
 assert tops == {"port_weights.py", "twins_jax"}, tops
 sources = {name for name in sdist if name.endswith(".py") and name.startswith(("twins_jax/", "train/"))}
@@ -53,6 +56,7 @@ echo 'print("my own train.py")' >train.py
 install "$wheel" "without extras"
 "$bin/python" - <<'EOF'
 import importlib.metadata
+import importlib.util
 import jax
 import numpy as np
 import safetensors.numpy
@@ -60,6 +64,9 @@ import twins_jax
 from flax import nnx, traverse_util
 
 assert importlib.metadata.version("twins-jax") == twins_jax.__version__
+extras = ("torch", "grain", "numba", "tensorflow_datasets", "sklearn", "PIL", "tyro", "matplotlib")
+found = [name for name in extras if importlib.util.find_spec(name)]
+assert not found, f"the install without extras brings {found}"
 model = twins_jax.create_model("twins_svt_tiny", num_classes=10, rngs=nnx.Rngs(0))
 params = traverse_util.flatten_dict(jax.device_get(twins_jax.get_params(model)), sep="/")
 safetensors.numpy.save_file(params, "ours.safetensors")
@@ -80,11 +87,21 @@ assert params.keys() == before.keys()
 assert all(np.array_equal(params[name], before[name]) for name in before)
 EOF
 [[ $("$bin/python" -m train) == "my own train.py" ]] || fail "train is not the user's own"
-code=0
-message=$("$bin/twins-train" --help 2>&1) || code=$?
-[[ $code == 2 && $message == "error: training needs "*"its extra \`train\`" && $message != *$'\n'* ]] || fail "exit code $code: $message"
+refuses() {  # an extra, then a command that must end with exit code 2 and one line that names the extra
+  code=0 extra=$1
+  message=$("${@:2}" --help 2>&1) || code=$?
+  [[ $code == 2 && $message == "error: "*" needs "*"its extra \`$extra\`" && $message != *$'\n'* ]] ||
+    fail "${*:2}: exit code $code: $message"
+}
+refuses train "$bin/twins-train"
+refuses prepare "$bin/python" -m twins_jax.train.prepare
+refuses plot "$bin/python" -m twins_jax.train.plot
 
 install "$wheel[train]" "with the extra train"
+for command in main prepare benchmark; do
+  help=$("$bin/python" -m "twins_jax.train.$command" --help)
+  [[ $help == "usage: python -m twins_jax.train.$command "* ]] || fail "$command: $help"
+done
 "$bin/twins-train" --help >/dev/null
 arguments=(--steps 2 --eval_every_steps 2 --data.workers 2 --distributed.mode off)
 "$bin/twins-train" "${arguments[@]}" --workdir first | tail -n 1

@@ -219,7 +219,7 @@ def _memory(report: Report) -> str:
 
 def _figures(report: Report, config: RunConfig, arguments: Sequence[str]) -> dict[str, Any]:
     versions = {name: metadata.version(name) for name in ("jax", "flax", "libtpu") if util.find_spec(name)}
-    about = {"command": ["python", "-m", "train.benchmark.aot", *arguments], "versions": versions}
+    about = {"command": ["python", "-m", f"{__package__}.aot", *arguments], "versions": versions}
     figures = dataclasses.asdict(report) | {"fits": report.fits, "seconds": report.seconds()}
     return about | figures | {"config": dataclasses.asdict(config)}
 
@@ -236,7 +236,7 @@ def _arguments(config: RunConfig) -> Arguments:
 def main(arguments: Sequence[str]) -> int:
     """Compiles, prints a table, writes JSON if asked, and returns the exit code: 0, 1 or 2."""
     jax.config.update("jax_platforms", "cpu")  # the program is compiled only, even on a machine with chips
-    args = parse_recipe(arguments, "train.benchmark.aot", _arguments)
+    args = parse_recipe(arguments, f"{__package__}.aot", _arguments)
     if args.out:
         check_out(args.out)
     report = compile_step(args.train, args.topology, args.classes)

@@ -52,7 +52,7 @@ class BenchmarkConfig:
 @command
 def main(arguments: Sequence[str]) -> int:
     """Measures, prints a table, writes JSON and returns the exit code."""
-    config = tyro.cli(BenchmarkConfig, prog="python -m train.benchmark.input_pipeline", args=list(arguments))
+    config = tyro.cli(BenchmarkConfig, prog=f"python -m {__package__}.input_pipeline", args=list(arguments))
     out = Path(config.out)
     check_out(out)
     results = measure(config)

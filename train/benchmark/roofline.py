@@ -72,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
 def _count_all(args: argparse.Namespace, arguments: Sequence[str]) -> None:
     rates = _measured_device(args.dtype) if args.device == "this" else DEVICES[args.device]
     report: dict[str, Any] = {
-        "command": ["python", "-m", "train.benchmark.roofline", *arguments],
+        "command": ["python", "-m", f"{__package__}.roofline", *arguments],
         "device": {"name": args.device, "flops": rates.flops[args.dtype], "bandwidth": rates.bandwidth},
         "measured_on": _device_kind() if args.measure else None,
         "results": [],
@@ -158,7 +158,7 @@ def _device_kind() -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m train.benchmark.roofline", description=__doc__)
+    parser = argparse.ArgumentParser(prog=f"python -m {__package__}.roofline", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     published = [name for name in list_models() if name != "twins_svt_tiny"]

@@ -73,7 +73,7 @@ def measure(case: Case, sides: Sequence[str], rounds: int, seconds: float) -> di
 
     Args:
         case: the variant, images and computation.
-        sides: of `benchmark_sides`; the first is compared with each of the others.
+        sides: of `backends`; the first is compared with each of the others.
         rounds: in which every side runs once for about `seconds`.
         seconds: of calls, in each round and side.
 
@@ -141,11 +141,15 @@ def _row(case: Case, result: dict[str, Any]) -> str:
 def _about(args: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
     packages = ["jax", "jaxlib", "flax", "numpy", *(["torch", "timm"] if args.against else [])]
     return {
-        "command": ["python", "-m", "train.benchmark", *arguments],
+        "command": ["python", "-m", __package__, *arguments],
         "versions": {name: metadata.version(name) for name in packages} | {"python": platform.python_version()},
-        "machine": {"processor": _processor(), "cores": len(os.sched_getaffinity(0)), "load": os.getloadavg()},
+        "machine": {"processor": _processor(), "cores": _cores(), "load": os.getloadavg()},
         "results": [],
     }
+
+
+def _cores() -> int | None:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _processor() -> str:
@@ -157,7 +161,7 @@ def _processor() -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m train.benchmark", description=__doc__)
+    parser = argparse.ArgumentParser(prog=f"python -m {__package__}", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     published = [name for name in list_models() if name != "twins_svt_tiny"]

@@ -65,8 +65,9 @@ def _prepared_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
     except tfds.core.DatasetNotFoundError as error:
         place = config.dir or "TFDS's default folder"
         is_imagenet = config.source.partition(":")[0] == "imagenet2012"
+        train = __package__.rpartition(".")[0]
         command = (
-            "python -m train.prepare imagenet2012 --tars DIR --data_dir DIR"
+            f"python -m {train}.prepare imagenet2012 --tars DIR --data_dir DIR"
             if is_imagenet
             else f"tfds build {config.source} --file_format=array_record --data_dir=DIR"
         )
