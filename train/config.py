@@ -3,14 +3,18 @@
 import abc
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Required
 
+import jax
 import jax.numpy as jnp
 
 from twins_jax.config import RuntimeOptions, TwinsConfig, variant_config
 from twins_jax.errors import require
 
 if TYPE_CHECKING:
+    import optax
+
     from .task import DatasetInfo, Task
 
 
@@ -51,29 +55,17 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimConfig:
-    """AdamW with a linear warm-up and a cosine decay."""
+class OptimConfig(abc.ABC):
+    """AdamW. Each task's own class decides the schedule of the learning rate and the parameters that decay."""
 
-    learning_rate: float = 5e-4
-    """Peak learning rate for a batch of 512; it is scaled by batch_size / 512."""
+    learning_rate: float
+    """Peak learning rate."""
 
-    warmup_learning_rate: float = 1e-6
-    """Learning rate of the first step of the warm-up; not scaled."""
+    weight_decay: float
+    """Decoupled weight decay."""
 
-    min_learning_rate: float = 1e-5
-    """Learning rate at the end; not scaled."""
-
-    warmup_epochs: float = 5.0
-    """Length of the warm-up; cut to end before the run does."""
-
-    weight_decay: float = 0.05
-    """Decoupled weight decay of every parameter but biases, norms and the PEG."""
-
-    clip_norm: float = 5.0
+    clip_norm: float = math.inf
     """Largest global norm of the gradients; inf: no clipping."""
-
-    layer_decay: float = 1.0
-    """Factor on the learning rate from each block to the one before it, for fine-tuning; 1: none."""
 
     accumulate: int = 1
     """Parts into which a batch is cut, one after the other, to fit in memory; their gradients are averaged."""
@@ -82,14 +74,38 @@ class OptimConfig:
     """Decay of the moving average of the weights, which is evaluated beside them; 0: none."""
 
     def __post_init__(self) -> None:
-        for field in ("learning_rate", "warmup_learning_rate", "min_learning_rate"):
-            require(f"optim.{field}", getattr(self, field), 0 < getattr(self, field) < math.inf, "a positive number")
-        for field in ("warmup_epochs", "weight_decay"):
-            require(f"optim.{field}", getattr(self, field), 0 <= getattr(self, field) < math.inf, "a number from 0")
+        rate, decay = self.learning_rate, self.weight_decay
+        require("optim.learning_rate", rate, 0 < rate < math.inf, "a positive number")
+        require("optim.weight_decay", decay, 0 <= decay < math.inf, "a number from 0")
         require("optim.clip_norm", self.clip_norm, self.clip_norm > 0, "a positive number, or inf for no clipping")
-        require("optim.layer_decay", self.layer_decay, 0 < self.layer_decay <= 1, "a factor in (0, 1]")
         require("optim.accumulate", self.accumulate, self.accumulate >= 1, "an integer from 1")
         require("optim.ema_decay", self.ema_decay, 0 <= self.ema_decay < 1, "a decay in [0, 1)")
+
+    @abc.abstractmethod
+    def make_schedule(self, *, batch_size: int, total_steps: int, train_examples: int) -> "optax.Schedule":
+        """Makes the learning rate by step, from step 0.
+
+        Args:
+            batch_size: examples in a step.
+            total_steps: length of the run.
+            train_examples: examples in an epoch.
+        """
+
+    @abc.abstractmethod
+    def decays(self, path: str, leaf: jax.Array) -> bool:
+        """Decides whether a parameter decays, by its path ("head/kernel") and its shape."""
+
+    def update_scales(self, model_name: str) -> Callable[[str], float] | None:
+        """Makes the function from a parameter's path to the factor on its update, weight decay included.
+
+        Args:
+            model_name: the variant, one of `twins_jax.list_models()`.
+
+        Returns:
+            None if every factor is 1: the optimizer then has no such part.
+        """
+        del model_name
+        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,8 +227,3 @@ class RunConfig(abc.ABC):
     def total_steps(self, train_examples: int) -> int:
         """Returns the length of the run in steps."""
         return self.steps or max(1, round(self.epochs * train_examples / self.batch_size))
-
-    def warmup_steps(self, train_examples: int) -> int:
-        """Returns the length of the warm-up in steps, less than the run's."""
-        warmup = round(self.optim.warmup_epochs * train_examples / self.batch_size)
-        return min(warmup, self.total_steps(train_examples) - 1)

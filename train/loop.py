@@ -190,7 +190,7 @@ def _check_finite(step: int, values: Mapping[str, Any]) -> None:
         found = ", ".join(f"{name} {value}" for name, value in values.items())
         raise DivergedError(
             f"step {step}: {found}. The last checkpoint is good. Try a lower optim.learning_rate, a longer "
-            "optim.warmup_epochs, a smaller optim.clip_norm, or model.dtype float32"
+            "warm-up, a smaller optim.clip_norm, or model.dtype float32"
         )
 
 

@@ -15,13 +15,14 @@ from flax import nnx
 import twins_jax
 from tests.support import batch_norm, runs
 from train.checkpoint import Checkpoints
-from train.config import CheckpointConfig, DistributedConfig, OptimConfig
+from train.config import CheckpointConfig, DistributedConfig
 from train.evaluate import evaluate, make_eval_step
 from train.loop import run
 from train.optim import make_optimizer, make_schedule
 from train.state import TrainState, create_state
 from train.step import make_train_step
 from train.task import DatasetInfo
+from train.tasks.classification.config import ClassificationOptimConfig
 from twins_jax import InputError
 from twins_jax.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from twins_jax.sharding import make_mesh
@@ -41,7 +42,7 @@ def start() -> TrainState:
 
 
 def step(**optim: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-    config = batch_norm.config(optim=OptimConfig(ema_decay=0.9, **optim))
+    config = batch_norm.config(optim=ClassificationOptimConfig(ema_decay=0.9, **optim))
     train_step = make_train_step(config.make_task(INFO), nnx.graphdef(MODEL), optax.sgd(1.0), config)
     return jax.jit(train_step)(start(), BATCH)
 
@@ -111,7 +112,7 @@ def config(tmp_path_factory: pytest.TempPathFactory, compile_cache: Path) -> bat
         workdir=str(tmp_path_factory.mktemp("normed") / "run"),
         checkpoint=CheckpointConfig(every_steps=2, keep=9),
         distributed=DistributedConfig(mode="off"),
-        optim=OptimConfig(ema_decay=0.9),
+        optim=ClassificationOptimConfig(ema_decay=0.9),
     )
 
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from train.config import CheckpointConfig, DistributedConfig, ModelConfig, OptimConfig
+from train.config import CheckpointConfig, DistributedConfig, ModelConfig
 from train.recipes import digits
-from train.tasks.classification.config import ClassificationConfig
+from train.tasks.classification.config import ClassificationConfig, ClassificationOptimConfig
 from twins_jax import InputError
 
 NAN, INF = float("nan"), float("inf")
@@ -15,15 +15,15 @@ NAN, INF = float("nan"), float("inf")
 @pytest.mark.parametrize(
     ("config", "prefix", "field", "values"),
     [
-        (OptimConfig, "optim.", "learning_rate", (0.0, -1.0, NAN, INF)),
-        (OptimConfig, "optim.", "warmup_learning_rate", (0.0, NAN)),
-        (OptimConfig, "optim.", "min_learning_rate", (0.0, NAN)),
-        (OptimConfig, "optim.", "clip_norm", (0.0, NAN)),
-        (OptimConfig, "optim.", "warmup_epochs", (-1.0, NAN, INF)),
-        (OptimConfig, "optim.", "weight_decay", (-0.1, NAN, INF)),
-        (OptimConfig, "optim.", "layer_decay", (0.0, 1.1, NAN)),
-        (OptimConfig, "optim.", "accumulate", (0,)),
-        (OptimConfig, "optim.", "ema_decay", (-0.1, 1.0, NAN)),
+        (ClassificationOptimConfig, "optim.", "learning_rate", (0.0, -1.0, NAN, INF)),
+        (ClassificationOptimConfig, "optim.", "warmup_learning_rate", (0.0, NAN)),
+        (ClassificationOptimConfig, "optim.", "min_learning_rate", (0.0, NAN)),
+        (ClassificationOptimConfig, "optim.", "clip_norm", (0.0, NAN)),
+        (ClassificationOptimConfig, "optim.", "warmup_epochs", (-1.0, NAN, INF)),
+        (ClassificationOptimConfig, "optim.", "weight_decay", (-0.1, NAN, INF)),
+        (ClassificationOptimConfig, "optim.", "layer_decay", (0.0, 1.1, NAN)),
+        (ClassificationOptimConfig, "optim.", "accumulate", (0,)),
+        (ClassificationOptimConfig, "optim.", "ema_decay", (-0.1, 1.0, NAN)),
         (CheckpointConfig, "checkpoint.", "every_steps", (0,)),
         (CheckpointConfig, "checkpoint.", "keep", (0,)),
         (DistributedConfig, "distributed.", "processes", (0,)),
@@ -72,7 +72,7 @@ def test_model_is_recorded_with_its_defaults() -> None:
 
 
 def test_batch_is_cut_into_equal_parts() -> None:
-    optim = OptimConfig(accumulate=3)
+    optim = ClassificationOptimConfig(accumulate=3)
     with pytest.raises(InputError, match=r"^batch_size=64: must be a multiple of optim.accumulate, 3$"):
         dataclasses.replace(digits(), optim=optim)
     dataclasses.replace(digits(), optim=optim, batch_size=66)
@@ -91,6 +91,8 @@ def test_batch_is_cut_into_equal_parts() -> None:
     ],
 )
 def test_length(steps: int | None, epochs: float, warmup_epochs: float, expected: tuple[int, int]) -> None:
-    optim = OptimConfig(warmup_epochs=warmup_epochs)
+    optim = ClassificationOptimConfig(warmup_epochs=warmup_epochs)
     config = dataclasses.replace(digits(), steps=steps, epochs=epochs, batch_size=50, optim=optim)
-    assert (config.total_steps(1000), config.warmup_steps(1000)) == expected
+    total = config.total_steps(1000)
+    warmup = optim.warmup_steps(batch_size=50, total_steps=total, train_examples=1000)
+    assert (total, warmup) == expected

@@ -1,84 +1,19 @@
 import dataclasses
-import importlib
 import math
-from types import ModuleType
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 import optax
 import pytest
-from flax import nnx, traverse_util
+from flax import traverse_util
 
-import twins_jax
 from train.config import OptimConfig, RunConfig
-from train.optim import decay_mask, layer_scales, make_optimizer, make_schedule
-from train.recipes import digits, imagenet_svt_small
-from twins_jax.config import variant_config
-from twins_jax.port.rules import TORCH
-
-Tree = dict[str, Any]
-
-
-@pytest.mark.parametrize(
-    ("config", "examples", "peak", "warmup", "total"),
-    [
-        (imagenet_svt_small(), 1_281_167, 1e-3, 6256, 375342),  # 5e-4 x 1024 / 512
-        (dataclasses.replace(digits(), steps=50, batch_size=8), 1442, 8e-3 * 8 / 512, 49, 50),
-        (dataclasses.replace(digits(), steps=40, optim=OptimConfig(warmup_epochs=0)), 1442, 5e-4 * 64 / 512, 0, 40),
-    ],
-    ids=["imagenet", "short", "no-warmup"],
-)
-def test_schedule(config: RunConfig, examples: int, peak: float, warmup: int, total: int) -> None:
-    schedule = jax.jit(make_schedule(config, examples))
-    for step in sorted({0, 1, warmup // 2, warmup - 1, warmup, (warmup + total) // 2, total - 1, total} - {-1}):
-        if step < warmup:
-            expected = 1e-6 + (peak - 1e-6) * step / warmup
-        else:
-            cosine = math.cos(math.pi * (step - warmup) / (total - warmup))
-            expected = 1e-5 + (peak - 1e-5) * (1 + cosine) / 2
-        # A handful of float32 operations on values up to the peak.
-        assert float(schedule(step)) == pytest.approx(expected, abs=4 * 2**-23 * peak), step
-
-
-def shapes(variant: str) -> Tree:
-    return twins_jax.get_params(nnx.eval_shape(lambda: twins_jax.create_model(variant, rngs=nnx.Rngs(0))))
-
-
-def timm_groups(timm: ModuleType, variant: str, layer_decay: float) -> dict[str, tuple[float, float]]:
-    """(learning-rate scale, weight decay) that timm gives each parameter, by our paths."""
-    torch = importlib.import_module("torch")
-    param_groups_layer_decay = importlib.import_module("timm.optim").param_groups_layer_decay
-
-    with torch.device("meta"):
-        model = timm.create_model(variant)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    groups = param_groups_layer_decay(
-        model, weight_decay=0.05, no_weight_decay_list=model.no_weight_decay(), layer_decay=layer_decay
-    )
-    found = {}
-    for group in groups:
-        for parameter in group["params"]:
-            match = TORCH.to_ours(names[id(parameter)])
-            assert match is not None
-            found[match.name] = (group["lr_scale"], group["weight_decay"])
-    return found
-
-
-@pytest.mark.parametrize("variant", ["twins_pcpvt_small", "twins_svt_small"])
-def test_groups_are_timms(timm: ModuleType, variant: str) -> None:
-    params = shapes(variant)
-    decayed = traverse_util.flatten_dict(decay_mask(params), sep="/")
-    scales = traverse_util.flatten_dict(layer_scales(params, 0.75, variant_config(variant).depths), sep="/")
-    expected = timm_groups(timm, variant, 0.75)
-    assert {name: (scales[name], 0.05 if decayed[name] else 0.0) for name in decayed} == expected
-
-
-def test_what_is_decayed_by_name() -> None:
-    # Upstream and timm: none on biases, norms, 1-d parameters and pos_block.*, which is the PEG here.
-    for name, is_decayed in traverse_util.flatten_dict(decay_mask(shapes("twins_svt_tiny")), sep="/").items():
-        assert is_decayed == (name.endswith("/kernel") and "/peg/" not in name), name
-
+from train.optim import make_optimizer, make_schedule
+from train.recipes import digits
+from train.task import DatasetInfo, Task
+from train.tasks.classification.config import ClassificationOptimConfig
 
 # One tensor of each kind, and two layers that layer-wise decay tells apart.
 SHAPES = {
@@ -98,7 +33,9 @@ def test_steps_equal_torch(gradient_norm: float, layer_decay: float) -> None:
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)
     start = {name: rng.standard_normal(shape) for name, shape in SHAPES.items()}
-    config = dataclasses.replace(digits(), steps=4, optim=OptimConfig(warmup_epochs=0, layer_decay=layer_decay))
+    config = dataclasses.replace(
+        digits(), steps=4, optim=ClassificationOptimConfig(warmup_epochs=0, layer_decay=layer_decay)
+    )
     rates = [5e-4 / 8, 4e-4 / 8, 1e-4 / 8, 1e-6]
     # twins_svt_tiny has 8 blocks, hence 10 layers; the PEG of stage 1 goes with the third block.
     layers = {"backbone/stages/0/patch_embed/proj/kernel": 0, "backbone/stages/1/peg/kernel": 3}
@@ -137,3 +74,70 @@ def test_steps_equal_torch(gradient_norm: float, layer_decay: float) -> None:
         expected = tensor.detach().numpy() - start[name]
         # float64; but torch divides by the norm + 1e-6: its clipped gradients are 1e-6 / 50 smaller.
         np.testing.assert_allclose(moved, expected, rtol=1e-6, atol=1e-12 * np.abs(expected).max(), err_msg=name)
+
+
+@dataclasses.dataclass(frozen=True)
+class PolyConfig(OptimConfig):
+    """Settings of another task: a polynomial schedule in steps, decay of every parameter but one, no batch scaling."""
+
+    learning_rate: float = 1e-2
+    weight_decay: float = 0.1
+    spared: str = ""
+    head_scale: float = 1.0
+
+    def make_schedule(self, *, batch_size: int, total_steps: int, train_examples: int) -> optax.Schedule:
+        assert (batch_size, train_examples) == (64, 1442)
+        return optax.polynomial_schedule(self.learning_rate, 0.0, power=1, transition_steps=total_steps)
+
+    def decays(self, path: str, leaf: jax.Array) -> bool:
+        assert leaf.shape == SHAPES[path]
+        return path != self.spared
+
+    def update_scales(self, model_name: str) -> Callable[[str], float] | None:
+        assert model_name == "twins_svt_tiny"
+        if self.head_scale == 1:
+            return None
+        return lambda path: self.head_scale if path.startswith("head/") else 1.0
+
+
+class OtherConfig(RunConfig):
+    """A run of that task."""
+
+    def make_task(self, info: DatasetInfo | None = None) -> Task:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    "optim",
+    [PolyConfig(), PolyConfig(spared="norm/scale"), PolyConfig(head_scale=0.25)],
+    ids=["all", "spared", "scaled"],
+)
+def test_another_tasks_settings_drive_the_optimizer(optim: PolyConfig) -> None:
+    """Under constant gradients Adam moves by the learning rate times their sign; the decay comes on top."""
+    config = OtherConfig(
+        workdir="unused",
+        model=digits().model,
+        data=digits().data,
+        optim=optim,
+        checkpoint=digits().checkpoint,
+        steps=4,
+        batch_size=64,
+    )
+    rng = np.random.default_rng(0)
+    start = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
+    gradients = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
+    expected: dict[str, Any] = {name: value.astype(np.float64) for name, value in start.items()}
+    with jax.numpy_dtype_promotion("standard"):  # optax's schedules divide the int32 step
+        optimizer = make_optimizer(config, make_schedule(config, 1442))
+        params: Any = traverse_util.unflatten_dict({n: jax.numpy.array(v) for n, v in start.items()}, sep="/")
+        state = optimizer.init(params)
+        for rate in (1e-2, 7.5e-3, 5e-3, 2.5e-3):
+            updates, state = optimizer.update(traverse_util.unflatten_dict(gradients, sep="/"), state, params)
+            params = optax.apply_updates(params, updates)
+            for name, value in expected.items():
+                decay = 0.1 * value * (name != optim.spared)
+                scale = optim.head_scale if name == "head/kernel" else 1.0
+                expected[name] = value - scale * rate * (np.sign(gradients[name]) + decay)
+    for name, actual in traverse_util.flatten_dict(params, sep="/").items():
+        # Moves of 0.025, in float32: values of up to 3 are rounded four times, Adam's bias corrections to 1e-6.
+        np.testing.assert_allclose(actual, expected[name], rtol=0, atol=1e-6, err_msg=name)

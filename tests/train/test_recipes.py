@@ -8,7 +8,7 @@ import pytest
 
 import twins_jax
 from train.config import RunConfig
-from train.recipes import DEFAULT, RECIPES, cifar10, digits, finetune_384, finetune_folder
+from train.recipes import DEFAULT, RECIPES, cifar10, digits, finetune_384, finetune_folder, imagenet_svt_small
 from train.recipes.imagenet import EPOCH, TRAIN_EXAMPLES
 
 # Drop-path rates: 0.2 / 0.3 / 0.5 for S / B / L. Top-1: the paper's table.
@@ -100,8 +100,11 @@ def test_imagenet_docstring_gives_command_and_figure(name: str) -> None:
 def test_imagenet_epoch() -> None:
     assert TRAIN_EXAMPLES == 1_281_167  # the training split of ILSVRC 2012
     assert EPOCH == 1251
-    assert RECIPES["imagenet_svt_small"]().total_steps(TRAIN_EXAMPLES) == round(300 * 1_281_167 / 1024)
-    assert RECIPES["imagenet_svt_small"]().warmup_steps(TRAIN_EXAMPLES) == round(5 * 1_281_167 / 1024)
+    config = imagenet_svt_small()
+    total = config.total_steps(TRAIN_EXAMPLES)
+    assert total == round(300 * 1_281_167 / 1024)
+    warmup = config.optim.warmup_steps(batch_size=1024, total_steps=total, train_examples=TRAIN_EXAMPLES)
+    assert warmup == round(5 * 1_281_167 / 1024)
 
 
 def test_every_published_variant_has_a_recipe() -> None:

@@ -11,13 +11,12 @@ from flax import nnx
 
 import train.tasks.classification.task
 import twins_jax
-from train.config import OptimConfig
 from train.optim import make_optimizer, make_schedule
 from train.recipes import digits
 from train.state import TrainState, create_state
 from train.step import make_train_step
 from train.task import DatasetInfo
-from train.tasks.classification.config import ClassificationConfig, MixConfig
+from train.tasks.classification.config import ClassificationConfig, ClassificationOptimConfig, MixConfig
 from twins_jax.preprocess import normalize
 from twins_jax.sharding import make_mesh
 
@@ -66,7 +65,7 @@ def config(
 ) -> ClassificationConfig:
     mix = mix or MixConfig()
     return dataclasses.replace(
-        digits(), optim=OptimConfig(**optim), mix=mix, seed=seed, label_smoothing=label_smoothing
+        digits(), optim=ClassificationOptimConfig(**optim), mix=mix, seed=seed, label_smoothing=label_smoothing
     )
 
 

@@ -1,7 +1,7 @@
 """CIFAR-sized training: small images from an image folder."""
 
-from ..config import CheckpointConfig, ModelConfig, OptimConfig
-from ..tasks.classification.config import ClassificationConfig, ClassificationDataConfig
+from ..config import CheckpointConfig, ModelConfig
+from ..tasks.classification.config import ClassificationConfig, ClassificationDataConfig, ClassificationOptimConfig
 
 
 def cifar10() -> ClassificationConfig:
@@ -17,7 +17,7 @@ def cifar10() -> ClassificationConfig:
         data=ClassificationDataConfig(
             source="folder", dir="data", image_size=32, crop_scale=(0.5, 1.0), eval_crop=1.0, threads=2
         ),
-        optim=OptimConfig(learning_rate=4e-3, warmup_epochs=0.5),
+        optim=ClassificationOptimConfig(learning_rate=4e-3, warmup_epochs=0.5),
         checkpoint=CheckpointConfig(every_steps=200),
         epochs=4,
         batch_size=128,

@@ -1,7 +1,7 @@
 """The embedded default: scikit-learn's digits, which need no download."""
 
-from ..config import CheckpointConfig, ModelConfig, OptimConfig
-from ..tasks.classification.config import ClassificationConfig, ClassificationDataConfig
+from ..config import CheckpointConfig, ModelConfig
+from ..tasks.classification.config import ClassificationConfig, ClassificationDataConfig, ClassificationOptimConfig
 
 
 def digits() -> ClassificationConfig:
@@ -15,7 +15,7 @@ def digits() -> ClassificationConfig:
         data=ClassificationDataConfig(
             source="digits", image_size=32, crop_scale=(0.6, 1.0), flip=0.0, eval_crop=1.0, threads=2
         ),
-        optim=OptimConfig(learning_rate=8e-3, warmup_epochs=3),
+        optim=ClassificationOptimConfig(learning_rate=8e-3, warmup_epochs=3),
         checkpoint=CheckpointConfig(every_steps=100),
         epochs=16,
         batch_size=64,

@@ -1,7 +1,12 @@
 """Fine-tuning from ported weights. The paper publishes no result for it: these are starting points of ours."""
 
-from ..config import CheckpointConfig, ModelConfig, OptimConfig
-from ..tasks.classification.config import ClassificationConfig, ClassificationDataConfig, MixConfig
+from ..config import CheckpointConfig, ModelConfig
+from ..tasks.classification.config import (
+    ClassificationConfig,
+    ClassificationDataConfig,
+    ClassificationOptimConfig,
+    MixConfig,
+)
 
 
 def finetune_folder() -> ClassificationConfig:
@@ -15,7 +20,7 @@ def finetune_folder() -> ClassificationConfig:
         model=ModelConfig(name="twins_svt_small", drop_path_rate=0.1, dtype="bfloat16"),
         data=ClassificationDataConfig(source="folder", dir="data", image_size=224, rand_augment_layers=2, workers=4),
         mix=MixConfig(mixup_alpha=0.8, cutmix_alpha=1.0, erase_probability=0.25),
-        optim=OptimConfig(learning_rate=5e-4, min_learning_rate=1e-6, layer_decay=0.75),
+        optim=ClassificationOptimConfig(learning_rate=5e-4, min_learning_rate=1e-6, layer_decay=0.75),
         checkpoint=CheckpointConfig(every_steps=500),
         epochs=30,
         batch_size=128,
@@ -37,7 +42,7 @@ def finetune_384() -> ClassificationConfig:
             source="imagenet2012", image_size=384, rand_augment_layers=2, eval_crop=1.0, workers=8
         ),
         mix=MixConfig(mixup_alpha=0.8, cutmix_alpha=1.0, erase_probability=0.25),
-        optim=OptimConfig(learning_rate=1e-5, min_learning_rate=1e-6, warmup_epochs=0, weight_decay=1e-8),
+        optim=ClassificationOptimConfig(learning_rate=1e-5, min_learning_rate=1e-6, warmup_epochs=0, weight_decay=1e-8),
         checkpoint=CheckpointConfig(every_steps=2500),
         epochs=30,
         batch_size=512,

@@ -6,8 +6,13 @@ of all devices together. If it does not fit in their memory, `--optim.accumulate
 gradients but for stochastic depth, which then draws other rows.
 """
 
-from ..config import CheckpointConfig, ModelConfig, OptimConfig
-from ..tasks.classification.config import ClassificationConfig, ClassificationDataConfig, MixConfig
+from ..config import CheckpointConfig, ModelConfig
+from ..tasks.classification.config import (
+    ClassificationConfig,
+    ClassificationDataConfig,
+    ClassificationOptimConfig,
+    MixConfig,
+)
 
 TRAIN_EXAMPLES = 1_281_167
 """Images in ImageNet-1K's training split."""
@@ -36,7 +41,7 @@ def _imagenet(variant: str, drop_path_rate: float) -> ClassificationConfig:
             workers=8,
         ),
         mix=MixConfig(mixup_alpha=0.8, cutmix_alpha=1.0, switch_probability=0.5, erase_probability=0.25),
-        optim=OptimConfig(
+        optim=ClassificationOptimConfig(
             learning_rate=5e-4,
             warmup_learning_rate=1e-6,
             min_learning_rate=1e-5,

@@ -1,15 +1,22 @@
 """The settings of classification; `python -m train.main --help` shows them with their defaults."""
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from twins_jax.config import MIN_IMAGE_SIZE
+import jax
+
+from twins_jax.config import MIN_IMAGE_SIZE, variant_config
 from twins_jax.errors import require
 
-from ...config import DataConfig, RunConfig
+from ...config import DataConfig, OptimConfig, RunConfig
+from .optim import decays, layer_scale
 
 if TYPE_CHECKING:
+    import optax
+
     from ...task import DatasetInfo
     from .task import ClassificationTask
 
@@ -79,6 +86,70 @@ class ClassificationDataConfig(DataConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class ClassificationOptimConfig(OptimConfig):
+    """AdamW with a linear warm-up and a cosine decay.
+
+    Raises:
+        InputError: a field is out of range; the message names it as `optim.FIELD`.
+    """
+
+    learning_rate: float = 5e-4
+    """Peak learning rate for a batch of 512; it is scaled by batch_size / 512."""
+
+    warmup_learning_rate: float = 1e-6
+    """Learning rate of the first step of the warm-up; not scaled."""
+
+    min_learning_rate: float = 1e-5
+    """Learning rate at the end; not scaled."""
+
+    warmup_epochs: float = 5.0
+    """Length of the warm-up; cut to end before the run does."""
+
+    weight_decay: float = 0.05
+    """Decoupled weight decay of every parameter but biases, norms and the PEG."""
+
+    clip_norm: float = 5.0
+    """Largest global norm of the gradients; inf: no clipping."""
+
+    layer_decay: float = 1.0
+    """Factor on the learning rate from each block to the one before it, for fine-tuning; 1: none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field in ("warmup_learning_rate", "min_learning_rate"):
+            require(f"optim.{field}", getattr(self, field), 0 < getattr(self, field) < math.inf, "a positive number")
+        epochs = self.warmup_epochs
+        require("optim.warmup_epochs", epochs, 0 <= epochs < math.inf, "a number from 0")
+        require("optim.layer_decay", self.layer_decay, 0 < self.layer_decay <= 1, "a factor in (0, 1]")
+
+    def warmup_steps(self, *, batch_size: int, total_steps: int, train_examples: int) -> int:
+        """Returns the length of the warm-up in steps, less than the run's."""
+        return min(round(self.warmup_epochs * train_examples / batch_size), total_steps - 1)
+
+    def make_schedule(self, *, batch_size: int, total_steps: int, train_examples: int) -> "optax.Schedule":
+        """Makes the learning rate by step: linear to the peak, then a cosine to the smallest; upstream uses timm's."""
+        import optax  # late: reading the settings does not need it
+
+        return optax.warmup_cosine_decay_schedule(
+            init_value=self.warmup_learning_rate,
+            peak_value=self.learning_rate * batch_size / 512,
+            warmup_steps=self.warmup_steps(
+                batch_size=batch_size, total_steps=total_steps, train_examples=train_examples
+            ),
+            decay_steps=total_steps,
+            end_value=self.min_learning_rate,
+        )
+
+    def decays(self, path: str, leaf: jax.Array) -> bool:
+        return decays(path, leaf)
+
+    def update_scales(self, model_name: str) -> Callable[[str], float] | None:
+        if self.layer_decay == 1:
+            return None
+        return functools.partial(layer_scale, decay=self.layer_decay, depths=variant_config(model_name).depths)
+
+
+@dataclasses.dataclass(frozen=True)
 class MixConfig:
     """Mixing and erasing of training images, both off by default.
 
@@ -114,6 +185,7 @@ class ClassificationConfig(RunConfig):
     """A training run of a classifier. The same config on the same devices gives the same run."""
 
     data: ClassificationDataConfig
+    optim: ClassificationOptimConfig
     mix: MixConfig = dataclasses.field(default_factory=MixConfig)
 
     label_smoothing: float = 0.1
