@@ -158,7 +158,7 @@ def verify(
     """Runs timm's model and ours on the same random images.
 
     The PyTorch side loads its weights by their own names, and an error in the table of names shows. Ours runs under the
-    matmul precision "highest"; `ops.xla_cpu.blocked_dot` says why.
+    matmul precision "highest"; see "Exactness" in docs/design.md.
 
     Args:
         torch_weights: of a PyTorch layout.

@@ -1,4 +1,4 @@
-"""Which parameters decay, and the learning rates of layer-wise decay, by a parameter's path in a `TwinsClassifier`."""
+"""The parameters that decay, and the learning rates of layer-wise decay, by path in a `TwinsClassifier`."""
 
 import re
 
