@@ -16,6 +16,19 @@ hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("tests")
 
 
+# Files that take minutes, the longest first. They begin the run: with `--dist loadfile` one that came last would keep
+# one worker busy while the other has nothing left to do.
+LONG = ("test_run.py", "test_distributed_processes.py", "test_run_weights.py", "test_distributed_devices.py")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.loadscopereorder = False  # xdist would put the files with the most tests first
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
 @pytest.fixture(scope="session")
 def torchvision() -> ModuleType:
     from twins_jax.port.timm_models import define_torchvision_operators
