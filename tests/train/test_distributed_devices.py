@@ -32,7 +32,8 @@ from train.tasks.classification.config import ClassificationConfig
 from twins_jax import get_params
 from twins_jax.sharding import AXES, make_mesh
 
-FSDP = {"one device": 1, "data 8": 1, "fsdp 8": 8, "data 2, fsdp 4": 4, "accumulated": 4}
+PARTS = "data 2, fsdp 4, accumulated"
+FSDP = {"one device": 1, "data 8": 1, "fsdp 8": 8, PARTS: 4}
 SPLIT = [name for name in FSDP if name != "one device"]
 BATCH, STEPS = 32, 3
 
@@ -54,9 +55,7 @@ def config(name: str) -> ClassificationConfig:
     return dataclasses.replace(
         base,
         model=ModelConfig(name="narrow"),  # no drop-path, which accumulation draws in another order
-        optim=dataclasses.replace(
-            base.optim, warmup_epochs=0, ema_decay=0.5, accumulate=2 if name == "accumulated" else 1
-        ),
+        optim=dataclasses.replace(base.optim, warmup_epochs=0, ema_decay=0.5, accumulate=2 if name == PARTS else 1),
         mix=dataclasses.replace(base.mix, mixup_alpha=0.8, cutmix_alpha=1.0, erase_probability=0.5),
         steps=100,
         batch_size=BATCH,
@@ -116,7 +115,7 @@ def measure(folder: Path) -> dict[str, Any]:
                 for _ in batches:
                     next(position)
                 checkpoints.save(state, STEPS, position, None)
-            elif name == "data 2, fsdp 4":
+            elif name == PARTS:
                 restored = checkpoints.restore(run.state, training_data())
                 found["restored in other parts"] = restored is not None and equal(restored, saved)
         if name == "fsdp 8":
@@ -178,7 +177,7 @@ def test_each_device_holds_its_part_of_parameters_and_optimizer_state(found: dic
     assert found["one device"]["share"] == [1.0]
     assert found["data 8"]["share"] == [1.0] * 8
     # A little more than an even split: biases, norms and the PEG are copied.
-    for name, fsdp in (("fsdp 8", 8), ("data 2, fsdp 4", 4)):
+    for name, fsdp in (("fsdp 8", 8), (PARTS, 4)):
         assert found[name]["share"] == pytest.approx([1 / fsdp] * 8, rel=0.25)
     assert found["share of tiny"] == pytest.approx([1 / 8] * 8, rel=0.06)
 

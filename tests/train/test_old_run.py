@@ -12,6 +12,7 @@ import pytest
 import twins_jax.config
 from tests.support import runs
 from tests.support.alone import call_main
+from tests.support.compilation import fast_compilation
 from tests.support.paths import ROOT
 from twins_jax import TwinsConfig
 
@@ -31,14 +32,14 @@ ARGUMENTS = (
 )
 
 
-def test_it_ends_as_it_would_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compile_cache: Path) -> None:
-    del compile_cache  # in use from now on
+def test_it_ends_as_it_would_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(twins_jax.config.VARIANTS, "nano", NANO)
     with tarfile.open(ROOT / "tests" / "support" / "run_0_1.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
     workdir = tmp_path / "run"
     expected = runs.metrics(workdir)
-    code, output, errors = call_main([*ARGUMENTS, "--workdir", str(workdir)])
+    with fast_compilation():  # as the run was compiled
+        code, output, errors = call_main([*ARGUMENTS, "--workdir", str(workdir)])
     assert code == 0, errors
     assert f"{workdir} holds step 3 of 6: going on from there" in output
     assert runs.checkpoints(workdir) == [3, 6]
