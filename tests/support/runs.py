@@ -22,7 +22,7 @@ ARGUMENTS = (
 )
 
 
-def start(arguments: Sequence[str], compile_cache: Path) -> subprocess.Popen[str]:
+def start(arguments: Sequence[str], compile_cache: Path, **environment: str) -> subprocess.Popen[str]:
     """Starts `python -m train.main`; programs that an earlier run compiled are read from the cache."""
     cache = {
         "JAX_COMPILATION_CACHE_DIR": str(compile_cache),
@@ -31,7 +31,7 @@ def start(arguments: Sequence[str], compile_cache: Path) -> subprocess.Popen[str
     }
     command = [sys.executable, "-m", "train.main", *arguments]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=os.environ | cache, **pipes)
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | cache | environment, **pipes)
 
 
 def signal_when(process: subprocess.Popen[str], signum: int, ready: Callable[[], bool], delay: float = 0.0) -> None:

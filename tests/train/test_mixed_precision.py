@@ -9,7 +9,6 @@ import twins_jax.config
 from tests.scripts.mixed_precision import compare
 from tests.support import runs
 from tests.support.alone import call_main
-from tests.support.compilation import fast_compilation
 from tests.support.models import SVT
 
 ARGUMENTS = (
@@ -25,8 +24,7 @@ def test_losses_follow_float32(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     for dtype in ("float32", "bfloat16"):
         workdir = tmp_path / dtype
         arguments = [*ARGUMENTS, "--distributed.mode", "off", "--model.dtype", dtype, "--workdir", str(workdir)]
-        with fast_compilation():
-            code, _, errors = call_main(arguments)
+        code, _, errors = call_main(arguments)
         assert code == 0, errors
         losses[dtype] = np.array([line["loss"] for line in runs.metrics(workdir) if line["split"] == "train"])
     assert losses["float32"][-20:].mean() < 0.8 * losses["float32"][:5].mean()

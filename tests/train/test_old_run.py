@@ -12,7 +12,6 @@ import pytest
 import twins_jax.config
 from tests.support import runs
 from tests.support.alone import call_main
-from tests.support.compilation import fast_compilation
 from tests.support.paths import ROOT
 from twins_jax import TwinsConfig
 
@@ -38,8 +37,7 @@ def test_it_ends_as_it_would_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         archive.extractall(tmp_path, filter="data")
     workdir = tmp_path / "run"
     expected = runs.metrics(workdir)
-    with fast_compilation():  # as the run was compiled
-        code, output, errors = call_main([*ARGUMENTS, "--workdir", str(workdir)])
+    code, output, errors = call_main([*ARGUMENTS, "--workdir", str(workdir)])
     assert code == 0, errors
     assert f"{workdir} holds step 3 of 6: going on from there" in output
     assert runs.checkpoints(workdir) == [3, 6]

@@ -16,9 +16,8 @@ from flax import nnx
 import train.loop
 import twins_jax
 from tests.support import runs
-from tests.support.alone import STEPS, Alone, RunMain, last_line
+from tests.support.alone import FAST, STEPS, Alone, RunMain, last_line
 from tests.support.classification import eval_batches
-from tests.support.compilation import fast_compilation
 from train.checkpoint import Checkpoints
 from train.distributed import to_global
 from train.experiment import build
@@ -86,11 +85,11 @@ def test_killed_and_started_again(alone: Alone, arguments: list[str], compile_ca
     """At one moment, between the first and the third checkpoint; `soak.py` does it at many."""
     rng = random.Random(0)
     lines, delay = rng.randint(3, 7), rng.uniform(0, 0.05)
-    process = runs.start([*arguments, "--workdir", str(tmp_path)], compile_cache)
+    process = runs.start([*arguments, "--workdir", str(tmp_path)], compile_cache, **FAST)
     runs.signal_when(process, signal.SIGKILL, lambda: len(runs.metrics(tmp_path)) >= lines, delay)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    process = runs.start([*arguments, "--workdir", str(tmp_path)], compile_cache)
+    process = runs.start([*arguments, "--workdir", str(tmp_path)], compile_cache, **FAST)
     output, errors = process.communicate()
     assert process.returncode == 0, errors
     assert last_line(output) == alone.final
@@ -106,7 +105,7 @@ def test_terminated_and_started_again(
     rerun: RunMain,
     tmp_path: Path,
 ) -> None:
-    process = runs.start([*arguments, "--workdir", str(tmp_path)], compile_cache)
+    process = runs.start([*arguments, "--workdir", str(tmp_path)], compile_cache, **FAST)
     runs.signal_when(process, signal.SIGTERM, lambda: len(runs.metrics(tmp_path)) >= 3)
     _, errors = process.communicate()
     assert process.returncode == 75
@@ -195,8 +194,7 @@ def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(
 ) -> None:
     workdir = alone.copy_until(8, tmp_path / "run")
     # With the rate of step 9 the weights become so large that the loss of step 10 overflows.
-    with fast_compilation():
-        code, output, errors = run_main(workdir, "--optim.learning_rate", "1e30", "--optim.warmup_epochs", "0")
+    code, output, errors = run_main(workdir, "--optim.learning_rate", "1e30", "--optim.warmup_epochs", "0")
     assert (code, "final:" in output) == (3, False)
     (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert re.match(r"error: step 10: .*loss (nan|inf)", line)

@@ -30,8 +30,9 @@ class Input(NamedTuple):
     width: int
 
 
-INPUTS = (Input(2, 224, 224), Input(1, 256, 320), Input(3, 97, 131))
-"""Maps that windows tile, maps that they do not, and sizes with remainders in every patch embedding."""
+INPUTS = (Input(1, 224, 224), Input(1, 256, 320), Input(8, 97, 131))
+"""Maps that windows tile, maps that they do not, and sizes with remainders in every patch embedding. Ten images: the
+largest error of one image's ten logits is within a factor of two in the one and the other only by luck."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,15 +91,12 @@ class Report:
 
     @property
     def first_difference(self) -> str | None:
-        """The first output that differs by more than rounding for some input."""
-        for same in zip(*self.by_input, strict=True):
-            if not all(comparison.holds for comparison in same):
-                return same[0].output
-        return None
+        """The first output that differs by more than rounding."""
+        return next((comparison.output for comparison in self.comparisons if not comparison.holds), None)
 
     @property
     def holds(self) -> bool:
-        """True if every output agrees for every input."""
+        """True if every output agrees."""
         return self.first_difference is None
 
     def to_json(self) -> dict[str, Any]:
