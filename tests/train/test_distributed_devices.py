@@ -136,7 +136,8 @@ def measure(folder: Path) -> dict[str, Any]:
 
     tiny = dataclasses.replace(config("fsdp 8"), model=ModelConfig(name="twins_svt_tiny"))
     optimizer = make_optimizer(tiny, make_schedule(tiny, 1442))
-    params = get_params(tiny.make_task().create_model(nnx.Rngs(0)))
+    shapes = get_params(nnx.eval_shape(lambda: tiny.make_task().create_model(nnx.Rngs(0))))
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     found["share of tiny"] = share(create_state(params, {}, optimizer, mesh("fsdp 8"), ema=True))
     return found
 
