@@ -9,13 +9,8 @@ from tests.scripts.bfloat16 import Logits, agree, compute, largest_error, lead, 
 TOLERANCE = 0.02
 """Of an image's largest logit: the project's own criterion. bfloat16 rounds by up to 2^-9 = 0.002."""
 
-# name, images, side. The deepest and the widest have few images: compiling them takes most of the time.
-CASES = [
-    ("twins_pcpvt_small", 256, 64),
-    ("twins_svt_small", 256, 64),
-    ("twins_pcpvt_large", 32, 64),
-    ("twins_svt_large", 2, 224),
-]
+# name, images, side. The deepest and the widest, in which rounding adds up the most.
+CASES = [("twins_pcpvt_large", 32, 64), ("twins_svt_large", 2, 224)]
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}x{case[2]}")

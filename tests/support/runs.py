@@ -22,16 +22,20 @@ ARGUMENTS = (
 )
 
 
-def start(arguments: Sequence[str], compile_cache: Path, **environment: str) -> subprocess.Popen[str]:
-    """Starts `python -m train.main`; programs that an earlier run compiled are read from the cache."""
+TRAIN = (sys.executable, "-m", "train.main")
+
+
+def start(
+    arguments: Sequence[str], compile_cache: Path, command: Sequence[str] = TRAIN, **environment: str
+) -> subprocess.Popen[str]:
+    """Starts a run in a process of its own; programs that an earlier run compiled are read from the cache."""
     cache = {
         "JAX_COMPILATION_CACHE_DIR": str(compile_cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
-    command = [sys.executable, "-m", "train.main", *arguments]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=os.environ | cache | environment, **pipes)
+    return subprocess.Popen([*command, *arguments], cwd=ROOT, env=os.environ | cache | environment, **pipes)
 
 
 def signal_when(process: subprocess.Popen[str], signum: int, ready: Callable[[], bool], delay: float = 0.0) -> None:

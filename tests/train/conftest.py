@@ -11,7 +11,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 import train.loop
-from tests.support import runs
+from tests.support import runs, short
 from tests.support.alone import PLAN, Alone, RunMain, call_main
 from train.config import RunConfig
 from train.experiment import Experiment, build
@@ -39,7 +39,14 @@ def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def arguments() -> list[str]:
-    return [*runs.ARGUMENTS, *PLAN, "--distributed.mode", "off"]
+    return [*runs.ARGUMENTS, *PLAN, "--model.name", short.NAME, "--distributed.mode", "off"]
+
+
+@pytest.fixture(scope="module")
+def short_variant() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(short.VARIANTS, short.NAME, short.CONFIG)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -52,6 +59,7 @@ def alone(arguments: list[str], compile_cache: Path, tmp_path_factory: pytest.Te
         return built[0]
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(short.VARIANTS, short.NAME, short.CONFIG)
         patch.setattr(train.loop, "build", keep)
         code, output, errors = call_main([*arguments, "--workdir", str(workdir)])
     assert code == 0, errors

@@ -15,7 +15,7 @@ from flax import nnx
 
 import train.loop
 import twins_jax
-from tests.support import runs
+from tests.support import runs, short
 from tests.support.alone import FAST, STEPS, Alone, RunMain, last_line
 from tests.support.classification import eval_batches
 from train.checkpoint import Checkpoints
@@ -23,6 +23,8 @@ from train.distributed import to_global
 from train.experiment import build
 from train.main import parse
 from twins_jax.preprocess import normalize
+
+pytestmark = pytest.mark.usefixtures("short_variant")
 
 
 def test_last_line(alone: Alone) -> None:
@@ -85,11 +87,11 @@ def test_killed_and_started_again(alone: Alone, arguments: list[str], compile_ca
     """At one moment, between the first and the third checkpoint; `soak.py` does it at many."""
     rng = random.Random(0)
     lines, delay = rng.randint(3, 7), rng.uniform(0, 0.05)
-    process = runs.start([*arguments, "--workdir", str(tmp_path)], compile_cache, **FAST)
+    process = runs.start([*arguments, "--workdir", str(tmp_path)], compile_cache, short.COMMAND, **FAST)
     runs.signal_when(process, signal.SIGKILL, lambda: len(runs.metrics(tmp_path)) >= lines, delay)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    process = runs.start([*arguments, "--workdir", str(tmp_path)], compile_cache, **FAST)
+    process = runs.start([*arguments, "--workdir", str(tmp_path)], compile_cache, short.COMMAND, **FAST)
     output, errors = process.communicate()
     assert process.returncode == 0, errors
     assert last_line(output) == alone.final
@@ -105,7 +107,7 @@ def test_terminated_and_started_again(
     rerun: RunMain,
     tmp_path: Path,
 ) -> None:
-    process = runs.start([*arguments, "--workdir", str(tmp_path)], compile_cache, **FAST)
+    process = runs.start([*arguments, "--workdir", str(tmp_path)], compile_cache, short.COMMAND, **FAST)
     runs.signal_when(process, signal.SIGTERM, lambda: len(runs.metrics(tmp_path)) >= 3)
     _, errors = process.communicate()
     assert process.returncode == 75
@@ -260,11 +262,10 @@ def test_compiled_step_donates_its_state_and_nothing_else(alone: Alone, tmp_path
 
 def test_initial_weights_are_those_of_the_seed(arguments: list[str], compile_cache: Path) -> None:
     del compile_cache  # in use from now on
-    first, again, other = (
+    seven, eight = (
         twins_jax.get_params(parse([*arguments, "--seed", seed]).make_task().create_model(nnx.Rngs(int(seed))))
-        for seed in "778"
+        for seed in "78"
     )
-    of_seven = twins_jax.get_params(twins_jax.create_model("twins_svt_tiny", num_classes=10, rngs=nnx.Rngs(7)))
-    for tree in (again, of_seven):
-        assert all(map(np.array_equal, jax.tree.leaves(first), jax.tree.leaves(tree)))
-    assert not np.array_equal(first["head"]["kernel"], other["head"]["kernel"])
+    expected = twins_jax.get_params(twins_jax.create_model(short.NAME, num_classes=10, rngs=nnx.Rngs(7)))
+    assert all(map(np.array_equal, jax.tree.leaves(seven), jax.tree.leaves(expected)))
+    assert not np.array_equal(seven["head"]["kernel"], eight["head"]["kernel"])

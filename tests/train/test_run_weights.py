@@ -21,6 +21,8 @@ from train.main import parse
 from train.task import DatasetInfo
 from twins_jax.port.read import read_weights
 
+pytestmark = pytest.mark.usefixtures("short_variant")
+
 
 @pytest.fixture(scope="module")
 def ported(alone: Alone, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -1,0 +1,19 @@
+"""A variant for whole runs: `twins_svt_tiny` with the fewest blocks that have every kind of layer.
+
+Compiling blocks takes most of the time of a short run.
+"""
+
+import dataclasses
+import sys
+
+from twins_jax.config import VARIANTS
+
+NAME = "short"
+CONFIG = dataclasses.replace(VARIANTS["twins_svt_tiny"], depths=(2, 1, 1, 1))
+
+COMMAND = (
+    *(sys.executable, "-c"),
+    "import sys; from tests.support import short; from train.main import main; "
+    "short.VARIANTS[short.NAME] = short.CONFIG; sys.exit(main(sys.argv[1:]))",
+)
+"""`python -m train.main` with this variant."""
