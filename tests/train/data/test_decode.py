@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import simplejpeg
-from PIL import Image
+from PIL import Image, ImageFile
 
 from tests.support.paths import SHARED_DATA
+from train.data import decode as decode_module
 from train.data.decode import decode
 from twins_jax.errors import InputError
 
@@ -98,8 +99,12 @@ def test_truncated_image(encode: Callable[..., bytes], file_format: str, keep: f
         decode(data[: int(len(data) * keep)], "some/file")
 
 
-@pytest.mark.parametrize("file_format", ["jpeg", "png"])
+@pytest.mark.parametrize("file_format", ["jpeg", "png", "webp", "bmp", "ppm", "tiff", "gif"])
 def test_oversized_image(encode: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch, file_format: str) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(InputError, match=r"^some/file: not a readable image: .*decompression bomb"):
-        decode(encode(np.asarray(picture(60, 50)), file_format), "some/file")
+    data = encode(np.asarray(picture(60, 50)), file_format)
+    monkeypatch.setattr(decode_module, "MAX_PIXELS", 3000)
+    assert decode(data, "").shape == (50, 60, 3)
+    monkeypatch.setattr(decode_module, "MAX_PIXELS", 2999)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", None)  # the header alone decides
+    with pytest.raises(InputError, match=r"^some/file: not a readable image: 60 x 50 pixels; at most 2,999 are decoded"):
+        decode(data, "some/file")
