@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.classification import make_task
 from train.data.folder import FolderSource
-from train.data.sources import dataset_info
 from train.task import DatasetInfo
 from train.tasks.classification.config import ClassificationDataConfig
 from twins_jax.errors import InputError
@@ -76,13 +76,13 @@ def test_eval_is_test_without_val(root: Path) -> None:
 
 
 def test_info(root: Path) -> None:
-    info = dataset_info(ClassificationDataConfig(source="folder", dir=str(root)))
+    info = make_task(ClassificationDataConfig(source="folder", dir=str(root))).info
     assert info == DatasetInfo(3, ("ant", "cat", "zebra"), train_examples=4, eval_examples=2)
 
 
 def test_home_folder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(root.parent))
-    assert dataset_info(ClassificationDataConfig(source="folder", dir=f"~/{root.name}")).train_examples == 4
+    assert make_task(ClassificationDataConfig(source="folder", dir=f"~/{root.name}")).info.train_examples == 4
 
 
 def test_small_in_memory(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from train.data.sources import dataset_info, open_source
+from tests.support.classification import make_task
+from train.data.sources import open_source
 from train.task import DatasetInfo
 from train.tasks.classification.config import ClassificationDataConfig
 from twins_jax.errors import InputError
@@ -47,7 +48,7 @@ def prepare(data_dir: Path, **attributes: Any) -> ClassificationDataConfig:
 def test_tfds_set(tmp_path: Path, name: str) -> None:
     prepare(tmp_path)
     config = ClassificationDataConfig(source=name, dir=str(tmp_path))
-    assert dataset_info(config) == DatasetInfo(2, ("cat", "dog"), 1, 1)
+    assert make_task(config).info == DatasetInfo(2, ("cat", "dog"), 1, 1)
     record = open_source(config, "train")[0]
     assert (record["label"], record["name"]) == (1, "tiny/1.2.0 train[0]")
     assert record["image"].startswith(b"\x89PNG")
