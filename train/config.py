@@ -54,7 +54,7 @@ class DataConfig:
     place, evaluation leaves it out, and the metrics count it as `skipped`."""
 
     max_errors: float = 0.01
-    """skip: largest share of the examples that may be damaged before the run ends."""
+    """skip: largest share of the examples of a pass that may be damaged; beyond it the run ends."""
 
     def __post_init__(self) -> None:
         require("data.threads", self.threads, self.threads >= 1, "an integer from 1")

@@ -85,13 +85,13 @@ class CountedIterator(grain.DatasetIterator):
     """Counts the damaged examples of all batches since the start of the run: the state holds the count.
 
     Raises:
-        InputError: on `next`, if they are more than the allowed share of the examples read, or of the first pass.
+        InputError: on `next`, if they are more than the allowed share of the examples of all passes begun.
     """
 
     def __init__(self, batches: grain.DatasetIterator, examples: int, max_errors: float):
         super().__init__(batches)
         self._batches = batches
-        self._examples = examples
+        self._examples = max(1, examples)
         self._max_errors = max_errors
         self._read = 0
         self.skipped = 0
@@ -101,11 +101,11 @@ class CountedIterator(grain.DatasetIterator):
         if (flags := batch.pop(SKIPPED, None)) is not None:
             self._read += len(flags)
             self.skipped += int(flags.sum())
-            allowed = math.floor(self._max_errors * max(self._read, self._examples))
-            if self.skipped > allowed:
+            begun = math.ceil(self._read / self._examples) * self._examples
+            if self.skipped / begun > self._max_errors:
                 raise InputError(
-                    f"data.max_errors={self._max_errors}: {self.skipped} damaged examples; must be at most {allowed}, "
-                    "that share of those read or of one pass"
+                    f"data.max_errors={self._max_errors}: {self.skipped} damaged examples in {begun}; must be at most "
+                    "that share of the passes begun"
                 )
         return batch
 
