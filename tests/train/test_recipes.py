@@ -43,7 +43,9 @@ IMAGENET = {
         "repeated_augmentation": 1,  # none
         "eval_crop": 0.875,  # resize 256, center crop 224
         "threads": 8,  # ours
-        "workers": 8,  # ours
+        "workers": 8,
+        "on_error": "stop",
+        "max_errors": 0.01,  # ours
     },
     "mix": {
         "mixup_alpha": 0.8,
