@@ -43,8 +43,8 @@ IMAGENET = {
         "repeated_augmentation": 1,  # none
         "eval_crop": 0.875,  # resize 256, center crop 224
         "threads": 8,  # ours
-        "workers": 8,
-        "on_error": "stop",
+        "workers": 8,  # ours
+        "on_error": "stop",  # ours
         "max_errors": 0.01,  # ours
     },
     "mix": {

@@ -91,7 +91,7 @@ class CountedIterator(grain.DatasetIterator):
     def __init__(self, batches: grain.DatasetIterator, examples: int, max_errors: float):
         super().__init__(batches)
         self._batches = batches
-        self._examples = max(1, examples)
+        self._examples = examples
         self._max_errors = max_errors
         self._read = 0
         self.skipped = 0
@@ -99,7 +99,7 @@ class CountedIterator(grain.DatasetIterator):
     def __next__(self) -> dict[str, np.ndarray]:
         batch = next(self._batches)
         if (flags := batch.pop(SKIPPED, None)) is not None:
-            self._read += len(flags)
+            self._read += int((batch["mask"] | flags).sum()) if "mask" in batch else len(flags)
             self.skipped += int(flags.sum())
             begun = math.ceil(self._read / self._examples) * self._examples
             if self.skipped / begun > self._max_errors:

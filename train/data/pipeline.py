@@ -4,6 +4,7 @@ Whole batches are the unit of work of threads and worker processes. Neither numb
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,7 +68,7 @@ def train_batches(
     # The endless stream is dealt out, not the epoch: no example is dropped where the shards do not divide it.
     dataset = dataset.apply(transforms).repeat()[shard::shards]
     batches = _read(dataset.batch(batch_size, drop_remainder=True), config)
-    return CountedBatches(batches, examples // shards, config.max_errors)
+    return CountedBatches(batches, math.ceil(examples / shards), config.max_errors)
 
 
 def eval_batches(
@@ -89,7 +90,7 @@ def eval_batches(
         source, transforms = readable(source, transforms)
     dataset = grain.MapDataset.source(source).apply(transforms)[shard::shards]
     dataset = dataset.batch(batch_size, batch_fn=functools.partial(_padded_batch, batch_size=batch_size))
-    return CountedBatches(_read(dataset, config), examples // shards, config.max_errors)
+    return CountedBatches(_read(dataset, config), math.ceil(examples / shards), config.max_errors)
 
 
 def _padded_batch(examples: Sequence[dict[str, np.ndarray]], batch_size: int) -> dict[str, np.ndarray]:
