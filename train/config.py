@@ -49,9 +49,18 @@ class DataConfig:
     workers: int = 0
     """Worker processes that build batches; 0 reads in the training process."""
 
+    on_error: Literal["stop", "skip"] = "stop"
+    """An example that cannot be read. stop: ends the run. skip: training takes the next one that can be read in its
+    place, evaluation leaves it out, and the metrics count it as `skipped`."""
+
+    max_errors: float = 0.01
+    """skip: largest share of the examples of a pass that may be damaged; beyond it the run ends."""
+
     def __post_init__(self) -> None:
         require("data.threads", self.threads, self.threads >= 1, "an integer from 1")
         require("data.workers", self.workers, self.workers >= 0, "an integer from 0")
+        require("data.on_error", self.on_error, self.on_error in ("stop", "skip"), "'stop' or 'skip'")
+        require("data.max_errors", self.max_errors, 0 <= self.max_errors <= 1, "a share in [0, 1]")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -105,6 +105,13 @@ def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}
 
 
+def sum_over_processes(count: int) -> int:
+    """Adds up each process's count; all processes must call it."""
+    if jax.process_count() == 1:
+        return count
+    return int(multihost_utils.process_allgather(np.int32(count)).sum())
+
+
 class StopRequest:
     """A request to stop by SIGTERM, which schedulers send before they take a machine away.
 

@@ -22,7 +22,7 @@ from twins_jax.files import write_text
 from . import flops
 from .checkpoint import Checkpoints
 from .config import RunConfig
-from .distributed import StopRequest, initialize, is_main_process, to_global
+from .distributed import StopRequest, initialize, is_main_process, sum_over_processes, to_global
 from .errors import DivergedError, PreemptedError
 from .evaluate import MAX_IN_FLIGHT, evaluate, make_eval_step
 from .experiment import Experiment, build
@@ -81,6 +81,7 @@ def _train(
 
     pending: list[dict[str, jax.Array]] = []  # metrics of the steps since the last log, still on the device
     evaluation: dict[str, Any] | None = None
+    skipped = data.skipped  # at the last log
     with (
         MetricWriter(workdir, start) if is_main_process() else contextlib.nullcontext() as writer,
         Profiler(workdir, start, enabled=config.profile) as profiler,
@@ -106,6 +107,9 @@ def _train(
                 epoch = step * config.batch_size / experiment.task.train_examples
                 values |= {"images_per_s": rate, "mfu": performance.mfu(rate)}
                 values |= {"learning_rate": float(experiment.schedule(step - 1)), "epoch": epoch}
+                if config.data.on_error == "skip":
+                    values["skipped"] = sum_over_processes(data.skipped - skipped)
+                    skipped = data.skipped
                 if writer:
                     writer.write(step, "train", values)
                 message = f"epoch {epoch:.1f} loss {values['loss']:.3f} {rate:.0f} images/s mfu {values['mfu']:.2f}"
@@ -158,6 +162,8 @@ def _evaluate(experiment: Experiment, state: TrainState) -> dict[str, Any]:
     result = evaluated(state.params)
     if state.ema is not None:
         result |= {f"ema_{name}": value for name, value in evaluated(state.ema).items() if name != "examples"}
+    if experiment.config.data.on_error == "skip":
+        result["skipped"] = experiment.task.eval_examples - result["examples"]
     return result
 
 

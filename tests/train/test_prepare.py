@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.classification import make_task
 from tests.support.imagenet import jpeg, write_tars
 from train import prepare
-from train.data.sources import dataset_info, open_source
+from train.data.sources import open_source
 from train.tasks.classification.config import ClassificationDataConfig
 
 CLASSES = {"n01440764": 3, "n01530575": 2}  # the classes 0 and 10, and the number of images of each
@@ -45,7 +46,7 @@ def test_imagenet(
         assert capsys.readouterr().out.endswith(f"imagenet2012 is in {data_dir}/imagenet2012/5.1.0\n")
 
     config = ClassificationDataConfig(source="imagenet2012", dir=str(data_dir))
-    info = dataset_info(config)
+    info = make_task(config).info
     assert (info.num_classes, info.train_examples, info.eval_examples) == (1000, 5, 3)
     assert contents(config, "train") == [(100, 0), (101, 0), (102, 0), (110, 10), (111, 10)]
     # The labels of the first three validation images, as the challenge's development kit lists them.

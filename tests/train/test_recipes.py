@@ -44,6 +44,8 @@ IMAGENET = {
         "eval_crop": 0.875,  # resize 256, center crop 224
         "threads": 8,  # ours
         "workers": 8,  # ours
+        "on_error": "stop",  # ours
+        "max_errors": 0.01,  # ours
     },
     "mix": {
         "mixup_alpha": 0.8,

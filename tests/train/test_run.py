@@ -1,9 +1,11 @@
 """Whole runs on digits. The ones that are killed are processes of their own; the others share this one's start-up."""
 
+import dataclasses
 import json
 import math
 import random
 import re
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,10 @@ from tests.support import runs, short
 from tests.support.alone import FAST, STEPS, Alone, RunMain, last_line
 from tests.support.classification import eval_batches
 from train.checkpoint import Checkpoints
+from train.config import RunConfig
+from train.data.decode import decode
 from train.distributed import to_global
-from train.experiment import build
+from train.experiment import Experiment, build
 from train.main import parse
 from twins_jax.preprocess import normalize
 
@@ -236,6 +240,39 @@ def test_an_image_that_cannot_be_read_stops_training(
     assert code == 2
     assert re.search(r"^error: digits train\[\d+\]: not a readable image: \d+ bytes$", errors, re.MULTILINE)
     assert "Traceback" not in errors
+
+
+@pytest.mark.filterwarnings("ignore:.*skipped")
+def test_damaged_images_are_skipped_and_counted(
+    alone: Alone, run_main: RunMain, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def some_unreadable(data: bytes, name: str) -> np.ndarray:
+        if name.endswith("7]"):
+            raise twins_jax.InputError(f"{name}: not a readable image")
+        return decode(data, name)
+
+    def built(config: RunConfig) -> Experiment:
+        return dataclasses.replace(alone.built, config=config, task=config.make_task())
+
+    monkeypatch.setattr("train.tasks.classification.transforms.decode", some_unreadable)
+    monkeypatch.setattr(train.loop, "build", built)
+    options = "--data.on_error", "skip", "--data.max_errors", "0.11"
+    first = alone.copy_until(8, tmp_path / "first")
+    code, output, errors = run_main(first, *options)
+    assert code == 0, errors
+    unreadable = sum(str(index).endswith("7") for index in range(355))
+    assert (last_line(output)["examples"], last_line(output)["skipped"]) == (355 - unreadable, unreadable)
+    counts = [line["skipped"] for line in runs.metrics(first) if line["split"] == "train" and line["step"] > 8]
+    assert len(counts) == 4
+    assert 0 < sum(counts) < 20  # of 64
+
+    again = tmp_path / "again"
+    shutil.copytree(first, again)
+    shutil.rmtree(again / "checkpoints" / str(STEPS))
+    code, _, errors = run_main(again, *options)
+    assert code == 0, errors
+    assert runs.differences(runs.saved(first, STEPS), runs.saved(again, STEPS)) == []
+    assert runs.metrics(again) == runs.metrics(first)
 
 
 def test_workdir_that_cannot_be_written(rerun: RunMain, tmp_path: Path) -> None:

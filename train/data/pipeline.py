@@ -4,6 +4,7 @@ Whole batches are the unit of work of threads and worker processes. Neither numb
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 from absl import flags
 
 from ..config import DataConfig
+from .damaged import CountedBatches, readable
+from .records import SKIPPED
 
 Transforms = Sequence[grain.transforms.Map | grain.transforms.RandomMap]
 
@@ -49,16 +52,23 @@ def train_batches(
             number `shard` on. Views of one example go to different shards.
         shards: number of parts, one for each process of the run.
 
+    With `data.on_error` = skip the next record of the source that can be read takes the place of one that cannot, with
+    its own label; the iterators have the number of those examples as `skipped`, and in their state.
+
     Raises:
-        InputError: while iterating, if a record cannot be read.
+        InputError: while iterating, if a record cannot be read, or more than `data.max_errors` of them.
     """
+    examples = len(source) * repeats
+    if config.on_error == "skip":
+        source, transforms = readable(source, transforms)
     dataset = grain.MapDataset.source(source).seed(seed).shuffle()
     if repeats > 1:
         # Mixing a data set with itself takes element 0 of each copy, then element 1 of each, and onward.
         dataset = grain.MapDataset.mix([dataset] * repeats)
     # The endless stream is dealt out, not the epoch: no example is dropped where the shards do not divide it.
     dataset = dataset.apply(transforms).repeat()[shard::shards]
-    return _read(dataset.batch(batch_size, drop_remainder=True), config)
+    batches = _read(dataset.batch(batch_size, drop_remainder=True), config)
+    return CountedBatches(batches, math.ceil(examples / shards), config.max_errors)
 
 
 def eval_batches(
@@ -70,18 +80,23 @@ def eval_batches(
     last batch. Of several shards each reads every shards-th example, from number `shard` on; when the numbers do not
     divide, some shards have a batch less than others, or none.
 
+    With `data.on_error` = skip the mask is False on the row of a record that cannot be read, too.
+
     Raises:
-        InputError: while iterating, if a record cannot be read.
+        InputError: while iterating, if a record cannot be read, or more than `data.max_errors` of them.
     """
+    examples = len(source)
+    if config.on_error == "skip":
+        source, transforms = readable(source, transforms)
     dataset = grain.MapDataset.source(source).apply(transforms)[shard::shards]
     dataset = dataset.batch(batch_size, batch_fn=functools.partial(_padded_batch, batch_size=batch_size))
-    return _read(dataset, config)
+    return CountedBatches(_read(dataset, config), math.ceil(examples / shards), config.max_errors)
 
 
 def _padded_batch(examples: Sequence[dict[str, np.ndarray]], batch_size: int) -> dict[str, np.ndarray]:
     rows = batch_size - len(examples)
     batch = {key: np.stack([example[key] for example in examples]) for key in examples[0]}
-    batch["mask"] = np.ones(len(examples), bool)
+    batch["mask"] = ~batch[SKIPPED] if SKIPPED in batch else np.ones(len(examples), bool)
     return {key: np.pad(value, [(0, rows)] + [(0, 0)] * (value.ndim - 1)) for key, value in batch.items()}
 
 

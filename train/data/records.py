@@ -2,12 +2,15 @@
 
 from typing import Protocol, TypedDict
 
+SKIPPED = "skipped"
+"""Name of the flag, bool [], of an example that stands for a damaged one; transforms hand it on where it is."""
+
 
 class Record(TypedDict):
     """One example as it is stored."""
 
     image: bytes
-    """An encoded image file, of any format that PIL reads."""
+    """An encoded image file, of a format that `decode` reads."""
 
     label: int
     """Index into the source's `class_names`."""

@@ -12,13 +12,8 @@ from .folder import FolderSource
 from .records import Source
 
 
-def dataset_info(config: DataConfig) -> DatasetInfo:
-    """Returns the classes and the sizes of both splits.
-
-    Raises:
-        InputError: As `open_source`.
-    """
-    train, evaluation = open_source(config, "train"), open_source(config, "eval")
+def dataset_info(train: Source, evaluation: Source) -> DatasetInfo:
+    """Returns the classes and the sizes of both splits."""
     return DatasetInfo(len(train.class_names), train.class_names, len(train), len(evaluation))
 
 

@@ -5,7 +5,7 @@ from typing import Literal
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
 
-from twins_jax.errors import InputError
+from twins_jax.errors import InputError, one_line
 
 from ..config import DataConfig
 from .records import Record
@@ -51,11 +51,21 @@ class TfdsSource:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Record:
-        features = self._records[index]
-        name, label = f"{self._name}[{index}]", int(features["label"])
+        name = f"{self._name}[{index}]"
+        try:
+            features = self._records[index]
+        except IndexError:
+            raise
+        except Exception as error:  # array_record raises RuntimeError, and protobuf its own kinds
+            raise InputError(f"{name}: cannot be read: {one_line(error)}") from error
+        image, label = features["image"], features["label"]
+        if image is None or label is None:  # a file that was cut gives empty records
+            raise InputError(f"{name}: is empty")
         if label < 0:  # how TFDS stores the labels of a test set that are not public
             raise InputError(f"{name}: has no label")
-        return {"image": features["image"], "label": label, "name": name}
+        if label >= len(self.class_names):
+            raise InputError(f"{name}: has the label {label}; must be less than {len(self.class_names)}")
+        return {"image": image, "label": int(label), "name": name}
 
 
 def _prepared_builder(config: DataConfig) -> tfds.core.DatasetBuilder:

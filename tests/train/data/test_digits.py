@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from tests.support.classification import make_task
 from tests.support.paths import ROOT
 from train.data import digits as module
-from train.data.sources import dataset_info, open_source
+from train.data.sources import open_source
 from train.task import DatasetInfo
 from train.tasks.classification.config import ClassificationDataConfig
 from twins_jax.errors import InputError
@@ -26,7 +27,7 @@ def pixels(record: Any) -> np.ndarray:
 def test_splits_hold_all_of_scikit_learns_digits() -> None:
     config = ClassificationDataConfig()
     train, test = open_source(config, "train"), open_source(config, "eval")
-    assert dataset_info(config) == DatasetInfo(10, tuple("0123456789"), 1442, 355)
+    assert make_task(config).info == DatasetInfo(10, tuple("0123456789"), 1442, 355)
 
     digits = load_digits()
     seen = Counter[int]()

@@ -1,19 +1,23 @@
 import contextlib
+import errno
 import os
 import pickle
 import re
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
+from tests.support.classification import make_task
 from train.data.folder import FolderSource
-from train.data.sources import dataset_info
 from train.task import DatasetInfo
 from train.tasks.classification.config import ClassificationDataConfig
 from twins_jax.errors import InputError
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*(entries left out|has no folder)")
 scandir = os.scandir
 
 
@@ -76,13 +80,13 @@ def test_eval_is_test_without_val(root: Path) -> None:
 
 
 def test_info(root: Path) -> None:
-    info = dataset_info(ClassificationDataConfig(source="folder", dir=str(root)))
+    info = make_task(ClassificationDataConfig(source="folder", dir=str(root))).info
     assert info == DatasetInfo(3, ("ant", "cat", "zebra"), train_examples=4, eval_examples=2)
 
 
 def test_home_folder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(root.parent))
-    assert dataset_info(ClassificationDataConfig(source="folder", dir=f"~/{root.name}")).train_examples == 4
+    assert make_task(ClassificationDataConfig(source="folder", dir=f"~/{root.name}")).info.train_examples == 4
 
 
 def test_small_in_memory(tmp_path: Path) -> None:
@@ -131,6 +135,101 @@ def test_class_unknown_to_train(root: Path) -> None:
     (root / "val" / "cat").rename(root / "val" / "dog")
     with pytest.raises(InputError, match=re.escape(f"{root / 'val' / 'dog'}: class 'dog' is not among")):
         FolderSource(root, train=False)
+
+
+def make(root: Path, *files: str) -> Path:
+    for name in files:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(os.fsencode(name))
+    return root
+
+
+def places(source: FolderSource) -> list[tuple[str, int]]:
+    """Paths and labels, also of links that lead nowhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "read_bytes", lambda path: bytes(path))
+        return [(os.fsdecode(source[i]["image"]), source[i]["label"]) for i in range(len(source))]
+
+
+def test_found_as_by_torchvision(torchvision: ModuleType, tmp_path: Path) -> None:
+    """Nested folders, whose order is that of their paths; links; names in other alphabets, and in none."""
+    folders = "a", "a-b", "a/b", "a b", "A", "é", "\U0001f600", "\uffee", "\udcff\udcfe", "d.jpg"
+    names = [f"{folder}/x{end}" for folder in folders for end in (".JPG", ".Tiff")]
+    make(tmp_path / "other", "linked.png", "deep/linked.png")
+    make(tmp_path / "train", "one/b.jpeg", "two/b.png", *(f"{c}/{name}" for c in ("one", "two") for name in names))
+    make(tmp_path / "train", "one/desktop.ini", "one/Thumbs.db", "one/a/x.gif", "one/a/x.txt", "\udce9t\udce9/x.png")
+    (tmp_path / "train/one/link").symlink_to(tmp_path / "other")
+    (tmp_path / "train/three").symlink_to(tmp_path / "other")
+    (tmp_path / "train/two/link.webp").symlink_to("a/x.JPG")
+    (tmp_path / "train/two/gone.webp").symlink_to("nowhere")
+    with pytest.warns(UserWarning, match=r"train: entries left out: 4, the first .*/train/one/"):
+        source = FolderSource(tmp_path, train=True)
+    theirs = torchvision.datasets.ImageFolder(str(tmp_path / "train"))
+    assert source.class_names == tuple(theirs.classes)
+    assert places(source) == theirs.samples
+
+
+def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
+    make(tmp_path, "train/a/1.png", "train/a/._1.png", "train/a/.cache/2.png", "train/a/b/3.gif", "train/4.png")
+    os.mkfifo(tmp_path / "train/a/5.png")
+    with pytest.warns(UserWarning, match=r"train: entries left out: 5, the first .*/train/4.png \(in no class"):
+        assert len(FolderSource(tmp_path, train=True)) == 1
+
+
+def test_links_in_circles_end(tmp_path: Path) -> None:
+    make(tmp_path, "train/a/1.png", "train/b/2.png")
+    (tmp_path / "train/a/self").symlink_to(".")
+    (tmp_path / "train/a/up").symlink_to("..")
+    (tmp_path / "train/b/other").symlink_to("../a")
+    (tmp_path / "train/b/loop.jpg").symlink_to("loop.jpg")
+    with pytest.warns(UserWarning, match="a link to a folder that it is in"):
+        source = FolderSource(tmp_path, train=True)
+    found = [path.removeprefix(f"{tmp_path}/train/") for path, _ in places(source)]
+    # a/up is train itself, whose a/ is one that the path is in already, and whose b/ is not.
+    assert found == ["a/1.png", "a/up/b/2.png", "a/up/b/loop.jpg", "b/2.png", "b/loop.jpg", "b/other/1.png"]
+
+
+def test_one_class_and_many(tmp_path: Path) -> None:
+    make(tmp_path, *(f"train/{number:04}/1.png" for number in range(2000)), "val/0007/1.png")
+    source = FolderSource(tmp_path, train=True)
+    assert (len(source), source[1999]["label"]) == (2000, 1999)
+    with pytest.warns(UserWarning, match=r"val: has no folder for 1999 of the 2000 classes of train, the first '0000'"):
+        assert FolderSource(tmp_path, train=False)[0]["label"] == 7
+    assert FolderSource(make(tmp_path / "one", "train/a/1.png"), train=True).class_names == ("a",)
+
+
+@pytest.mark.parametrize(
+    ("files", "train", "message"),
+    [
+        (("a/1.png", "b/1.png"), True, "train: no such folder: must .* class; .* holds a/, b/$"),
+        (
+            ("Train/a/1.png", "x", "y", "z", "zz", "zzz"),
+            True,
+            "no such folder: .* holds Train/, x, y, z, zz and 1 more$",
+        ),
+        (("train/a/1.png", "validation/a/1.png"), False, "neither val/ nor test/: .* holds train/, validation/$"),
+        (("val/a/1.png",), False, "train: no such folder: .* holds val/$"),
+        ((), True, "root is no folder$"),
+    ],
+)
+def test_what_a_folder_without_the_split_holds(
+    tmp_path: Path, files: tuple[str, ...], train: bool, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        FolderSource(make(tmp_path / "root", *files), train=train)
+
+
+@pytest.mark.parametrize("folder", ["train", "train/zebra"])
+def test_folder_that_cannot_be_read(root: Path, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(path: str | Path) -> Any:
+        if str(path).rstrip("/") == str(root / folder):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(InputError, match=rf"^{re.escape(str(root / folder))}/?: cannot be read: Permission denied$"):
+        FolderSource(root, train=True)
 
 
 def test_file_that_cannot_be_read(root: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from train.data.sources import dataset_info, open_source
+from tests.support.classification import make_task
+from train.data.sources import open_source
 from train.task import DatasetInfo
 from train.tasks.classification.config import ClassificationDataConfig
 from twins_jax.errors import InputError
@@ -47,7 +48,7 @@ def prepare(data_dir: Path, **attributes: Any) -> ClassificationDataConfig:
 def test_tfds_set(tmp_path: Path, name: str) -> None:
     prepare(tmp_path)
     config = ClassificationDataConfig(source=name, dir=str(tmp_path))
-    assert dataset_info(config) == DatasetInfo(2, ("cat", "dog"), 1, 1)
+    assert make_task(config).info == DatasetInfo(2, ("cat", "dog"), 1, 1)
     record = open_source(config, "train")[0]
     assert (record["label"], record["name"]) == (1, "tiny/1.2.0 train[0]")
     assert record["image"].startswith(b"\x89PNG")
@@ -126,3 +127,33 @@ def test_unlabeled_example(tmp_path: Path) -> None:
     source = open_source(prepare(tmp_path, label=-1), "eval")
     with pytest.raises(InputError, match=r"^tiny/1\.2\.0 validation\[0\]: has no label"):
         source[0]
+
+
+def test_label_out_of_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_source(prepare(tmp_path), "train")
+    monkeypatch.setattr(source, "class_names", ("cat",))  # TFDS itself writes no other labels
+    with pytest.raises(InputError, match=r"^tiny/1\.2\.0 train\[0\]: has the label 1; must be less than 1$"):
+        source[0]
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        (0, "cannot be read: ArrayRecord file should be"),
+        (65536, r"(cannot be read: .*|is empty)"),
+        (None, "cannot be read: Corrupted Riegeli/records file"),
+        (-1, r"cannot be read: open\(\) failed: No such file"),
+    ],
+)
+def test_damaged_file(tmp_path: Path, keep: int | None, message: str) -> None:
+    config = prepare(tmp_path)
+    (file,) = tmp_path.glob("tiny/1.2.0/*-train.*")
+    data = bytearray(file.read_bytes())
+    if keep is None:
+        data[65600] ^= 0xFF
+    if keep == -1:
+        file.unlink()
+    else:
+        file.write_bytes(data[:keep])
+    with pytest.raises(InputError, match=rf"^tiny/1\.2\.0 train\[0\]: {message}"):
+        open_source(config, "train")[0]

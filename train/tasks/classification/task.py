@@ -42,7 +42,7 @@ class ClassificationTask:
 
     def __init__(self, config: ClassificationConfig, info: DatasetInfo | None = None) -> None:
         self._config = config
-        self.info = info or dataset_info(config.data)
+        self.info = info or dataset_info(self._sources["train"], self._sources["eval"])
 
     @property
     def train_examples(self) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 from ...data import pixels
 from ...data.augment import RandAugment
 from ...data.decode import decode
-from ...data.records import Record
+from ...data.records import SKIPPED, Record
 from .config import ClassificationDataConfig
 
 Transforms = list[grain.transforms.Map | grain.transforms.RandomMap]
@@ -40,7 +40,7 @@ def eval_transforms(config: ClassificationDataConfig) -> Transforms:
 
 
 class Decode(grain.transforms.Map):
-    """Encoded image -> uint8 [H, W, 3]; raises InputError that names the record if PIL cannot read all of it."""
+    """Encoded image -> uint8 [H, W, 3]; raises InputError that names the record if it cannot be read."""
 
     def map(self, element: Record) -> dict[str, Any]:
         return {**element, "image": decode(element["image"], element["name"])}
@@ -109,7 +109,8 @@ class ResizedCenterCrop(grain.transforms.Map):
 
 
 class ToExample(grain.transforms.Map):
-    """Makes the label int32 and drops all fields but the image and the label."""
+    """Makes the label int32 and drops all fields but the image, the label and `SKIPPED`."""
 
-    def map(self, element: dict[str, Any]) -> dict[str, np.ndarray | np.int32]:
-        return {"image": element["image"], "label": np.int32(element["label"])}
+    def map(self, element: dict[str, Any]) -> dict[str, Any]:
+        example = {"image": element["image"], "label": np.int32(element["label"])}
+        return {**example, SKIPPED: element[SKIPPED]} if SKIPPED in element else example
