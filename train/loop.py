@@ -26,6 +26,7 @@ from .distributed import StopRequest, initialize, is_main_process, sum_over_proc
 from .errors import DivergedError, PreemptedError
 from .evaluate import MAX_IN_FLIGHT, evaluate, make_eval_step
 from .experiment import Experiment, build
+from .lock import owned_by_run
 from .metric_writer import MetricWriter
 from .profiler import Profiler
 from .state import TrainState
@@ -49,8 +50,9 @@ def run(config: RunConfig) -> dict[str, Any]:
     require("report", config.report, not config.report or processes == 1, f"False in a run of {processes} processes")
     workdir = Path(config.workdir).expanduser()
     if config.eval_only:
-        return _evaluate_only(config, workdir)
-    with StopRequest() as stop:  # before the compilation, which may take minutes
+        with owned_by_run(workdir) if config.report else contextlib.nullcontext():  # the folder may be read-only
+            return _evaluate_only(config, workdir)
+    with StopRequest() as stop, owned_by_run(workdir):  # before the compilation, which may take minutes
         experiment = build(config)
         if is_main_process():
             _write_config(workdir, config)
