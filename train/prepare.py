@@ -36,7 +36,8 @@ def prepare(dataset: str, tars: Path, data_dir: str) -> Path:
     import tensorflow_datasets as tfds  # of the extra `prepare`, which `main` asks for first
 
     if not sys.stderr.isatty():
-        tfds.disable_progress_bar()  # it is made of carriage returns and block characters
+        tfds.disable_progress_bar()  # of carriage returns and block characters
+        sys.stderr.write(f"preparing {dataset} from {tars}, which takes hours for all of ImageNet\n")
     builder = tfds.builder(dataset, data_dir=data_dir or None)
     folder = Path(builder.data_dir)
     with owned("data_dir", folder.parents[1]):  # ROOT/NAME/VERSION
