@@ -37,10 +37,13 @@ def prepare(dataset: str, tars: Path, data_dir: str) -> Path:
 
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()  # of carriage returns and block characters
-        sys.stderr.write(f"preparing {dataset} from {tars}, which takes hours for all of ImageNet\n")
     builder = tfds.builder(dataset, data_dir=data_dir or None)
     folder = Path(builder.data_dir)
+    if folder.exists():  # complete: TFDS renames it when it is
+        return folder
     with owned("data_dir", folder.parents[1]):  # ROOT/NAME/VERSION
+        sys.stdout.write(f"preparing {dataset} from {tars}, which takes hours for all of ImageNet\n")
+        sys.stdout.flush()
         # Without this, TFDS would download a copy that it has prepared.
         downloads = tfds.download.DownloadConfig(manual_dir=str(tars), try_download_gcs=False)
         builder.download_and_prepare(download_config=downloads, file_format="array_record")

@@ -1,6 +1,5 @@
 """The progress of a run: a bar on a terminal, and lines that can be searched where stderr is none."""
 
-import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +11,7 @@ from .distributed import is_main_process
 
 Clock = Callable[[], float]
 
-SECONDS_BETWEEN_LINES = 30.0
+SECONDS_BETWEEN_LINES = 15.0
 """Of `counted`, where stderr is no terminal."""
 
 
@@ -66,7 +65,8 @@ class Progress:
 def counted(what: str, unit: str, total: int, *, size: int = 1, clock: Clock = time.monotonic) -> Iterator[None]:
     """Yields once for each `size` of `total` things, the last of which may be fewer, and shows how many are done.
 
-    Without a terminal a line comes at the start and every `SECONDS_BETWEEN_LINES`: "evaluating 12800/50000 examples".
+    Without a terminal a line comes every `SECONDS_BETWEEN_LINES`, "evaluating 12800/50000 examples"; none if it is
+    done before, or fails.
 
     Args:
         what: is done, such as "evaluating".
@@ -76,7 +76,7 @@ def counted(what: str, unit: str, total: int, *, size: int = 1, clock: Clock = t
         clock: returns seconds.
     """
     with tqdm(desc=what, unit=f" {unit}", total=total, leave=False, disable=not _has_bar()) as bar:
-        due = -math.inf
+        due = clock() + SECONDS_BETWEEN_LINES
         for done in range(0, total, size):
             now = clock()
             if now >= due and is_main_process() and not _has_bar():

@@ -53,7 +53,7 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 def test_counted_says_where_it_is_from_time_to_time(capsys: pytest.CaptureFixture[str]) -> None:
     clock = seconds(progress.SECONDS_BETWEEN_LINES / 2.5)
     assert list(counted("evaluating", "examples", 50, size=8, clock=clock.__next__)) == [None] * 7
-    assert capsys.readouterr().err.splitlines() == [f"evaluating {done}/50 examples" for done in (0, 24, 48)]
+    assert capsys.readouterr().err.splitlines() == [f"evaluating {done}/50 examples" for done in (16, 40)]
     assert list(counted("evaluating", "examples", 0)) == []
     assert capsys.readouterr().err == ""
 
@@ -99,4 +99,9 @@ def test_preparing_draws_no_bar_into_a_log(
     for name in prepare.TARS:
         (tmp_path / name).touch()
     assert prepare.main(["imagenet2012", "--tars", str(tmp_path)]) == 0
-    assert capsys.readouterr().err == f"preparing imagenet2012 from {tmp_path}, which takes hours for all of ImageNet\n"
+    output, errors = capsys.readouterr()
+    assert output.startswith(f"preparing imagenet2012 from {tmp_path}, which takes hours for all of ImageNet\n")
+    assert errors == ""
+    (tmp_path / "imagenet2012" / "5.1.0").mkdir(parents=True)
+    assert prepare.main(["imagenet2012", "--tars", str(tmp_path)]) == 0
+    assert capsys.readouterr() == (f"imagenet2012 is in {tmp_path}/imagenet2012/5.1.0\n", "")
