@@ -17,7 +17,10 @@ detection), a Hugging Face snapshot folder, or hf-hub:OWNER/NAME. It becomes an 
 in .safetensors a file of this project's names.
 
 SRC of this project: an Orbax folder, a training run's folder, or a .safetensors file. It becomes a PyTorch file that
-timm loads, .safetensors or .pth as DST ends, or with another DST an Orbax folder of the parameters alone."""
+timm loads, .safetensors or .pth as DST ends, or with another DST an Orbax folder of the parameters alone.
+
+Class names, preprocessing and window_padding, which a training run or a snapshot declares, travel with the weights; a
+.pth has no place for them."""
 
 EPILOG = """\
 Exit codes: 0: all that was asked for is done and, with --verify, held; 1: --verify found a difference;

@@ -4,6 +4,7 @@ import ctypes
 import os
 import re
 import signal
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
@@ -97,6 +98,31 @@ def _on_abort(signum: int) -> None:  # noqa: ARG001 - C gives it
 def is_main_process() -> bool:
     """True in the one process that prints and writes metrics."""
     return jax.process_index() == 0
+
+
+def on_main_process(check: Callable[[], object]) -> None:
+    """Calls a function in the main process alone; an InputError that it raises there is raised in every process.
+
+    All processes must call this, and wait for the main one.
+    """
+    error: InputError | None = None
+    if is_main_process():
+        try:
+            check()
+        except InputError as caught:
+            error = caught
+    if jax.process_count() > 1:
+        message = np.zeros(_MAX_MESSAGE, np.uint8)
+        text = str(error or "").encode(errors="replace")[:_MAX_MESSAGE]
+        message[: len(text)] = np.frombuffer(text, np.uint8)
+        text = bytes(multihost_utils.broadcast_one_to_all(message)).rstrip(b"\0")
+        error = error or (InputError(text.decode(errors="replace")) if text else None)
+    if error:
+        raise error
+
+
+_MAX_MESSAGE = 8192
+"""Bytes of an error that reach the other processes."""
 
 
 def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 import grain
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from twins_jax import InputError, Params
 from twins_jax.errors import require
@@ -26,8 +24,10 @@ from .distributed import StopRequest, initialize, is_main_process, sum_over_proc
 from .errors import DivergedError, PreemptedError
 from .evaluate import MAX_IN_FLIGHT, evaluate, make_eval_step
 from .experiment import Experiment, build
+from .lock import owned_by_run
 from .metric_writer import MetricWriter
 from .profiler import Profiler
+from .progress import Progress, counted
 from .state import TrainState
 from .task import Batch, zeros
 
@@ -49,8 +49,9 @@ def run(config: RunConfig) -> dict[str, Any]:
     require("report", config.report, not config.report or processes == 1, f"False in a run of {processes} processes")
     workdir = Path(config.workdir).expanduser()
     if config.eval_only:
-        return _evaluate_only(config, workdir)
-    with StopRequest() as stop:  # before the compilation, which may take minutes
+        with owned_by_run(workdir) if config.report else contextlib.nullcontext():  # the folder may be read-only
+            return _evaluate_only(config, workdir)
+    with StopRequest() as stop, owned_by_run(workdir):  # before the compilation, which may take minutes
         experiment = build(config)
         if is_main_process():
             _write_config(workdir, config)
@@ -85,7 +86,7 @@ def _train(
     with (
         MetricWriter(workdir, start) if is_main_process() else contextlib.nullcontext() as writer,
         Profiler(workdir, start, enabled=config.profile) as profiler,
-        _progress_bar(start, total) as progress,
+        Progress(start, total) as progress,
     ):
         last_log = time.perf_counter()
         for step in range(start + 1, total + 1):
@@ -112,8 +113,7 @@ def _train(
                     skipped = data.skipped
                 if writer:
                     writer.write(step, "train", values)
-                message = f"epoch {epoch:.1f} loss {values['loss']:.3f} {rate:.0f} images/s mfu {values['mfu']:.2f}"
-                progress.set_postfix_str(message, refresh=False)
+                progress.log(step, values)
                 pending = []
             evaluation = None
             if is_eval:
@@ -121,7 +121,7 @@ def _train(
                 _check_finite(step, evaluation)
                 if writer:
                     writer.write(step, "eval", evaluation)
-                    progress.write(f"step {step}: " + " ".join(f"{k} {v:.4g}" for k, v in evaluation.items()))
+                progress.log_evaluation(step, evaluation)
             if is_save:
                 checkpoints.save(state, step, data, evaluation)
             if not pending:
@@ -150,30 +150,35 @@ def _final(experiment: Experiment, workdir: Path, state: TrainState, evaluation:
     if experiment.config.report:
         report = experiment.task.report(workdir / "report")
         step = make_eval_step(report, experiment.graphdef, experiment.mesh)
-        evaluate(report, step, state.params, state.batch_stats, _eval_batches(experiment))
+        evaluate(report, step, state.params, state.batch_stats, _eval_batches(experiment, "writing the report,"))
     return {**evaluation, "step": int(state.step)}
 
 
 def _evaluate(experiment: Experiment, state: TrainState) -> dict[str, Any]:
-    def evaluated(params: Params) -> dict[str, Any]:
+    def evaluated(params: Params, what: str) -> dict[str, Any]:
         evaluator = experiment.task.evaluator()
-        return evaluate(evaluator, experiment.eval_step, params, state.batch_stats, _eval_batches(experiment))
+        batches = _eval_batches(experiment, what)
+        return evaluate(evaluator, experiment.eval_step, params, state.batch_stats, batches)
 
-    result = evaluated(state.params)
+    result = evaluated(state.params, "evaluating")
     if state.ema is not None:
-        result |= {f"ema_{name}": value for name, value in evaluated(state.ema).items() if name != "examples"}
+        averaged = evaluated(state.ema, "evaluating ema")
+        result |= {f"ema_{name}": value for name, value in averaged.items() if name != "examples"}
     if experiment.config.data.on_error == "skip":
         result["skipped"] = experiment.task.eval_examples - result["examples"]
     return result
 
 
-def _eval_batches(experiment: Experiment) -> Iterator[Batch]:
-    """Yields the evaluation split, as many batches in every process: all of them must take part in each step."""
+def _eval_batches(experiment: Experiment, what: str) -> Iterator[Batch]:
+    """Yields the evaluation split, as many batches in every process: all of them must take part in each step.
+
+    Shows as progress `what` is done with them.
+    """
     config, task, shards = experiment.config, experiment.task, jax.process_count()
     batches = task.batches("eval", config.eval_batch_size // shards, shard=jax.process_index(), shards=shards)
     padding = zeros(task.batch_shapes("eval", config.eval_batch_size // shards))
     with contextlib.closing(iter(batches)) as iterator:
-        for _ in range(0, task.eval_examples, config.eval_batch_size):
+        for _ in counted(what, "examples", task.eval_examples, size=config.eval_batch_size):
             yield to_global(next(iterator, padding), experiment.mesh)
 
 
@@ -198,12 +203,6 @@ def _check_finite(step: int, values: Mapping[str, Any]) -> None:
             f"step {step}: {found}. The last checkpoint is good. Try a lower optim.learning_rate, a longer "
             "warm-up, a smaller optim.clip_norm, or model.dtype float32"
         )
-
-
-def _progress_bar(start: int, total: int) -> tqdm:
-    """Makes a bar that moves on a terminal, and writes a line every half minute into a log."""
-    interval = 0.1 if sys.stderr.isatty() else 30.0
-    return tqdm(total=total, initial=start, unit="step", mininterval=interval, disable=not is_main_process())
 
 
 def _write_config(workdir: Path, config: RunConfig) -> None:

@@ -10,6 +10,7 @@ from typing import Literal
 from twins_jax.errors import InputError, require
 
 from .extra import check_installed
+from .lock import owned
 
 TARS = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 
@@ -34,11 +35,19 @@ def prepare(dataset: str, tars: Path, data_dir: str) -> Path:
         )
     import tensorflow_datasets as tfds  # of the extra `prepare`, which `main` asks for first
 
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()  # of carriage returns and block characters
     builder = tfds.builder(dataset, data_dir=data_dir or None)
-    # Without this, TFDS would download a copy that it has prepared.
-    downloads = tfds.download.DownloadConfig(manual_dir=str(tars), try_download_gcs=False)
-    builder.download_and_prepare(download_config=downloads, file_format="array_record")
-    return Path(builder.data_dir)
+    folder = Path(builder.data_dir)
+    if folder.exists():  # complete: TFDS renames it when it is
+        return folder
+    with owned("data_dir", folder.parents[1]):  # ROOT/NAME/VERSION
+        sys.stdout.write(f"preparing {dataset} from {tars}, which takes hours for all of ImageNet\n")
+        sys.stdout.flush()
+        # Without this, TFDS would download a copy that it has prepared.
+        downloads = tfds.download.DownloadConfig(manual_dir=str(tars), try_download_gcs=False)
+        builder.download_and_prepare(download_config=downloads, file_format="array_record")
+    return folder
 
 
 def main(arguments: Sequence[str]) -> int:

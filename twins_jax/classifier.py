@@ -7,6 +7,7 @@ from twins_jax.backbone import TwinsBackbone
 from twins_jax.config import TwinsConfig
 from twins_jax.errors import require
 from twins_jax.layers import LayerNorm, Linear
+from twins_jax.preprocess import Preprocessing
 
 
 class TwinsClassifier(nnx.Module):
@@ -16,6 +17,10 @@ class TwinsClassifier(nnx.Module):
         config: the backbone's configuration, without `stage_norms`.
         num_classes: outputs of the head; 0 leaves the head out and returns the pooled features.
         rngs: `params` stream for the initial parameters.
+
+    Attributes:
+        class_names: of the outputs, in their order; None where the weights came without.
+        preprocessing: of the images with which the weights were evaluated; None where they came without.
 
     Raises:
         InputError: (a ValueError) naming the argument, its value and what it must be.
@@ -28,6 +33,8 @@ class TwinsClassifier(nnx.Module):
         )
         self.config = config
         self.num_classes = num_classes
+        self.class_names: tuple[str, ...] | None = None
+        self.preprocessing: Preprocessing | None = None
         self.backbone = TwinsBackbone(config, rngs=rngs)
         self.norm = LayerNorm(config.embed_dims[-1], epsilon=1e-6, **config.dtypes)
         if num_classes:

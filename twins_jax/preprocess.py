@@ -1,13 +1,23 @@
 """Images as Twins models expect them."""
 
+import dataclasses
+import math
+import numbers
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+from twins_jax.config import MIN_IMAGE_SIZE
+from twins_jax.errors import require
+
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+IMAGENET_MEAN = np.array(_MEAN, np.float32)
 """Mean of ImageNet-1K's red, green and blue in [0, 1]; all published weights were trained with it."""
 
-IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
+IMAGENET_STD = np.array(_STD, np.float32)
 """Standard deviation of the same."""
 
 
@@ -17,3 +27,50 @@ def normalize(images: jax.Array) -> jax.Array:
     Training calls it on the device: a quarter of the bytes crosses to it.
     """
     return (images.astype(jnp.float32) / 255.0 - IMAGENET_MEAN) / IMAGENET_STD
+
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+"""Pillow's filters, by its names for them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """The way from an image file to the input with which a model was evaluated.
+
+    The shorter side is resized to `image_size / crop`, rounded down, the central square of `image_size` is cut out, and
+    its channels, scaled to [0, 1], get `mean` subtracted and are divided by `std`.
+
+    Attributes:
+        image_size: height and width of the model's input, in pixels.
+        crop: side of the center crop / shorter side of the resized image.
+        mean: of each channel.
+        std: of each channel.
+        interpolation: of the resizing, one of `INTERPOLATIONS`.
+
+    Raises:
+        InputError: (a ValueError) naming the field, its value and what it must be.
+    """
+
+    image_size: int = 224
+    crop: float = 0.875
+    mean: tuple[float, ...] = _MEAN
+    std: tuple[float, ...] = _STD
+    interpolation: str = "bicubic"
+
+    def __post_init__(self) -> None:
+        size, crop, mean, std = self.image_size, self.crop, self.mean, self.std
+        is_size = isinstance(size, int) and size >= MIN_IMAGE_SIZE
+        require("image_size", size, is_size, f"an integer from {MIN_IMAGE_SIZE}")
+        require("crop", crop, _is_number(crop) and 0 < crop <= 1, "a fraction in (0, 1]")
+        for field, values, positive in (("mean", mean, False), ("std", std, True)):
+            are_numbers = isinstance(values, tuple | list) and len(values) > 0 and all(map(_is_number, values))
+            is_right = are_numbers and not (positive and min(values) <= 0)
+            require(field, values, is_right, f"a {'positive ' * positive}number for each channel")
+            object.__setattr__(self, field, tuple(map(float, values)))
+        require("std", std, len(std) == len(mean), f"as long as mean, {len(mean)}")
+        allowed = f"one of {', '.join(INTERPOLATIONS)}"
+        require("interpolation", self.interpolation, self.interpolation in INTERPOLATIONS, allowed)
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(value)

@@ -17,7 +17,7 @@ from twins_jax.functional import Params, get_params, set_params
 from twins_jax.layers import LayerNorm, Linear
 
 if TYPE_CHECKING:
-    from twins_jax.port.convert import Ported
+    from twins_jax.port.convert import Declared, Ported
     from twins_jax.port.infer import Inferred
 
 _logger = logging.getLogger(__name__)
@@ -43,19 +43,22 @@ def from_pretrained(
             checkpoint's, a fresh head takes the place of the checkpoint's (0: no head).
         ema: take the exponential moving average that a training checkpoint holds beside the weights.
         rngs: `params` stream for a fresh head; needed only for that.
-        **overrides: see `TwinsOptions`; `in_channels` and `stage_norms` must be those of the weights.
+        **overrides: see `TwinsOptions`; `in_channels` and `stage_norms` must be those of the weights. Left out,
+            `window_padding` is what the source declares, if it declares any.
 
     Returns:
-        The model, all its weights from the checkpoint but a fresh head's, in `param_dtype` (float32 by default).
+        The model, all its weights from the checkpoint but a fresh head's, in `param_dtype` (float32 by default). Where
+        the source declares them (a training run's folder, a Hugging Face snapshot, what `port_weights.py` made of
+        these), it has `preprocessing` and, unless the head is fresh, `class_names`.
 
     Raises:
         InputError: (a ValueError) the source cannot be read, is of no known variant, does not fit it name by name or
             has no classifier (see `backbone_from_pretrained`); or an argument is not what it must be.
     """
-    model, params, _ = _port(source, name, ema)
+    (model, params, _), declared = _port(source, name, ema)
     if model.num_classes is None:
         raise InputError(f"{source}: holds a backbone without a classifier: use backbone_from_pretrained")
-    config = _config(model, overrides)
+    config = _config(model, declared, overrides)
     classes = model.num_classes if num_classes is None else num_classes
     classifier = nnx.eval_shape(lambda: TwinsClassifier(config, classes, rngs=nnx.Rngs(0)))
     fresh: Params = {}
@@ -69,6 +72,8 @@ def from_pretrained(
                 )
             fresh = {"head": get_params(Linear(config.embed_dims[-1], classes, **config.dtypes, rngs=rngs))}
     set_params(classifier, _to_params(params, config) | fresh)
+    classifier.preprocessing = declared.preprocessing
+    classifier.class_names = declared.class_names if classes == model.num_classes else None
     return classifier
 
 
@@ -85,8 +90,9 @@ def backbone_from_pretrained(
             "backbone.".
         name: the variant; read off the weights where it is None.
         ema: as in `from_pretrained`.
-        **overrides: see `TwinsOptions`; `in_channels` must be that of the weights. `stage_norms=True` adds fresh norms
-            to weights without any, as upstream starts its dense SVT from a classifier's.
+        **overrides: see `TwinsOptions`; `in_channels` must be that of the weights, and `window_padding` is as in
+            `from_pretrained`. `stage_norms=True` adds fresh norms to weights without any, as upstream starts its dense
+            SVT from a classifier's.
 
     Returns:
         The backbone, with `stage_norms` where the checkpoint has them, its weights in `param_dtype` (float32 by
@@ -96,10 +102,10 @@ def backbone_from_pretrained(
         InputError: (a ValueError) the source cannot be read, is of no known variant or does not fit it name by name; or
             an argument is not what it must be.
     """
-    model, params, not_ported = _port(source, name, ema)
+    (model, params, not_ported), declared = _port(source, name, ema)
     if not_ported:
         _logger.warning("%s: %d tensors not ported: %s", source, len(not_ported), ", ".join(not_ported))
-    config = _config(model, overrides)
+    config = _config(model, declared, overrides)
     backbone = nnx.eval_shape(lambda: TwinsBackbone(config, rngs=nnx.Rngs(0)))
     fresh: Params = {}
     if config.stage_norms and not model.stage_norms:
@@ -109,11 +115,12 @@ def backbone_from_pretrained(
     return backbone
 
 
-def _port(source: str | os.PathLike[str], name: str | None, ema: bool) -> "Ported":
+def _port(source: str | os.PathLike[str], name: str | None, ema: bool) -> "tuple[Ported, Declared]":
     from twins_jax.port.convert import port
     from twins_jax.port.read import read_weights
 
-    return port(read_weights(source, ema=ema), name)
+    weights = read_weights(source, ema=ema)
+    return port(weights, name), weights.declared
 
 
 def _to_params(params: Mapping[str, np.ndarray], config: TwinsConfig) -> Params:
@@ -122,9 +129,11 @@ def _to_params(params: Mapping[str, np.ndarray], config: TwinsConfig) -> Params:
     return traverse_util.unflatten_dict(arrays, sep="/")
 
 
-def _config(model: "Inferred", overrides: TwinsOptions) -> TwinsConfig:
+def _config(model: "Inferred", declared: "Declared", overrides: TwinsOptions) -> TwinsConfig:
     """Returns the configuration of the weights, with the options that the weights leave open."""
     options = overrides.copy()
+    if declared.window_padding is not None:
+        options.setdefault("window_padding", declared.window_padding)
     channels = options.setdefault("in_channels", model.in_channels)
     require("in_channels", channels, channels == model.in_channels, f"{model.in_channels}, as in the weights")
     norms = options.setdefault("stage_norms", model.stage_norms)

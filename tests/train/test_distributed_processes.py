@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from tests.support.paths import ROOT
+from train.lock import owned
 
 # `python -m train.main` with one more model. Its blocks, one of each kind, compile in seconds; each process must do it.
 MAIN = """
@@ -33,6 +34,7 @@ ARGUMENTS = (
     # The rows of a batch come in another order from two processes, and drop-path draws by row.
     *("--steps", str(STEPS), "--checkpoint.every_steps", str(SAVE_EVERY), "--model.drop_path_rate", "0"),
 )
+OWNER = f"process {os.getpid()} on {socket.gethostname()}"
 LOST = "error: a process of this run is missing, start all of them again: "
 
 
@@ -130,6 +132,16 @@ def test_only_the_first_process_writes_and_prints(undisturbed: tuple[Path, list[
         "ocdbt.process_0",
         "ocdbt.process_1",
     }
+
+
+def test_a_folder_in_use_is_refused_in_both(tmp_path: Path) -> None:
+    """The first process alone asks for the lock; the other one must not wait for it."""
+    with owned("workdir", tmp_path):
+        ends = start_pair(MAIN, *ARGUMENTS, "--workdir", str(tmp_path)).end(timeout=60)
+    for code, output, errors in ends:
+        assert (code, output) == (2, "")
+        assert errors.endswith(f"error: workdir: {tmp_path} is in use by {OWNER}: wait for it, or name another\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_one_process_goes_on_from_two(undisturbed: tuple[Path, list[tuple[int, str, str]]], tmp_path: Path) -> None:

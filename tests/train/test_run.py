@@ -61,7 +61,12 @@ def test_what_a_run_prints_and_writes(alone: Alone) -> None:
     first = alone.output.splitlines()[0]
     assert first.startswith(f"{parameters / 1e6:.1f} M parameters, ")
     assert re.search(r" \d+\.\d\d GFLOPs an image forward, 1 device\(s\) of \d+ GFLOP/s in matrix products$", first)
-    assert re.search(r"16/16 .*epoch 0\.1 loss \d\.\d+ \d+ images/s", alone.errors)  # the progress bar
+    assert "\r" not in alone.errors
+    lines = [line for line in alone.errors.splitlines() if line.startswith("step ")]
+    assert [line.split()[1] for line in lines] == [f"{step}/16" for step in range(2, 17, 2)]
+    numbers = r"epoch 0\.1 loss \d\.\d+ lr \d\.?\d*(e-\d+)? \d+ images/s 0s left"
+    assert re.fullmatch(rf"step 16/16 {numbers}", lines[-1])
+    assert re.findall(r"^step (\d+)/16 eval top1 0\.\d+ .*", alone.output, re.MULTILINE) == ["8", "16"]
     config = json.loads((alone.workdir / "config.json").read_text())
     assert (config["steps"], config["data"]["source"], config["workdir"]) == (STEPS, "digits", str(alone.workdir))
     assert sorted(path.name for path in alone.workdir.iterdir()) == [

@@ -26,6 +26,7 @@ from twins_jax.errors import require
 from twins_jax.port.timm_models import import_timm
 
 from ..data.sources import open_source
+from ..progress import counted
 from ..recipes.imagenet import imagenet_svt_small
 from ..tasks.classification.transforms import eval_transforms, train_transforms
 from .command import command
@@ -76,7 +77,7 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
             "eval": (_ours(data, images, train=False), _timm(root, images, train=False)),
         }
         rates: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in pipelines}
-        for round_number in range(config.passes + 1):
+        for round_number, _ in enumerate(counted("measuring", "passes", config.passes + 1)):
             for name, pair in pipelines.items():
                 for run_pass, values in zip(pair, rates[name], strict=True):
                     start = time.process_time()

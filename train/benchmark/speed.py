@@ -59,7 +59,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _measure_all(args: argparse.Namespace, report: dict[str, Any]) -> None:
-    print(_HEADER)
+    print(_HEADER, flush=True)
     for name, mode, batch, size in itertools.product(args.variants, args.mode, args.batch, args.size):
         case = Case(name, mode, batch, size, args.dtype, args.device, args.attention_implementation)
         result = measure(case, [OURS, *(args.against_modes if args.against else ())], args.rounds, args.seconds)

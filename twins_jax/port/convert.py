@@ -8,19 +8,37 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from twins_jax.config import WindowPadding
 from twins_jax.errors import InputError
 from twins_jax.port.infer import Inferred, Shape, infer
 from twins_jax.port.rules import LAYOUTS, Layout
+from twins_jax.preprocess import Preprocessing
 
 Tensors = dict[str, np.ndarray]
 """name or path -> array."""
 
 
 class Declared(NamedTuple):
-    """The model that a `config.json` beside the weights declares; None for what it leaves out."""
+    """What files beside the weights, or metadata in theirs, say of the model; None for what they leave out.
+
+    Attributes:
+        name: the variant.
+        num_classes: outputs of the head.
+        class_names: of these outputs.
+        preprocessing: of the images with which the model was evaluated.
+        window_padding: the one option that changes the function that the weights compute.
+    """
 
     name: str | None = None
     num_classes: int | None = None
+    class_names: tuple[str, ...] | None = None
+    preprocessing: Preprocessing | None = None
+    window_padding: WindowPadding | None = None
+
+    def or_else(self, other: "Declared") -> "Declared":
+        """Fills what this leaves out."""
+        left_out = {field: value for field, value in other._asdict().items() if getattr(self, field) is None}
+        return self._replace(**left_out)
 
 
 NOTHING_DECLARED = Declared()
@@ -34,7 +52,7 @@ class Weights:
         label: the file or folder that they were read from, for errors.
         container: the place in it that held them.
         tensors: name -> array in the file's names, axes and dtypes.
-        declared: the model that the file's neighbors say they are of.
+        declared: what the file, or its neighbors, say of them.
     """
 
     label: str
@@ -140,6 +158,9 @@ def _check_declared(weights: Weights, model: Inferred) -> None:
     ):
         if says is not None and found is not None and says != found:
             raise InputError(f"{weights.label}: its config.json says {what} {says!r}, its weights are of {found!r}")
+    names = weights.declared.class_names
+    if names is not None and model.num_classes and len(names) != model.num_classes:
+        raise InputError(f"{weights.label}: declares {len(names)} class names, its weights are of {model.num_classes}")
 
 
 def _misfits(tensors: Tensors, expected: Mapping[str, Shape], not_ported: Collection[str]) -> list[str]:

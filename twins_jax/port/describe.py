@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from twins_jax.port.convert import Ported, Weights
+from twins_jax.port.convert import Declared, Ported, Weights
 
 PARTS = ("patch_embed", "peg", "blocks")
 
@@ -20,11 +20,16 @@ def describe(weights: Weights, ported: Ported) -> str:
     model, params = ported.model, ported.params
     config = model.config()
     classes = {None: "no classifier", 0: "no head"}.get(model.num_classes, str(model.num_classes))
+    declared = weights.declared
+    if model.num_classes and declared.class_names:
+        shown = ", ".join(map(repr, declared.class_names[:3]))
+        classes += f": {shown}{', ...' if model.num_classes > 3 else ''}"
     facts = {
         "variant": model.name + (" with stage norms" if model.stage_norms else ""),
         "parameters": f"{_count(params):,}",
         "classes": classes,
         "channels": str(model.in_channels),
+        **_of_images(declared),
         "container": weights.container,
         "names": weights.layout.label,
         "dtype": _dtypes(params),
@@ -45,6 +50,18 @@ def describe(weights: Weights, ported: Ported) -> str:
         found = _below(rest, f"{name}/")
         lines.append(f"{name.removeprefix('backbone/'):10}{'':17}{'':39}{_count(found):>13,}  {_dtypes(found)}")
     return "\n".join(lines)
+
+
+def _of_images(declared: Declared) -> dict[str, str]:
+    """Returns the facts that no weights tell, as far as they are declared."""
+    facts = {}
+    if images := declared.preprocessing:
+        size = f"{images.image_size}x{images.image_size}"
+        facts["images"] = f"{size}, center crop {images.crop:g}, {images.interpolation}"
+        facts["mean, std"] = f"{', '.join(map(str, images.mean))}; {', '.join(map(str, images.std))}"
+    if declared.window_padding is not None:
+        facts["windows"] = f'window_padding="{declared.window_padding}"'
+    return facts
 
 
 def _below(params: Mapping[str, np.ndarray], root: str) -> dict[str, np.ndarray]:

@@ -1,16 +1,14 @@
 """Snapshots of Hugging Face model repositories: a folder with weights and a config.json, or the name of one."""
 
-import json
 import os
-from typing import Any
 
 from twins_jax.errors import InputError, one_line
 from twins_jax.port.convert import NOTHING_DECLARED, Declared
+from twins_jax.port.declared import CONFIG_FILE, from_json, read_object
 
 PREFIX = "hf-hub:"
 """The prefix of repositories' names, as timm has it: "hf-hub:timm/twins_svt_small.in1k", optionally "@revision"."""
 
-CONFIG_FILE = "config.json"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """The names that timm and transformers give to weights, in order of preference."""
 
@@ -56,19 +54,10 @@ def find_weights(folder: str) -> str | None:
 
 
 def read_config(folder: str) -> Declared:
-    """Reads the model's variant and classes off a snapshot's config.json, in timm's form; nothing without the file.
+    """Reads what a snapshot's config.json, in timm's form, declares of the model; nothing without the file.
 
     Raises:
-        InputError: it is no JSON object.
+        InputError: it is no JSON object, or a value cannot be what it stands for.
     """
     path = os.path.join(folder, CONFIG_FILE)
-    if not os.path.isfile(path):
-        return NOTHING_DECLARED
-    try:
-        with open(path, encoding="utf-8") as file:
-            config: Any = json.load(file)
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not readable: {one_line(error)}") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: holds no JSON object")
-    return Declared(config.get("architecture"), config.get("num_classes"))
+    return from_json(read_object(path), path) if os.path.isfile(path) else NOTHING_DECLARED

@@ -5,6 +5,7 @@ import os
 from twins_jax.errors import InputError, one_line
 from twins_jax.port import hub, orbax_io, safetensors_io, torch_io
 from twins_jax.port.convert import NOTHING_DECLARED, Declared, Weights
+from twins_jax.port.declared import from_text, read_folder
 
 
 def read_weights(source: str | os.PathLike[str], *, ema: bool = False) -> Weights:
@@ -28,7 +29,7 @@ def read_weights(source: str | os.PathLike[str], *, ema: bool = False) -> Weight
     if weights := hub.find_weights(source):
         return _read_file(weights, weights, ema, hub.read_config(source))
     folder = orbax_io.find_params(source, ema=ema)
-    return Weights(folder, "Orbax folder", orbax_io.read_params(folder))
+    return Weights(folder, "Orbax folder", orbax_io.read_params(folder), read_folder(folder))
 
 
 def _read_file(path: str, label: str, ema: bool, declared: Declared = NOTHING_DECLARED) -> Weights:
@@ -44,6 +45,7 @@ def _read_file(path: str, label: str, ema: bool, declared: Declared = NOTHING_DE
         if ema:
             raise InputError(f"{path}: a .safetensors file holds one set of weights, and no moving average beside it")
         tensors, container = safetensors_io.read_safetensors(path), ".safetensors file"
+        declared = declared.or_else(from_text(safetensors_io.read_metadata(path), f"{path}: metadata"))
     else:
         raise InputError(f"{path}: neither a .safetensors file nor one of torch.save, nor a folder of weights")
     if not tensors:

@@ -1,12 +1,14 @@
 """Ports one file or folder to another: the library behind `port_weights.py`."""
 
+import json
 import os
 from collections.abc import Callable
 from typing import NamedTuple
 
 from twins_jax.errors import InputError
-from twins_jax.files import staged
+from twins_jax.files import staged, write_text
 from twins_jax.port.convert import Ported, Tensors, Weights, to_layout
+from twins_jax.port.declared import CONFIG_FILE, to_json
 from twins_jax.port.orbax_io import is_params, write_params
 from twins_jax.port.rules import OURS, OURS_BACKBONE, TORCH, TORCH_DENSE, Layout
 from twins_jax.port.safetensors_io import write_safetensors
@@ -26,17 +28,23 @@ class Target(NamedTuple):
 def plan_target(source: Weights, ported: Ported, target: str) -> Target:
     """Chooses the kind of file or folder to write, from the source's layout and the target's name.
 
+    What is declared of the source travels with the weights, but not into files of `torch.save`.
+
     Raises:
         InputError: target and source are both PyTorch files.
     """
     is_backbone = ported.model.num_classes is None
     ours, theirs = (OURS_BACKBONE, TORCH_DENSE) if is_backbone else (OURS, TORCH)
     suffix = os.path.splitext(target)[1]
+    config = to_json(source.declared, ported.model)
+    about = json.dumps(config) if config else None
     if suffix == ".safetensors":
         layout = ours if source.layout.is_torch else theirs
         framework = "pt" if layout.is_torch else "jax"
         return Target(
-            ".safetensors file", layout, lambda path, tensors: write_safetensors(path, tensors, framework=framework)
+            ".safetensors file",
+            layout,
+            lambda path, tensors: write_safetensors(path, tensors, framework=framework, about=about),
         )
     if suffix in TORCH_SUFFIXES:
         if source.layout.is_torch:
@@ -45,7 +53,13 @@ def plan_target(source: Weights, ported: Ported, target: str) -> Target:
                 f"names already"
             )
         return Target("torch file", theirs, write_torch)
-    return Target("Orbax folder", ours, write_params)
+
+    def write_folder(path: str, tensors: Tensors) -> None:
+        write_params(path, tensors)
+        if about:  # beside Orbax's own files, which it alone reads
+            write_text(os.path.join(path, CONFIG_FILE), about + "\n")
+
+    return Target("Orbax folder", ours, write_folder)
 
 
 def write_target(ported: Ported, kind: Target, target: str, *, overwrite: bool = False) -> None:

@@ -1,0 +1,169 @@
+"""What travels beside weights: class names, preprocessing, and the option that changes the function they compute.
+
+One JSON object holds it: timm's `config.json` with one more key, "window_padding". It is the metadata "twins_jax" of a
+.safetensors file, and `config.json` in an Orbax folder. A training run's folder holds the same in files of its own.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from twins_jax.config import WindowPadding
+from twins_jax.errors import InputError, one_line, require
+from twins_jax.port.convert import NOTHING_DECLARED, Declared
+from twins_jax.port.infer import Inferred
+from twins_jax.preprocess import Preprocessing
+
+CONFIG_FILE = "config.json"
+DATASET_FILE = "dataset.json"
+
+_logger = logging.getLogger(__name__)
+
+
+def read_folder(folder: str) -> Declared:
+    """Reads what is declared of an Orbax folder: in it, or by the training run whose checkpoint it is an item of.
+
+    Raises:
+        InputError: a file is not readable, or holds what it must not.
+    """
+    path = os.path.join(folder, CONFIG_FILE)
+    if os.path.exists(path):
+        return from_json(read_object(path), path)
+    checkpoints, _, _ = os.path.abspath(folder).rsplit(os.sep, 2)  # RUN/checkpoints/STEP/params
+    run, name = os.path.split(checkpoints)
+    return _read_run(run) if name == "checkpoints" else NOTHING_DECLARED
+
+
+def from_text(text: str | None, place: str) -> Declared:
+    """Reads the metadata of a file, None for one without any; `place` is named in errors."""
+    if text is None:
+        return NOTHING_DECLARED
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{place}: not readable: {one_line(error)}") from error
+    return from_json(_object(config, place), place)
+
+
+def from_json(config: Mapping[str, Any], place: str) -> Declared:
+    """Reads an object in timm's form; of older files "pretrained_cfg" is the object itself.
+
+    Args:
+        config: the object; keys of no interest are passed over.
+        place: the file, for errors.
+
+    Raises:
+        InputError: a value cannot be what it stands for.
+    """
+    pretrained = config.get("pretrained_cfg", config)
+    if not isinstance(pretrained, dict):
+        raise InputError(f"{place}: pretrained_cfg={pretrained!r}: must be an object")
+    names = next((part[key] for part in (config, pretrained) for key in ("label_names", "labels") if key in part), None)
+    return Declared(
+        name=config.get("architecture"),
+        num_classes=config.get("num_classes"),
+        class_names=_class_names(names, f"{place}: label_names"),
+        preprocessing=_preprocessing(pretrained, place),
+        window_padding=_window_padding(config.get("window_padding"), f"{place}: window_padding"),
+    )
+
+
+def to_json(declared: Declared, model: Inferred) -> dict[str, Any] | None:
+    """The inverse of `from_json`, for weights of this model; None if they say all there is to say themselves."""
+    class_names = declared.class_names if model.num_classes else None  # they go with the head
+    if (class_names, declared.preprocessing, declared.window_padding) == (None, None, None):
+        return None
+    config: dict[str, Any] = {"architecture": model.name, "num_classes": model.num_classes}
+    if class_names is not None:
+        config["label_names"] = list(class_names)
+    if declared.window_padding is not None:
+        config["window_padding"] = declared.window_padding
+    if (images := declared.preprocessing) is not None:
+        config["pretrained_cfg"] = {
+            "input_size": [len(images.mean), images.image_size, images.image_size],
+            "crop_pct": images.crop,
+            "mean": list(images.mean),
+            "std": list(images.std),
+            "interpolation": images.interpolation,
+        }
+    return config
+
+
+def read_object(path: str) -> dict[str, Any]:
+    """Reads a JSON file that holds an object.
+
+    Raises:
+        InputError: it is not readable, or holds something else.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            value = json.load(file)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not readable: {one_line(error)}") from error
+    return _object(value, path)
+
+
+def _object(value: Any, place: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InputError(f"{place}: holds no JSON object")
+    return value
+
+
+def _read_run(run: str) -> Declared:
+    """Reads the records of a training run, as `train.loop` writes them; older runs have no `DATASET_FILE`."""
+    declared = NOTHING_DECLARED
+    path = os.path.join(run, CONFIG_FILE)
+    if os.path.exists(path):
+        config = read_object(path)
+        model, data = (config.get(key, {}) for key in ("model", "data"))
+        for key, part in (("model", model), ("data", data)):
+            if not isinstance(part, dict):
+                raise InputError(f"{path}: {key}={part!r}: must be an object")
+        has_crop = {"image_size", "eval_crop"} <= data.keys()  # other tasks may prepare images in other ways
+        declared = Declared(
+            name=model.get("name"),
+            preprocessing=_checked(path, image_size=data["image_size"], crop=data["eval_crop"]) if has_crop else None,
+            window_padding=_window_padding(model.get("window_padding"), f"{path}: model.window_padding"),
+        )
+    path = os.path.join(run, DATASET_FILE)
+    if os.path.exists(path):
+        names = _class_names(read_object(path).get("class_names"), f"{path}: class_names")
+        declared = declared._replace(class_names=names)
+    return declared
+
+
+def _class_names(value: Any, field: str) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    is_names = isinstance(value, list) and all(isinstance(name, str) for name in value)
+    require(field, value, is_names, "a list of strings")
+    return tuple(value)
+
+
+def _window_padding(value: Any, field: str) -> WindowPadding | None:
+    allowed = get_args(WindowPadding)
+    require(field, value, value is None or value in allowed, f"one of {', '.join(allowed)}")
+    return value
+
+
+def _preprocessing(config: Mapping[str, Any], place: str) -> Preprocessing | None:
+    size = config.get("input_size")
+    if size is None:
+        return None
+    require(f"{place}: input_size", size, isinstance(size, list) and len(size) == 3, "channels, height and width")
+    mode = config.get("crop_mode") or "center"
+    ours = {"crop": "crop_pct", "mean": "mean", "std": "std", "interpolation": "interpolation"}
+    values = {field: config[key] for field, key in ours.items() if config.get(key) is not None}
+    if size[1] != size[2] or mode != "center" or values.get("interpolation") == "random":
+        _logger.warning("%s: its preprocessing is left out: twins_jax has only square center crops", place)
+        return None
+    return _checked(place, image_size=size[1], **values)
+
+
+def _checked(place: str, **values: Any) -> Preprocessing:
+    try:
+        return Preprocessing(**values)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
