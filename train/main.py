@@ -32,7 +32,7 @@ def parse(arguments: Sequence[str]) -> RunConfig:
     """
     source, _ = _source(arguments)
     has_place = bool(source.workdir or not source.config)
-    require("workdir", source.workdir, has_place, "given beside config, which may be that of another run's folder")
+    require("workdir", source.workdir, has_place, "given beside config, whose run keeps its own folder")
     config: RunConfig = parse_recipe(arguments, f"{__package__}.main")
     return config
 

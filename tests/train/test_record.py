@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from flax import traverse_util
 
+from tests.support import runs
 from train.config import CheckpointConfig, RunConfig
 from train.main import main, parse
 from train.recipes import RECIPES, digits
@@ -79,11 +80,6 @@ def go_on(config: RunConfig, info: DatasetInfo = INFO, step: int = 4) -> Record:
     return record
 
 
-def content(folder: Path) -> dict[str, bytes | None]:
-    """Every file below a folder, and None for the folders."""
-    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
-
-
 @pytest.mark.parametrize("name", RECIPES)
 def test_each_setting_is_decided(name: str) -> None:
     """A new field fails here: put it into `MAY_CHANGE` if runs may go on with another value of it, or into `FIXED`."""
@@ -98,7 +94,7 @@ def test_a_fixed_setting_is_refused(field: str, tmp_path: Path) -> None:
     config = begin(tmp_path)
     old = flatten(config)[field]
     new = OTHER_VALUES[field] if field in OTHER_VALUES else old + 1 if isinstance(old, int) else old / 2 + 0.01
-    before = content(tmp_path)
+    before = runs.content(tmp_path)
     for eval_only in (False, True):
         with pytest.raises(InputError) as caught:
             go_on(dataclasses.replace(changed(config, field, new), eval_only=eval_only))
@@ -106,7 +102,7 @@ def test_a_fixed_setting_is_refused(field: str, tmp_path: Path) -> None:
             f"workdir: {tmp_path} holds a run with other settings; give another folder or --allow_changes:\n"
             f"  ! {field} is {new!r}, the run has {old!r}"
         )
-    assert content(tmp_path) == before
+    assert runs.content(tmp_path) == before
 
 
 def test_all_differences_are_listed(tmp_path: Path) -> None:
@@ -186,11 +182,11 @@ def test_another_data_set_is_refused(info: DatasetInfo, line: str, tmp_path: Pat
     config = begin(tmp_path)
     stored = json.loads((tmp_path / "dataset.json").read_text())
     assert stored == dataclasses.asdict(INFO) | {"class_names": ["ant", "bee", "cat"]}
-    before = content(tmp_path)
+    before = runs.content(tmp_path)
     with pytest.raises(InputError, match="holds a run with other data; give another") as caught:
         go_on(config, info)
     assert f"  ! {line}" in str(caught.value).splitlines()
-    assert content(tmp_path) == before
+    assert runs.content(tmp_path) == before
 
     evaluation = dataclasses.replace(config, eval_only=True)
     if "class_names" in line:
@@ -225,13 +221,13 @@ def test_a_damaged_record_names_the_file_to_remove(damage: bytes | None, name: s
     config, path = begin(tmp_path), tmp_path / name
     path.unlink()
     path.mkdir() if damage is None else path.write_bytes(damage)
-    before = content(tmp_path)
+    before = runs.content(tmp_path)
     for allow_changes in (False, True):
         with pytest.raises(InputError, match=rf"^{path}: .*; remove it to go on without comparing the \w+$") as caught:
             go_on(dataclasses.replace(config, allow_changes=allow_changes))
         assert "\n" not in str(caught.value)
         assert len(str(caught.value)) < 500
-    assert content(tmp_path) == before
+    assert runs.content(tmp_path) == before
     path.rmdir() if damage is None else path.unlink()
     if name == "config.json":
         with pytest.warns(UserWarning, match=f"{path} is missing: the settings are not compared with the run's"):
@@ -272,7 +268,7 @@ def test_config_of_a_record(tmp_path: Path) -> None:
 def test_config_needs_a_workdir_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     begin(tmp_path)
     assert main(["--config", str(tmp_path / "config.json")]) == 2
-    message = "workdir='': must be given beside config, which may be that of another run's folder"
+    message = "workdir='': must be given beside config, whose run keeps its own folder"
     assert capsys.readouterr().err == f"error: {message}\n"
 
 
