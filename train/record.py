@@ -27,7 +27,7 @@ MAY_CHANGE = LENGTH | {
     "distributed.timeout_seconds",
     # The reading of the data: `dataset.json` tells whether a folder elsewhere holds the same. A checkpoint knows the
     # number of workers that it needs.
-    *("data.dir", "data.threads", "data.workers"),
+    *("data.dir", "data.threads", "data.workers", "data.on_error", "data.max_errors"),
     # The files that it writes, and when.
     *("checkpoint.every_steps", "checkpoint.keep"),
     *("log_every_steps", "eval_every_steps", "eval_batch_size"),

@@ -74,7 +74,10 @@ def test_what_a_run_prints_and_writes(alone: Alone) -> None:
         *("checkpoints", "config.json", "dataset.json", "metrics.jsonl", "tensorboard")
     ]
     assert json.loads((alone.workdir / "dataset.json").read_text()) == {
-        "num_classes": 10, "class_names": list("0123456789"), "train_examples": 1442, "eval_examples": 355
+        "num_classes": 10,
+        "class_names": list("0123456789"),
+        "train_examples": 1442,
+        "eval_examples": 355,
     }
     assert len(list((alone.workdir / "tensorboard").iterdir())) == 1
     assert runs.checkpoints(alone.workdir) == [4, 8, 12, 16]
