@@ -35,7 +35,7 @@ class Checkpoints:
     """Saves and restores the state of a run and the position in its data.
 
     A context manager; leaving it waits for the saves that are under way. Saves are asynchronous, all processes write
-    their parts, and a checkpoint appears under its step only when it is complete.
+    their parts, and a checkpoint appears under its step only when it is complete. The folder is made by the first save.
 
     Args:
         workdir: of the run.
@@ -52,6 +52,7 @@ class Checkpoints:
             item_handlers={name: ocp.StandardCheckpointHandler() for name in ITEMS}
             | {"data": grain.checkpoint.CheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
+                create=False,
                 save_decision_policy=save_decision_policy.FixedIntervalPolicy(config.every_steps),
                 preservation_policy=preservation_policy.AnyPreservationPolicy(
                     [preservation_policy.LatestN(config.keep), self._best]
@@ -77,6 +78,7 @@ class Checkpoints:
         about: dict[str, Any] = {"checksums": {name: int(_checksum(tree)) for name, tree in _items(state).items()}}
         if evaluation:
             about[self._best_metric] = self._best.values[step] = evaluation[self._best_metric]
+        self._manager.directory.mkdir(parents=True, exist_ok=True)
         self._manager.save(step, args=args, custom_metadata=about, force=True)
 
     def restore(self, state: TrainState, data: grain.DatasetIterator | None) -> TrainState | None:
@@ -85,7 +87,7 @@ class Checkpoints:
         Args:
             state: has the structure, shapes, dtypes and shardings wanted.
             data: the iterator to set to the saved position. None: the optimizer's state is not restored either, for
-                evaluation.
+                evaluation, which leaves the folder as it is.
 
         Returns:
             The state, or None without a checkpoint.
@@ -104,7 +106,7 @@ class Checkpoints:
                 continue
             # Only now, after another one could be read, the fault is certainly the checkpoint's.
             for damaged_step, why in damaged.items():
-                self._put_aside(damaged_step, why)
+                self._report(damaged_step, why, moves=data is not None)
             return restored
         if damaged:
             reasons = "; ".join(f"step {step}: {why}" for step, why in damaged.items())
@@ -141,10 +143,14 @@ class Checkpoints:
         at_step = jax.device_put(jnp.asarray(step, jnp.int32), state.step.sharding)
         return dataclasses.replace(state, step=at_step, **trees)
 
-    def _put_aside(self, step: int, why: str) -> None:
+    def _report(self, step: int, why: str, *, moves: bool) -> None:
         target = self._workdir / "damaged" / str(step)
         if jax.process_index() == 0:
-            warnings.warn(f"the checkpoint of step {step} cannot be read ({why}): moved to {target}", stacklevel=2)
+            then = f"moved to {target}" if moves else "an older one is evaluated"
+            warnings.warn(f"the checkpoint of step {step} cannot be read ({why}): {then}", stacklevel=2)
+        if not moves:
+            return
+        if jax.process_index() == 0:
             target.parent.mkdir(exist_ok=True)
             shutil.rmtree(target, ignore_errors=True)  # an earlier damaged checkpoint of the same step
             shutil.move(str(self._manager.directory / str(step)), str(target))

@@ -3,8 +3,8 @@
 import abc
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, Required
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Required
 
 import jax
 import jax.numpy as jnp
@@ -163,6 +163,9 @@ class CheckpointConfig:
 class RunConfig(abc.ABC):
     """The settings that the runs of all tasks share. The same config on the same devices gives the same run."""
 
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Settings of older versions, "group.field", by the names that they have now."""
+
     workdir: str
     """Folder of the run; a rerun goes on from the newest checkpoint in it."""
 
@@ -200,7 +203,12 @@ class RunConfig(abc.ABC):
     """Checkpoint to start from: anything `twins_jax.from_pretrained` takes."""
 
     eval_only: bool = False
-    """Evaluate `init` if it is given, and else the newest checkpoint in `workdir`, and stop."""
+    """Evaluate `init` if it is given, and else the newest checkpoint in `workdir`, and stop. With the latter, settings
+    without a flag are those of the run in the folder."""
+
+    allow_changes: bool = False
+    """Go on in a folder whose run had other settings or other data, or evaluate it with them. Going on lists them in
+    WORKDIR/config_changes.jsonl."""
 
     report: bool = False
     """After the last evaluation write WORKDIR/report, a page that shows where the model errs."""

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -15,12 +14,11 @@ import numpy as np
 
 from twins_jax import InputError, Params
 from twins_jax.errors import require
-from twins_jax.files import write_text
 
 from . import flops
 from .checkpoint import Checkpoints
 from .config import RunConfig
-from .distributed import StopRequest, initialize, is_main_process, sum_over_processes, to_global
+from .distributed import StopRequest, initialize, is_main_process, on_main_process, sum_over_processes, to_global
 from .errors import DivergedError, PreemptedError
 from .evaluate import MAX_IN_FLIGHT, evaluate, make_eval_step
 from .experiment import Experiment, build
@@ -28,6 +26,7 @@ from .lock import owned_by_run
 from .metric_writer import MetricWriter
 from .profiler import Profiler
 from .progress import Progress, counted
+from .record import Record, holds_checkpoint
 from .state import TrainState
 from .task import Batch, zeros
 
@@ -52,9 +51,10 @@ def run(config: RunConfig) -> dict[str, Any]:
         with owned_by_run(workdir) if config.report else contextlib.nullcontext():  # the folder may be read-only
             return _evaluate_only(config, workdir)
     with StopRequest() as stop, owned_by_run(workdir):  # before the compilation, which may take minutes
+        record = Record(workdir, config)
+        on_main_process(record.check_settings)
         experiment = build(config)
-        if is_main_process():
-            _write_config(workdir, config)
+        on_main_process(lambda: record.check_dataset(experiment.task.info))
         shard, shards = jax.process_index(), jax.process_count()
         data = iter(experiment.task.batches("train", config.batch_size // shards, shard=shard, shards=shards))
         with (
@@ -64,6 +64,10 @@ def run(config: RunConfig) -> dict[str, Any]:
             if restored := checkpoints.restore(experiment.state, data):
                 experiment = dataclasses.replace(experiment, state=restored)  # lets go of the first weights
                 del restored
+            start = int(experiment.state.step)
+            on_main_process(lambda: record.write(start))  # no check is left that could refuse this start
+            if is_main_process():
+                print("".join(f"from step {start} on: {line}\n" for line in record.changes), end="", flush=True)
             return _train(experiment, workdir, data, checkpoints, stop)
 
 
@@ -134,11 +138,15 @@ def _train(
 
 def _evaluate_only(config: RunConfig, workdir: Path) -> dict[str, Any]:
     """Evaluates `init` if it is given, and the newest checkpoint of the folder otherwise."""
-    can_evaluate = bool(config.init) or any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+    can_evaluate = bool(config.init) or holds_checkpoint(workdir)
     require("init", config.init, can_evaluate, f"a checkpoint for eval_only: {workdir} holds none")
+    record = Record(workdir, config)
+    if not config.init:
+        on_main_process(record.check_settings)
     experiment = build(config)
     state: TrainState | None = experiment.state
     if not config.init:
+        on_main_process(lambda: record.check_dataset(experiment.task.info))
         with Checkpoints(workdir, config.checkpoint, experiment.task.best_metric) as checkpoints:
             state = checkpoints.restore(experiment.state, data=None)
     if state is None:
@@ -200,14 +208,6 @@ def _check_finite(step: int, values: Mapping[str, Any]) -> None:
     if not all(map(math.isfinite, losses)):
         found = ", ".join(f"{name} {value}" for name, value in values.items())
         raise DivergedError(
-            f"step {step}: {found}. The last checkpoint is good. Try a lower optim.learning_rate, a longer "
-            "warm-up, a smaller optim.clip_norm, or model.dtype float32"
+            f"step {step}: {found}. The last checkpoint is good. Go on with --allow_changes and a lower "
+            "optim.learning_rate, a longer warm-up, a smaller optim.clip_norm, or model.dtype float32"
         )
-
-
-def _write_config(workdir: Path, config: RunConfig) -> None:
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"workdir: {workdir} cannot be made: {error.strerror}") from error
-    write_text(workdir / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")

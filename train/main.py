@@ -1,8 +1,11 @@
 """The command line of training: `python -m train.main [RECIPE] [--field value ...]`."""
 
+import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +17,7 @@ from .distributed import exit_lost_process, expect_exit, lost_connection
 from .errors import DivergedError, PreemptedError
 from .extra import TRAINING, check_installed
 from .recipes import DEFAULT, RECIPES
+from .record import CONFIG, default_settings
 
 EXIT_BAD_INPUT = 2
 EXIT_DIVERGED = 3
@@ -26,12 +30,18 @@ def parse(arguments: Sequence[str]) -> RunConfig:
     Raises:
         InputError: the recipe is unknown, or a value is not allowed.
     """
+    source, _ = _source(arguments)
+    has_place = bool(source.workdir or not source.config)
+    require("workdir", source.workdir, has_place, "given beside config, whose run keeps its own folder")
     config: RunConfig = parse_recipe(arguments, f"{__package__}.main")
     return config
 
 
 def parse_recipe(arguments: Sequence[str], module: str, wrap: Callable[[RunConfig], Any] | None = None) -> Any:
     """The settings that `[RECIPE] [--field value ...]` asks for; exits with code 2 on a bad field or value, naming it.
+
+    Fields without a flag are the recipe's; with `--config` they are a record's, and with `--eval_only` of the folder's
+    checkpoint those of the folder's record.
 
     Args:
         arguments: of the command line.
@@ -49,17 +59,57 @@ def parse_recipe(arguments: Sequence[str], module: str, wrap: Callable[[RunConfi
     has_recipe = bool(arguments) and not arguments[0].startswith("-")
     name = arguments[0] if has_recipe else DEFAULT.__name__
     require("recipe", name, name in RECIPES, f"one of {', '.join(RECIPES)}")
-    config = RECIPES[name]()
+    source, flags = _source(arguments[has_recipe:])
+    config = _with_record(RECIPES[name](), source)
     default = wrap(config) if wrap else config
     return tyro.cli(
         type(default),
         prog=f"python -m {module} [RECIPE]",
-        description=f"Recipes: {', '.join(RECIPES)}.\n\nThis one, {name}: {RECIPES[name].__doc__}",
+        description=f"Recipes: {', '.join(RECIPES)}. {_CONFIG_HELP}\n\nThis one, {name}: {RECIPES[name].__doc__}",
         default=default,
-        args=list(arguments[has_recipe:]),
+        args=flags,
         use_underscores=True,
         registry=FLAGS,
     )
+
+
+_CONFIG_HELP = (
+    "With --config RUN/config.json the settings of that run take the place of the recipe's, which is then any of the "
+    "same task; --workdir must be given."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Config:
+    config: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source(_Config):
+    """The flags that decide where the settings without a flag come from."""
+
+    workdir: str = ""
+    eval_only: bool = False
+    init: str = ""
+
+
+def _source(arguments: Sequence[str]) -> tuple[_Source, list[str]]:
+    """Reads these flags alone; also returns all flags but `config`, which is no setting."""
+    import tyro
+
+    options: Any = {"return_unknown_args": True, "add_help": False, "use_underscores": True}
+    source, _ = tyro.cli(_Source, args=list(arguments), **options)
+    _, others = tyro.cli(_Config, args=list(arguments), **options)
+    return source, others
+
+
+def _with_record(recipe: RunConfig, source: _Source) -> RunConfig:
+    """Returns the settings of the record that the flags name or whose checkpoint they evaluate, else the recipe's."""
+    workdir, evaluates = source.workdir or recipe.workdir, source.eval_only and not source.init
+    path = Path(source.config or f"{workdir}/{CONFIG}").expanduser()
+    if not (source.config or (evaluates and os.path.isfile(path))):
+        return recipe
+    return default_settings(path, recipe, workdir=workdir, evaluates=evaluates)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

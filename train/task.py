@@ -67,6 +67,10 @@ class Task(Protocol):
         """The figure of an evaluation whose largest value marks the best checkpoint."""
 
     @property
+    def info(self) -> DatasetInfo:
+        """The data set, whose classes and sizes go into the run's record."""
+
+    @property
     def train_examples(self) -> int:
         """Examples in an epoch."""
 

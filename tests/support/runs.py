@@ -62,6 +62,11 @@ def checkpoints(workdir: Path) -> list[int]:
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []
 
 
+def content(folder: Path) -> dict[str, bytes | None]:
+    """Every file below a folder, and None for the folders."""
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
 def saved(workdir: Path, step: int) -> dict[str, Any]:
     """The content of a step's checkpoint, by name: arrays, and the position in the data."""
     folder = workdir.absolute() / "checkpoints" / str(step)

@@ -14,6 +14,7 @@ import optax
 import pytest
 from absl import flags
 
+from tests.support import runs
 from train.checkpoint import Checkpoints
 from train.config import CheckpointConfig
 from train.state import TrainState, create_state
@@ -98,6 +99,7 @@ def test_restores_every_bit(ema: bool, tmp_path: Path) -> None:
 
 def test_nothing_to_restore(tmp_path: Path) -> None:
     assert restore(tmp_path) == (None, 0)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.filterwarnings("error:the checkpoint")
@@ -240,6 +242,19 @@ def test_damaged_newest_is_reported_and_the_one_before_is_used(damage: Callable[
     # The run goes on as if it had been cut off after step 2.
     assert save(workdir, {3: None}, keep=3) == [1, 2, 3]
     assert_is(restore(workdir)[0], 3)
+
+
+def test_an_evaluation_moves_nothing(workdir: Path) -> None:
+    (workdir / "checkpoints" / "3" / "_CHECKPOINT_METADATA").write_text("{}")
+    before = runs.content(workdir)
+    with (
+        Checkpoints(workdir, CheckpointConfig(), "top1") as checkpoints,
+        pytest.warns(UserWarning, match=r"step 3 cannot be read \(.*\): an older one is evaluated"),
+    ):
+        restored = checkpoints.restore(state(), data=None)
+    assert restored is not None
+    assert int(restored.step) == 2
+    assert runs.content(workdir) == before
 
 
 def test_the_same_step_damaged_twice(workdir: Path) -> None:

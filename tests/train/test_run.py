@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,14 @@ def test_what_a_run_prints_and_writes(alone: Alone) -> None:
     config = json.loads((alone.workdir / "config.json").read_text())
     assert (config["steps"], config["data"]["source"], config["workdir"]) == (STEPS, "digits", str(alone.workdir))
     assert sorted(path.name for path in alone.workdir.iterdir()) == [
-        *("checkpoints", "config.json", "metrics.jsonl", "tensorboard")
+        *("checkpoints", "config.json", "dataset.json", "metrics.jsonl", "tensorboard")
     ]
+    assert json.loads((alone.workdir / "dataset.json").read_text()) == {
+        "num_classes": 10,
+        "class_names": list("0123456789"),
+        "train_examples": 1442,
+        "eval_examples": 355,
+    }
     assert len(list((alone.workdir / "tensorboard").iterdir())) == 1
     assert runs.checkpoints(alone.workdir) == [4, 8, 12, 16]
 
@@ -181,9 +188,62 @@ def test_damaged_newest_checkpoint(alone: Alone, rerun: RunMain, tmp_path: Path)
     alone.assert_same_end(workdir)
 
 
+def _break_checkpoints(workdir: Path) -> None:
+    (workdir / "checkpoints" / "4" / "params" / "manifest.ocdbt").unlink()
+
+
+def _cut_config(workdir: Path) -> None:
+    (workdir / "config.json").write_text('{"workdir":')
+
+
+@pytest.mark.parametrize(
+    ("more", "damage", "message"),
+    [
+        (("--data.image_size", "64", "--model.drop_path_rate", "0.3"), None, "! data.image_size is 64, the run has 32"),
+        (("--eval_only", "--data.image_size", "64"), None, "! data.image_size is 64, the run has 32"),
+        (("--batch_size", "16"), None, "! batch_size is 16, the run has 8"),
+        (("--init", "{tmp}/none", "--allow_changes"), None, "{tmp}/none: No such file"),
+        (("--data.source", "folder", "--data.dir", "{tmp}/none", "--allow_changes"), None, "{tmp}/none/train: no such"),
+        (("--fsdp", "3"), None, "fsdp=3: must be a divisor"),
+        ((), _break_checkpoints, "can be read: step 4: "),
+        (("--eval_only",), _break_checkpoints, "can be read: step 4: "),
+        ((), _cut_config, "/config.json: is no JSON in UTF-8: "),
+        (("--eval_only",), _cut_config, "/config.json: is no JSON in UTF-8: "),
+    ],
+)
+def test_a_start_that_is_refused_changes_nothing(
+    more: tuple[str, ...],
+    damage: Callable[[Path], None] | None,
+    message: str,
+    alone: Alone,
+    run_main: RunMain,
+    rerun: RunMain,
+    tmp_path: Path,
+) -> None:
+    """In any byte, although the run was cut off with lines beyond its checkpoint and a save that had not ended."""
+    workdir = alone.copy_until(4, tmp_path / "run")
+    (workdir / "checkpoints" / "8.orbax-checkpoint-tmp").mkdir()
+    if damage:
+        damage(workdir)
+    before = runs.content(workdir)
+    start = rerun if damage else run_main  # which builds, up to the error
+    code, output, errors = start(workdir, *(word.format(tmp=tmp_path) for word in more))
+    assert (code, "final:" in output) == (2, False)
+    assert message.format(tmp=tmp_path) in errors
+    assert "Traceback" not in errors
+    assert runs.content(workdir) == before
+
+
+def test_a_longer_run_says_so(alone: Alone, rerun: RunMain, tmp_path: Path) -> None:
+    workdir = alone.copy_until(STEPS, tmp_path / "run")
+    code, output, _ = rerun(workdir, "--steps", str(STEPS + 1))
+    assert code == 0
+    assert f"from step {STEPS} on: steps is {STEPS + 1}, the run has {STEPS}\n" in output
+
+
 def test_all_checkpoints_damaged(alone: Alone, rerun: RunMain, tmp_path: Path) -> None:
     workdir = alone.copy_until(4, tmp_path / "run")
-    (workdir / "checkpoints" / "4" / "params" / "manifest.ocdbt").unlink()
+    _break_checkpoints(workdir)
     code, output, errors = rerun(workdir)
     assert (code, "final:" in output) == (2, False)
     assert re.search(rf"^error: workdir: no checkpoint in {workdir}/checkpoints can be read: step 4: .*\n$", errors)
@@ -192,12 +252,12 @@ def test_all_checkpoints_damaged(alone: Alone, rerun: RunMain, tmp_path: Path) -
 
 def test_checkpoint_of_another_model(alone: Alone, run_main: RunMain, digits_folder: Path, tmp_path: Path) -> None:
     workdir = alone.copy_until(4, tmp_path / "run")
-    code, _, errors = run_main(
-        workdir, "--eval_only", "--data.source", "folder", "--data.dir", str(digits_folder), "--optim.ema_decay", "0"
-    )
+    before = runs.content(workdir)
+    data = ("--data.source", "folder", "--data.dir", str(digits_folder), "--optim.ema_decay", "0")
+    code, _, errors = run_main(workdir, "--eval_only", *data, "--allow_changes")
     assert code == 2
     assert "  ! params/head/bias has shape (10,), expected (3,)\n" in errors
-    assert runs.checkpoints(workdir) == [4]
+    assert runs.content(workdir) == before
 
 
 def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(
@@ -205,17 +265,29 @@ def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(
 ) -> None:
     workdir = alone.copy_until(8, tmp_path / "run")
     # With the rate of step 9 the weights become so large that the loss of step 10 overflows.
-    code, output, errors = run_main(workdir, "--optim.learning_rate", "1e30", "--optim.warmup_epochs", "0")
+    code, output, errors = run_main(
+        workdir, "--optim.learning_rate", "1e30", "--optim.warmup_epochs", "0", "--allow_changes"
+    )
     assert (code, "final:" in output) == (3, False)
     (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert re.match(r"error: step 10: .*loss (nan|inf)", line)
-    for advice in ("last checkpoint is good", "optim.learning_rate", "optim.clip_norm", "model.dtype float32"):
+    for advice in (
+        "last checkpoint is good",
+        "--allow_changes",
+        "optim.learning_rate",
+        "optim.clip_norm",
+        "model.dtype float32",
+    ):
         assert advice in line
     assert runs.checkpoints(workdir) == [4, 8]
     assert runs.differences(runs.saved(workdir, 8), runs.saved(alone.workdir, 8)) == []
     # The advice followed, the run ends as if nothing had happened.
-    assert rerun(workdir)[0] == 0
+    assert rerun(workdir, "--allow_changes")[0] == 0
     alone.assert_same_end(workdir)
+    changes = [json.loads(line) for line in (workdir / "config_changes.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["changes"]["optim.learning_rate"]) for line in changes] == [
+        *((8, [0.008, 1e30]), (8, [1e30, 0.008]))
+    ]
 
 
 def test_an_evaluation_that_is_not_finite_stops_the_run(

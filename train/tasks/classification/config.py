@@ -184,6 +184,8 @@ class MixConfig:
 class ClassificationConfig(RunConfig):
     """A training run of a classifier. The same config on the same devices gives the same run."""
 
+    renamed = {"optim.label_smoothing": "label_smoothing"}  # noqa: RUF012 - as `RunConfig` declares it
+
     data: ClassificationDataConfig
     optim: ClassificationOptimConfig
     mix: MixConfig = dataclasses.field(default_factory=MixConfig)
