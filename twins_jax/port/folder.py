@@ -38,10 +38,11 @@ def find_checkpoint(folder: str, *, ema: bool = False) -> Checkpoint:
     if os.path.isdir(checkpoints):
         return find_checkpoint(checkpoints, ema=ema)
     names = sorted(os.listdir(folder))
-    for place in (folder, *_steps(folder, names)):
+    files = _files(folder, names)
+    for place in () if files else (folder, *_steps(folder, names)):
         if found := _find_tree(place, ema=ema):
             return found
-    return _find_only(folder, names, ema=ema)
+    return _find_only(folder, names, files, ema=ema)
 
 
 def _steps(folder: str, names: list[str]) -> list[str]:
@@ -78,13 +79,19 @@ def _find_tree(folder: str, *, ema: bool) -> Checkpoint | None:
     return Checkpoint(os.path.join(folder, items[0])) if items else None
 
 
-def _find_only(folder: str, names: list[str], *, ema: bool) -> Checkpoint:
+def _files(folder: str, names: list[str]) -> list[str]:
+    """Lists the files of weights; an index stands for its parts."""
     paths = {name: os.path.join(folder, name) for name in names}
     files = [name for name in names if os.path.isfile(paths[name]) and formats.is_weights(paths[name])]
     if any(name.endswith(shards.SUFFIX) for name in files):
-        files = [name for name in files if not shards.is_part(name)]
-    elif files and all(map(shards.is_part, files)):
+        return [name for name in files if not shards.is_part(name)]
+    if files and all(map(shards.is_part, files)):
         raise InputError(f"{folder}: holds parts of weights such as {files[0]}, but no index (*{shards.SUFFIX})")
+    return files
+
+
+def _find_only(folder: str, names: list[str], files: list[str], *, ema: bool) -> Checkpoint:
+    paths = {name: os.path.join(folder, name) for name in names}
     trees = [name for name in names if orbax_io.is_params(paths[name]) or _items(paths[name])]
     if len(files) + len(trees) > 1:
         raise _several(folder, sorted(files + trees))

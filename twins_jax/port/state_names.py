@@ -20,9 +20,8 @@ MOMENTS = ("opt_state", "mu", "nu", "trace")
 BOXES = ("value", "raw_value")
 """The last parts of names under which NNX variables are saved."""
 
-_SEPARATORS = re.compile(
-    r"[^\[\](){}'\"./|:, ]+"
-)  # of flattened names, of `jax.tree_util.keystr` and of printed tuples
+# Separators are those of flattened names, of `jax.tree_util.keystr` and of printed tuples.
+_PARTS = re.compile(r"[^\[\](){}'\"./|:, ]+")
 _KERNEL = re.compile(r"(?:^|/)(?=(?:backbone/)?stages/\d+/(?:.+/)?kernel$)")
 
 
@@ -91,13 +90,13 @@ def _below(place: str, paths: dict[str, str], places: Iterable[str], label: str)
     if twice := [path for path, times in count.items() if times > 1]:
         raise InputError(f"{label}: holds two arrays for {twice[0]}")
     ours = {name: path for name, path in ours.items() if not _is_random_state(path, count)}
-    listed = ", ".join(other.rstrip("/") for other in list(beside)[:5])
+    listed = ", ".join(sorted(other.rstrip("/") for other in beside)[:5])
     note = (f", under {place!r}" if place else "") + (f", beside {listed}" if listed else "")
     return Selection(ours, note)
 
 
 def _path(name: str) -> str:
-    parts = _SEPARATORS.findall(name)
+    parts = _PARTS.findall(name)
     return "/".join(parts[:-1] if parts[-1:] and parts[-1] in BOXES else parts)
 
 
