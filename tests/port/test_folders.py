@@ -1,5 +1,6 @@
 """Sharded weights, folders with one checkpoint or several, and files that are no weights."""
 
+import io
 import json
 import zipfile
 
@@ -18,6 +19,12 @@ from twins_jax.port.read import read_weights
 
 INDEX = "model.safetensors.index.json"
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+
+
+def npz():
+    file = io.BytesIO()
+    np.savez(file, **{"backbone/stages/0/blocks/0/attn/proj/kernel": np.ones(1)})
+    return file.getvalue()
 
 
 def refusal(source, **options):
@@ -170,6 +177,10 @@ def test_a_run_without_an_average_says_so(tiny_orbax, tmp_path):
         ),
         (b"<!DOCTYPE html><html>", "but a page of HTML, as a server sends instead of a file: download it again"),
         (b"hello", "nor a folder of weights"),
+        (
+            npz(),
+            "but NumPy's: `safetensors.numpy.save_file(dict(numpy.load(FILE)), 'weights.safetensors')` converts it, ",
+        ),
     ],
 )
 def test_files_that_are_no_weights_say_what_they_are(tmp_path, contents, message):

@@ -16,20 +16,26 @@ from flax.training.train_state import TrainState
 
 import port_weights
 import twins_jax
-from tests.support.models import named, random_module
-from twins_jax.config import variant_config
+from tests.support.models import SVT, classifier, named
+from twins_jax.config import VARIANTS
 from twins_jax.errors import InputError
 from twins_jax.port.convert import port
 from twins_jax.port.read import read_weights
 from twins_jax.port.state_names import select
 
-TINY = variant_config("twins_svt_tiny")
+
+@pytest.fixture(autouse=True, scope="module")
+def _smaller_variant():
+    """Half the arrays of twins_svt_tiny: Orbax takes its time for each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(VARIANTS, "smaller", SVT)
+        yield
 
 
 @pytest.fixture(scope="module")
 def model():
     """A classifier with random states beside its parameters, as models with nnx.Dropout have."""
-    model = random_module(lambda: twins_jax.TwinsClassifier(TINY, 10, rngs=nnx.Rngs(0)))
+    model = classifier(SVT)
     model.dropouts = nnx.List([nnx.Dropout(0.1, rngs=nnx.Rngs(1))])
     model.rngs = nnx.Rngs(0, noise=1)
     return model
@@ -85,7 +91,9 @@ def shifted(tree, step):
 
 
 def train_state(tree):
-    return TrainState.create(apply_fn=None, params=to_str(tree), tx=optax.sgd(1e-3, momentum=0.9))
+    params = to_str(tree)
+    trace = optax.TraceState(params), optax.EmptyState()  # of optax.sgd with momentum
+    return TrainState(step=3, apply_fn=None, params=params, tx=optax.identity(), opt_state=trace)
 
 
 def with_optimizer(model):
@@ -106,6 +114,8 @@ def keystr(tree):
     }
 
 
+SAVE_V1 = getattr(ocp_v1, "save", None) or ocp_v1.save_pytree  # its former name
+
 SAVES = {
     "standard, nnx.state": (lambda model: standard(nnx.state(model)), ""),
     "standard, parameters": (lambda model: standard(nnx.state(model, nnx.Param)), ""),
@@ -116,7 +126,7 @@ SAVES = {
         lambda model: pytree({"model": nnx.state(model), "key": jax.random.key(0), "name": "x", "history": [1.5, {}]}),
         ", under 'model', beside history, key, name",
     ),
-    "v1": (lambda model: lambda path: ocp_v1.save(path, nnx.state(model)), ""),
+    "v1": (lambda model: lambda path: SAVE_V1(path, nnx.state(model)), ""),
     "v1, checkpointables": (
         lambda model: lambda path: ocp_v1.save_checkpointables(path, {"net": nnx.state(model), "x": {"a": np.ones(2)}}),
         "",
@@ -167,7 +177,7 @@ def test_every_reader_of_weights_takes_a_saved_state(model, tmp_path, capsys):
     loaded = twins_jax.get_params(twins_jax.from_pretrained(tmp_path / "saved"))
     assert jax.tree.all(jax.tree.map(np.array_equal, to_str(params(model)), loaded))
     assert port_weights.main([str(tmp_path / "saved"), str(tmp_path / "there.safetensors")]) == 0
-    assert "Orbax folder of twins_jax names: twins_svt_tiny" in capsys.readouterr().out
+    assert "Orbax folder of twins_jax names: smaller" in capsys.readouterr().out
 
 
 def test_a_moving_average_is_taken_with_ema_alone(model, tmp_path):
@@ -210,19 +220,19 @@ def test_misfits_of_a_saved_state_are_listed(model, tmp_path, write):
     del tree["norm"]["bias"]
     tree["head"]["extra"] = np.ones(2, np.float32)
     block = tree["backbone"]["stages"]["0"]["blocks"]["0"]
-    block["norm1"] = {"scale": np.ones(5, np.float32), "bias": np.ones(32, np.int32)}
-    block["norm2"]["bias"] = np.full(32, np.nan, np.float32)
+    block["norm1"] = {"scale": np.ones(5, np.float32), "bias": np.ones(16, np.int32)}
+    block["norm2"]["bias"] = np.full(16, np.nan, np.float32)
     write(tree)(tmp_path / "saved")
     with pytest.raises(InputError) as error:
         twins_jax.from_pretrained(tmp_path / "saved")
     first, *lines = str(error.value).splitlines()
-    assert first == f"{tmp_path / 'saved'}: 5 tensors do not fit twins_svt_tiny"
+    assert first == f"{tmp_path / 'saved'}: 5 tensors do not fit smaller"
     assert sorted(lines) == [
         "  ! backbone/stages/0/blocks/0/norm1/bias has dtype int32, expected floating-point",
-        "  ! backbone/stages/0/blocks/0/norm1/scale has shape (5,), expected (32,)",
+        "  ! backbone/stages/0/blocks/0/norm1/scale has shape (5,), expected (16,)",
         "  ! backbone/stages/0/blocks/0/norm2/bias holds NaN or infinity",
         "  + head/extra (2,) is left over",
-        "  - norm/bias (256,) is missing",
+        "  - norm/bias (64,) is missing",
     ]
 
 
@@ -280,3 +290,28 @@ def test_malformed_msgpack_is_refused_within_bounds(tmp_path, name):
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 500
     assert peak < 3 * len(MALFORMED[name]) + 2**22
+
+
+def test_msgpack_of_another_model(tmp_path):
+    path = tmp_path / "saved"
+    path.write_bytes(
+        serialization.to_bytes({"step": 3, "params": {"Conv_0": {"kernel": np.ones(2), "bias": np.ones(2)}}})
+    )
+    with pytest.raises(InputError) as error:
+        port(read_weights(path))
+    names = "params/Conv_0/kernel, params/Conv_0/bias"
+    assert str(error.value) == f"{path}: holds no Twins parameters, but 2 tensors such as {names}"
+
+
+def test_mutated_msgpack(tmp_path):
+    stages = {"0": {"peg": {"kernel": np.ones((3, 3, 1, 4), np.float32), "bias": np.ones(4, np.float32)}}}
+    data, path = serialization.to_bytes({"params": {"backbone": {"stages": stages}}, "step": 3}), tmp_path / "saved"
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        damaged = bytearray(data)
+        for _ in range(rng.integers(1, 4)):
+            start, length = rng.integers(len(data)), rng.choice([1, 2, 4, 8])
+            damaged[start : start + length] = rng.bytes(rng.choice([0, length]))
+        path.write_bytes(damaged[: rng.integers(1, 2 * len(data))])
+        with pytest.raises(InputError, match=f"^{path}: "):
+            port(read_weights(path))

@@ -1,12 +1,11 @@
 """Tells the formats of weights apart by the first bytes of a file, whatever its name."""
 
 import enum
-import zipfile
 
 from twins_jax.errors import InputError, one_line
 from twins_jax.port import msgpack_io, safetensors_io, shards, torch_io
 
-HEAD = 64
+HEAD = 256
 """Bytes that are looked at."""
 
 _LEGACY_TORCH = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # the number that torch.save wrote first before 1.6
@@ -28,10 +27,15 @@ def find_format(path: str) -> Format:
         InputError: the file cannot be read or is of no known format; says what it looks like where that is known.
     """
     head = _head(path)
-    if (found := _find(head)) is not None:
-        return found
     seen = "nor a folder of weights"
-    if not head:
+    if head.startswith(torch_io.ZIP_MAGIC) and b".npy" in head:
+        seen = (
+            "but NumPy's: `safetensors.numpy.save_file(dict(numpy.load(FILE)), 'weights.safetensors')` converts it, if "
+            "its names are those of a flattened state"
+        )
+    elif (found := _find(head)) is not None:
+        return found
+    elif not head:
         seen = "but empty"
     elif head.startswith(b"version https://git-lfs"):
         seen = "but the pointer to one in Git LFS: fetch it with `git lfs pull`"
@@ -44,14 +48,11 @@ def is_weights(path: str) -> bool:
     """True if a file among others in a folder is meant to be weights: stricter than `find_format` where it guesses."""
     try:
         head = _head(path)
-        found = _find(head)
-        if head.startswith(torch_io.ZIP_MAGIC):
-            with zipfile.ZipFile(path) as archive:
-                return any(name.endswith("data.pkl") for name in archive.namelist())
-    except Exception:  # unreadable, or a damaged archive
+    except InputError:
         return False
-    if found is Format.TORCH:
-        return _LEGACY_TORCH in head
+    found = _find(head)
+    if found is Format.TORCH:  # other archives and pickles begin alike
+        return b"/data.pkl" in head or _LEGACY_TORCH in head
     return found is not None and (found is not Format.INDEX or path.endswith(shards.SUFFIX))
 
 

@@ -11,7 +11,9 @@ import numpy as np
 
 from twins_jax.errors import InputError, one_line
 from twins_jax.port.convert import Tensors
-from twins_jax.port.state_names import select
+from twins_jax.port.state_names import find_models, select
+
+Bytes = bytes | mmap.mmap
 
 MAX_ENTRIES = 100_000
 MAX_NAME = 1000
@@ -27,7 +29,7 @@ def is_msgpack(head: bytes) -> bool:
     first = head[:1]
     key = {b"\xde": 3, b"\xdf": 5}.get(first, 1)
     is_map = first in (b"\xde", b"\xdf") or b"\x81" <= first <= b"\x8f"
-    return is_map and _is_text(head[key : key + 1])
+    return is_map and _is_text(head, key)
 
 
 def read_msgpack(path: str, *, ema: bool = False) -> tuple[Tensors, str]:
@@ -49,8 +51,10 @@ def read_msgpack(path: str, *, ema: bool = False) -> tuple[Tensors, str]:
         except Exception as error:  # what msgpack raises depends on the bytes
             raise InputError(f"{path}: not a readable msgpack file of flax.serialization: {one_line(error)}") from error
         chunked = dict.fromkeys(name.removesuffix(f"/{_CHUNKED}") for name in entries if name.endswith(f"/{_CHUNKED}"))
-        whole = [name for name in entries if not _is_chunk(name, chunked)]
-        chosen = select([*whole, *chunked], path, ema=ema)
+        names = [name for name in entries if not _is_chunk(name, chunked)] + list(chunked)
+        if not find_models(names):  # of another library's names, or no model: to tell which, arrays are enough
+            names = [name for name in names if name in chunked or _is_extension(data, entries[name].start)]
+        chosen = select(names, path, ema=ema)
         tensors = {}
         for name, ours in chosen.paths.items():
             try:
@@ -71,7 +75,7 @@ def _entries(data: mmap.mmap) -> dict[str, slice]:
         start = unpacker.tell()
         if len(name) > MAX_NAME or len(entries) == MAX_ENTRIES:
             raise ValueError(f"has a name of over {MAX_NAME} characters, or over {MAX_ENTRIES} entries")
-        if not _is_map(data[start : start + 1]):
+        if not _is_map(data, start):
             unpacker.skip()
             if name in entries:
                 raise ValueError(f"{name} stands in it twice")
@@ -79,7 +83,7 @@ def _entries(data: mmap.mmap) -> dict[str, slice]:
             return
         for _ in range(unpacker.read_map_header()):
             at = unpacker.tell()
-            if not _is_text(data[at : at + 1]):
+            if not _is_text(data, at):
                 raise ValueError(f"a key at byte {at} is no text")
             walk(f"{name}/{unpacker.unpack()}" if name else unpacker.unpack())
 
@@ -95,7 +99,7 @@ def _array(data: mmap.mmap, place: slice) -> np.ndarray:
     from flax import serialization
 
     encoded = data[place]
-    if not (b"\xc7" <= encoded[:1] <= b"\xc9" or b"\xd4" <= encoded[:1] <= b"\xd8"):
+    if not _is_extension(encoded, 0):
         raise ValueError("is of another type")
     extension = msgpack.unpackb(encoded)
     if extension.code != _ARRAY:
@@ -136,9 +140,16 @@ def _join(data: mmap.mmap, name: str, entries: dict[str, slice]) -> np.ndarray:
     return np.concatenate([_array(data, place) for place in places("chunks")]).reshape(shape)
 
 
-def _is_map(first: bytes) -> bool:
+def _is_map(data: Bytes, at: int) -> bool:
+    first = data[at : at + 1]
     return first in (b"\xde", b"\xdf") or b"\x80" <= first <= b"\x8f"
 
 
-def _is_text(first: bytes) -> bool:
+def _is_text(data: Bytes, at: int) -> bool:
+    first = data[at : at + 1]
     return first in (b"\xd9", b"\xda", b"\xdb") or b"\xa0" <= first <= b"\xbf"
+
+
+def _is_extension(data: Bytes, at: int) -> bool:
+    first = data[at : at + 1]
+    return b"\xc7" <= first <= b"\xc9" or b"\xd4" <= first <= b"\xd8"
