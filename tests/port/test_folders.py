@@ -111,7 +111,7 @@ def test_an_index_that_is_none(tmp_path, text, message):
     assert refusal(tmp_path / INDEX).startswith(f"{tmp_path / INDEX}: {message}")
 
 
-@pytest.mark.parametrize("name", ["epoch_3.pth", "weights", "best.safetensors", "flax_model", "final"])
+@pytest.mark.parametrize("name", ["epoch_3.pth", "weights", "best.safetensors", "flax_model", "final", "legacy"])
 def test_a_folder_s_one_checkpoint_is_taken_whatever_its_name(tiny, tiny_orbax, tmp_path, name):
     (tmp_path / "train.log").write_text("loss 0.1")
     (tmp_path / "metrics.npz").write_bytes(b"")
@@ -120,6 +120,8 @@ def test_a_folder_s_one_checkpoint_is_taken_whatever_its_name(tiny, tiny_orbax, 
     (tmp_path / "results.pkl").write_bytes(b"\x80\x04]\x94.")
     if name == "final":
         write_params(str(tmp_path / name), dict(read_weights(tiny_orbax).tensors))
+    elif name == "legacy":
+        torch.save(tiny, tmp_path / name, _use_new_zipfile_serialization=False)
     elif name == "flax_model":
         (tmp_path / name).write_bytes(serialization.to_bytes({k: v.numpy() for k, v in tiny.items()}))
     else:
