@@ -264,7 +264,7 @@ MALFORMED = {
     "array for weights": msgpack.packb({"stages": {"0": {"kernel": [1, 2]}}}),
     "code": msgpack.packb({"stages": {"0": {"kernel": msgpack.ExtType(5, b"code")}}}),
     "deep": b"\x81\xa1a" * 100_000 + b"\x01",
-    "long names": b"\x81\xa1a" * 500 + b"\x81\xdb" + (10**6).to_bytes(4, "big") + b"a" * 10**6 + b"\x01",
+    "long names": b"\x81\xdb" + (10**6).to_bytes(4, "big") + b"a" * 10**6 + b"\x81\xa1a" * 500 + b"\x01",
     "arrays": b"\x81\xa1a" + nested(b"\xdd"),
     "maps": b"\x81\xa1a" + nested(b"\xdf"),
     "axes": msgpack.packb(array(b"\x93\xdd\xff\xff\xff\xff", b"\x01" * 100)),
