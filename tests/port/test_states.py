@@ -265,10 +265,14 @@ MALFORMED = {
     "code": msgpack.packb({"stages": {"0": {"kernel": msgpack.ExtType(5, b"code")}}}),
     "deep": b"\x81\xa1a" * 100_000 + b"\x01",
     "long names": b"\x81\xdb" + (10**6).to_bytes(4, "big") + b"a" * 10**6 + b"\x81\xa1a" * 500 + b"\x01",
+    "entries": msgpack.packb({str(number): 0 for number in range(300_000)}),
     "arrays": b"\x81\xa1a" + nested(b"\xdd"),
     "maps": b"\x81\xa1a" + nested(b"\xdf"),
     "axes": msgpack.packb(array(b"\x93\xdd\xff\xff\xff\xff", b"\x01" * 100)),
     "arrays as a shape": msgpack.packb(array(b"\x93\x91", nested(b"\xdd", depth=100, size=10**6))),
+    "empty arrays as a shape": msgpack.packb(
+        array(b"\x93\xdd" + (10**6).to_bytes(4, "big") + b"\x90" * 10**6 + b"\xa7float32\xc4\x04\0\0\0\0")
+    ),
     "arrays as values": msgpack.packb(array(b"\x93\x91\x01\xc4\x07float32", nested(b"\xdd", depth=100, size=10**6))),
     "objects": msgpack.packb(array(msgpack.packb(([1], "object", b"\0" * 8)))),
     "other size": msgpack.packb(array(msgpack.packb(([2**40], "float32", b"\0" * 8)))),

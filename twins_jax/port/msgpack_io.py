@@ -15,7 +15,7 @@ from twins_jax.port.state_names import find_models, select
 
 Bytes = bytes | mmap.mmap
 
-MAX_ENTRIES = 100_000
+MAX_ENTRIES = 20_000
 MAX_NAME = 1000
 """Bounds on the entries and on a name's characters, far above those of any training state of ours."""
 
