@@ -36,8 +36,9 @@ def from_pretrained(
 
     Args:
         source: a PyTorch checkpoint (.safetensors; .pth and other files of `torch.save` need torch) with the names of
-            timm or upstream; a Hugging Face snapshot folder, or "hf-hub:" and a repository's name; an Orbax folder or
-            .safetensors of this project, or a training run's folder (the newest checkpoint is taken).
+            timm or upstream; a Hugging Face snapshot folder, or "hf-hub:" and a repository's name; a model of this
+            project saved by Orbax, as .safetensors or by flax.serialization; a training run's folder (the newest
+            checkpoint is taken), or any folder with one checkpoint in it.
         name: the variant; read off the weights where it is None.
         num_classes: outputs of the head; read off the weights where it is None. Where it differs from the
             checkpoint's, a fresh head takes the place of the checkpoint's (0: no head).

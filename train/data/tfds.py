@@ -1,5 +1,6 @@
 """TFDS data sets that are prepared as array_record, which is read without TensorFlow."""
 
+import os
 from typing import Literal
 
 import tensorflow_datasets as tfds
@@ -69,6 +70,8 @@ class TfdsSource:
 
 
 def _prepared_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
+    if config.dir and "://" not in config.dir and not os.path.isdir(config.dir):
+        raise InputError(f"data.dir={config.dir!r}: must be an existing folder, of TFDS data sets")
     # Not tfds.builder: on a set that is not on disk it goes on to the generation code and the network.
     try:
         return read_only_builder.builder_from_files(config.source, data_dir=config.dir or None)
@@ -85,5 +88,6 @@ def _prepared_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
             f"data.source: {config.source} is not prepared in {place} (data.dir); prepare it with `{command}`, "
             "or use 'digits' or 'folder'"
         ) from error
-    except ValueError as error:
-        raise InputError(f"data.source: {config.source!r}: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # impossible names, damaged descriptions and closed folders raise kinds of their own
+        place = config.dir or "TFDS's default folder"
+        raise InputError(f"data.source: {config.source!r} in {place} cannot be read: {one_line(error)}") from error

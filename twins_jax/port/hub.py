@@ -1,20 +1,33 @@
 """Snapshots of Hugging Face model repositories: a folder with weights and a config.json, or the name of one."""
 
+import logging
 import os
 
 from twins_jax.errors import InputError, one_line
+from twins_jax.port import shards
 from twins_jax.port.convert import NOTHING_DECLARED, Declared
 from twins_jax.port.declared import CONFIG_FILE, from_json, read_object
+from twins_jax.port.hub_errors import explain
 
 PREFIX = "hf-hub:"
 """The prefix of repositories' names, as timm has it: "hf-hub:timm/twins_svt_small.in1k", optionally "@revision"."""
 
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+WEIGHT_FILES = (
+    "model.safetensors",
+    f"model.safetensors{shards.SUFFIX}",
+    "pytorch_model.bin",
+    f"pytorch_model.bin{shards.SUFFIX}",
+    "flax_model.msgpack",
+)
 """The names that timm and transformers give to weights, in order of preference."""
+
+_logger = logging.getLogger(__name__)
 
 
 def download(source: str) -> str:
-    """Finds the snapshot of a repository in Hugging Face's local cache, or downloads config and weights into it.
+    """Downloads config and weights of a repository into Hugging Face's local cache, unless its newest are there.
+
+    One request finds out whether the server can be reached. If not, what the cache has is taken, with a warning.
 
     Args:
         source: `PREFIX`, owner and name.
@@ -23,28 +36,54 @@ def download(source: str) -> str:
         The weights' path, in the snapshot's folder.
 
     Raises:
-        InputError: huggingface_hub is not installed, or neither the cache nor the server has the repository.
+        InputError: huggingface_hub is not installed, or the cache has no weights of the repository and they could not
+            be downloaded; says why.
     """
     try:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError
+        from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
     except ImportError as error:
-        raise InputError(f"{source}: huggingface_hub is not installed; install it (the extra `hub`)") from error
-    repository, _, revision = source.removeprefix(PREFIX).partition("@")
+        if error.name == "huggingface_hub":
+            raise InputError(f"{source}: huggingface_hub is not installed; install it (the extra `hub`)") from error
+        raise InputError(f"{source}: huggingface_hub cannot be imported: {one_line(error)}") from error
+    repository, _, named = source.removeprefix(PREFIX).partition("@")
+    revision = named or None
 
-    def fetch(name: str) -> str | None:
+    def fetch(name: str, *, cached: bool) -> str | None:
         try:
-            return hf_hub_download(repository, name, revision=revision or None)
-        except EntryNotFoundError:
+            path: str = hf_hub_download(repository, name, revision=revision, local_files_only=cached)
+        except EntryNotFoundError as error:
+            if isinstance(error, LocalEntryNotFoundError) and not cached:  # not absent, but out of reach
+                raise
             return None
-        except Exception as error:  # connection, permission, name: many kinds, from several libraries
-            raise InputError(f"{source}: could not be downloaded: {one_line(error)}") from error
+        return path
 
-    fetch(CONFIG_FILE)
-    for name in WEIGHT_FILES:
-        if path := fetch(name):
-            return path
-    raise InputError(f"{source}: neither the cache nor the server has {' or '.join(WEIGHT_FILES)}")
+    def fetch_all(*, cached: bool) -> str | None:
+        weights = next((path for name in WEIGHT_FILES if (path := fetch(name, cached=cached))), None)
+        if weights:
+            fetch(CONFIG_FILE, cached=cached)
+            for part in dict.fromkeys(shards.read_index(weights).values()) if weights.endswith(shards.SUFFIX) else ():
+                fetch(part, cached=cached)
+        return weights
+
+    try:
+        try:
+            get_hf_file_metadata(hf_hub_url(repository, WEIGHT_FILES[0], revision=revision))
+        except EntryNotFoundError:
+            pass  # then the server has the repository, perhaps with weights of another name
+        except Exception as error:
+            if (weights := fetch_all(cached=True)) is None:
+                raise
+            _logger.warning("%s: taken from the cache: %s", source, explain(error, repository, revision))
+            return weights
+        weights = fetch_all(cached=False)
+    except InputError:
+        raise
+    except Exception as error:  # connection, permission, name: many kinds, from several libraries
+        raise InputError(f"{source}: {explain(error, repository, revision)}") from error
+    if weights is None:
+        raise InputError(f"{source}: the repository holds none of {', '.join(WEIGHT_FILES)}")
+    return weights
 
 
 def find_weights(folder: str) -> str | None:

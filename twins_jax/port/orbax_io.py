@@ -12,12 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from jax.tree_util import keystr, tree_flatten_with_path, tree_map_with_path
 
 from twins_jax.errors import InputError, one_line
 from twins_jax.port.convert import Tensors
-
-PARAMS, EMA = "params", "ema"
-"""The items of a training checkpoint: the parameters, and their exponential moving average."""
+from twins_jax.port.state_names import find_models, select
 
 
 def checksum(tree: Any, xp: ModuleType) -> Any:
@@ -54,11 +53,16 @@ def write_params(folder: str, params: Tensors) -> None:
         checkpointer.save(os.path.abspath(folder), traverse_util.unflatten_dict(arrays, sep="/"))
 
 
-def read_params(folder: str) -> Tensors:
-    """Reads the parameters of an Orbax folder as host arrays, whatever devices wrote them.
+def read_params(folder: str, *, ema: bool = False) -> tuple[Tensors, str]:
+    """Reads a model's parameters in an Orbax folder as host arrays, whatever devices wrote them.
+
+    Args:
+        folder: one tree that Orbax wrote: of parameters, or of a state with a model in it, which alone is read.
+        ema: take the moving average of the parameters.
 
     Returns:
-        path -> array, with paths such as "backbone/stages/0/peg/kernel".
+        path -> array, with paths such as "backbone/stages/0/peg/kernel"; and the note of
+        `twins_jax.port.state_names.select`.
 
     Raises:
         InputError: the folder is no Orbax checkpoint of arrays, or is damaged (of changed values only training
@@ -67,23 +71,52 @@ def read_params(folder: str) -> Tensors:
     import orbax.checkpoint as ocp
 
     folder = os.path.abspath(folder)
-    try:
-        with _quiet(), ocp.PyTreeCheckpointer() as checkpointer:
-            metadata = checkpointer.metadata(folder).item_metadata
-            if metadata is None:
-                raise ValueError("its metadata is damaged")
-            tree = metadata.tree
-            restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-            params = traverse_util.flatten_dict(checkpointer.restore(folder, restore_args=restore_args), sep="/")
-    except Exception as error:  # Orbax and TensorStore raise many kinds for folders that are not whole checkpoints
-        raise InputError(f"{folder}: not a readable Orbax folder of parameters: {one_line(error)}") from error
+    with _readable(folder), ocp.PyTreeCheckpointer() as checkpointer:
+        tree = _metadata(checkpointer, folder)
+        chosen = select(_named(tree), folder, ema=ema)
+        # Orbax skips the placeholders.
+        item = tree_map_with_path(lambda path, leaf: leaf if _name(path) in chosen.paths else ocp.PLACEHOLDER, tree)
+        restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        restored = _named(checkpointer.restore(folder, item=item, restore_args=restore_args))
+    params = {ours: restored[name] for name, ours in chosen.paths.items()}
     others = [path for path, leaf in params.items() if not isinstance(leaf, np.ndarray)]
     if others or not params:
         raise InputError(f"{folder}: holds more than arrays, or none: {', '.join(others[:5])}")
     saved = _saved_checksum(folder)
     if saved is not None and saved != int(checksum(traverse_util.unflatten_dict(params, sep="/"), np)):
         raise InputError(f"{folder}: damaged: its values are not those that training saved")
-    return params
+    return params, chosen.note
+
+
+def holds_model(folder: str) -> bool:
+    """True if one of the places in an Orbax tree holds a model; False for a damaged one, too."""
+    import orbax.checkpoint as ocp
+
+    try:
+        with _readable(folder), ocp.PyTreeCheckpointer() as checkpointer:
+            return bool(find_models(_named(_metadata(checkpointer, folder))))
+    except InputError:
+        return False
+
+
+def is_params(folder: str) -> bool:
+    """True if a folder is one tree that Orbax wrote."""
+    return os.path.isfile(os.path.join(folder, "_METADATA"))
+
+
+def _metadata(checkpointer: Any, folder: str) -> Any:
+    metadata = checkpointer.metadata(folder).item_metadata
+    if metadata is None:
+        raise ValueError("its metadata is damaged")
+    return metadata.tree
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    return {_name(path): leaf for path, leaf in tree_flatten_with_path(tree)[0]}
+
+
+def _name(path: Any) -> str:
+    return keystr(path, simple=True, separator="/")
 
 
 def _saved_checksum(folder: str) -> int | None:
@@ -98,38 +131,16 @@ def _saved_checksum(folder: str) -> int | None:
     return found
 
 
-def find_params(folder: str, *, ema: bool = False) -> str:
-    """Finds the Orbax folder of parameters in a training run's folder.
-
-    Args:
-        folder: an Orbax folder of parameters; or a checkpoint, a folder of checkpoints (the newest complete one is
-            taken), or the run's working directory.
-        ema: take the moving average.
-
-    Raises:
-        InputError: the folder holds none.
-    """
-    if is_params(folder):
-        if ema:
-            raise InputError(f"{folder}: is one tree of parameters, which has no moving average beside it")
-        return folder
-    item = EMA if ema else PARAMS
-    checkpoints = os.path.join(folder, "checkpoints")
-    if os.path.isdir(checkpoints):
-        return find_params(checkpoints, ema=ema)
-    names = os.listdir(folder)
-    # Orbax gives a checkpoint its number as its name once it is complete.
-    steps = sorted((int(name) for name in names if name.isascii() and name.isdigit()), reverse=True)
-    for place in [folder, *(os.path.join(folder, str(step)) for step in steps)]:
-        if is_params(os.path.join(place, item)):
-            return os.path.join(place, item)
-    holds = ", ".join(sorted(names)[:5]) or "nothing"
-    raise InputError(f"{folder}: no Orbax folder of parameters, and no checkpoint with {item!r} in it: holds {holds}")
-
-
-def is_params(folder: str) -> bool:
-    """True if a folder is one tree that Orbax wrote."""
-    return os.path.isfile(os.path.join(folder, "_METADATA"))
+@contextlib.contextmanager
+def _readable(folder: str) -> Iterator[None]:
+    """Raises InputError for all that Orbax and TensorStore raise for folders that are not whole checkpoints."""
+    try:
+        with _quiet():
+            yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{folder}: not a readable Orbax folder of parameters: {one_line(error)}") from error
 
 
 @contextlib.contextmanager

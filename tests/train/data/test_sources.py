@@ -80,6 +80,20 @@ def test_set_that_is_not_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert time.perf_counter() - start < 2
 
 
+def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
+    config = ClassificationDataConfig(source="tiny", dir=str(tmp_path / "none"))
+    with pytest.raises(InputError, match=r"^data\.dir='.*none': must be an existing folder, of TFDS data sets$"):
+        open_source(config, "train")
+
+
+@pytest.mark.parametrize("name", ["features.json", "dataset_info.json"])
+def test_a_damaged_description_is_named(tmp_path: Path, name: str) -> None:
+    config = prepare(tmp_path)
+    next(tmp_path.rglob(name)).write_text("{")
+    with pytest.raises(InputError, match=r"^data\.source: 'tiny' in .* cannot be read: .*Expecting property name"):
+        open_source(config, "train")
+
+
 def test_version_that_is_not_prepared(tmp_path: Path) -> None:
     prepare(tmp_path)
     with pytest.raises(InputError, match=r"^data\.source: tiny:3\.0\.0 is not prepared"):

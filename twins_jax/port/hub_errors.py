@@ -1,0 +1,89 @@
+"""Says in one line what Hugging Face's client met, and what to do about it."""
+
+import errno
+import os
+from typing import Any
+
+from twins_jax.errors import one_line
+
+LOGIN = "set HF_TOKEN, or run `hf auth login`"
+
+
+def explain(error: BaseException, repository: str, revision: str | None) -> str:
+    """Returns the cause of a failed download, for an error message that begins with the repository's name.
+
+    Args:
+        error: as huggingface_hub, its HTTP client or the file system raised it.
+        repository: its name.
+        revision: the one asked for, or None.
+    """
+    from huggingface_hub import constants, errors
+
+    if isinstance(error, errors.LocalEntryNotFoundError):  # no cause of its own, but the one it was raised from
+        if error.__cause__ is not None:
+            return explain(error.__cause__, repository, revision)
+        return f"not in the cache {constants.HF_HUB_CACHE}"
+    if isinstance(error, errors.HFValidationError):
+        return f"must be OWNER/NAME or OWNER/NAME@REVISION: {one_line(error)}"
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return (
+            f"not in the cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to download it: unset it, or run "
+            f"`hf download {repository}` beforehand"
+        )
+    if isinstance(error, errors.GatedRepoError):
+        return (
+            f"the repository is gated (HTTP {error.response.status_code}): accept its terms at "
+            f"{constants.ENDPOINT}/{repository}, and {LOGIN}"
+        )
+    if isinstance(error, errors.DisabledRepoError):
+        return f"the repository is disabled (HTTP {error.response.status_code})"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            f"the server shows no such repository (HTTP {error.response.status_code}): check the name; for a private "
+            f"one {LOGIN}"
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"the repository has no revision {revision!r}"
+    if isinstance(error, errors.HfHubHTTPError):
+        return _explain_status(error)
+    if isinstance(error, errors.FileMetadataError):
+        return f"the answer is not one of a Hugging Face server; check HF_ENDPOINT and proxies: {one_line(error)}"
+    return _explain_connection(error, constants) or _explain_files(error, constants) or _any(error)
+
+
+def _explain_status(error: Any) -> str:
+    status = error.response.status_code
+    seen = f"the server {error.response.url.host} answers HTTP {status}"
+    advice = {
+        401: f"the token is missing or wrong: {LOGIN}",
+        403: "the token does not give access: check its permissions",
+        404: "it does not know the address: check the name and HF_ENDPOINT",
+        429: "too many requests: try later, or with a token",
+    }
+    if status in advice:
+        return f"{seen}, {advice[status]}"
+    return f"{seen}, a fault of its own: try later" if status >= 500 else f"{seen}: {one_line(error)}"
+
+
+def _explain_connection(error: BaseException, constants: Any) -> str | None:
+    """Explains the errors of httpx, which the versions of huggingface_hub import under several names."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if "ProxyError" in kinds:
+        return f"the proxy does not connect; check HTTPS_PROXY: {_any(error)}"
+    if "TimeoutException" in kinds or isinstance(error, TimeoutError):
+        return f"{constants.ENDPOINT} has not answered in time; check the network: {_any(error)}"
+    if "TransportError" in kinds or isinstance(error, ConnectionError):
+        return f"no connection to {constants.ENDPOINT}; check the network: {_any(error)}"
+    return None
+
+
+def _explain_files(error: BaseException, constants: Any) -> str | None:
+    if not isinstance(error, OSError) or error.errno is None:
+        return None
+    place = error.filename or constants.HF_HUB_CACHE
+    advice = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check its permissions"
+    return f"the cache cannot be used: {place}: {os.strerror(error.errno)}; {advice}, or set HF_HUB_CACHE"
+
+
+def _any(error: BaseException) -> str:
+    return f"{type(error).__name__}: {one_line(error)}" if str(error).strip() else type(error).__name__
