@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from twins_jax.command_line import suggest
 from twins_jax.errors import InputError, one_line, require
 
 from .config import RunConfig
@@ -25,10 +26,10 @@ EXIT_PREEMPTED = 75  # EX_TEMPFAIL: start the same command again
 
 
 def parse(arguments: Sequence[str]) -> RunConfig:
-    """The config that `[RECIPE] [--field value ...]` asks for; exits with code 2 on a bad field or value, naming it.
+    """The config that `[RECIPE] [--field value ...]` asks for.
 
     Raises:
-        InputError: the recipe is unknown, or a value is not allowed.
+        InputError: the recipe or a field is unknown, or a value is not allowed.
     """
     source, _ = _source(arguments)
     has_place = bool(source.workdir or not source.config)
@@ -38,7 +39,7 @@ def parse(arguments: Sequence[str]) -> RunConfig:
 
 
 def parse_recipe(arguments: Sequence[str], module: str, wrap: Callable[[RunConfig], Any] | None = None) -> Any:
-    """The settings that `[RECIPE] [--field value ...]` asks for; exits with code 2 on a bad field or value, naming it.
+    """The settings that `[RECIPE] [--field value ...]` asks for.
 
     Fields without a flag are the recipe's; with `--config` they are a record's, and with `--eval_only` of the folder's
     checkpoint those of the folder's record.
@@ -50,26 +51,24 @@ def parse_recipe(arguments: Sequence[str], module: str, wrap: Callable[[RunConfi
             config itself if None.
 
     Raises:
-        InputError: the recipe is unknown, or a value is not allowed.
+        InputError: the recipe or a field is unknown, or a value is not allowed; or tyro is not installed.
     """
-    import tyro  # of the extra `train`, which `main` asks for first
-
-    from .flags import FLAGS
+    check_installed("tyro", purpose="training", extra="train")
+    from .flags import read_flags
 
     has_recipe = bool(arguments) and not arguments[0].startswith("-")
     name = arguments[0] if has_recipe else DEFAULT.__name__
-    require("recipe", name, name in RECIPES, f"one of {', '.join(RECIPES)}")
+    similar = suggest(name, {recipe: recipe for recipe in RECIPES})
+    require("recipe", name, name in RECIPES, f"one of {', '.join(RECIPES)}{similar}")
     source, flags = _source(arguments[has_recipe:])
     config = _with_record(RECIPES[name](), source)
     default = wrap(config) if wrap else config
-    return tyro.cli(
+    return read_flags(
         type(default),
+        flags,
         prog=f"python -m {module} [RECIPE]",
         description=f"Recipes: {', '.join(RECIPES)}. {_CONFIG_HELP}\n\nThis one, {name}: {RECIPES[name].__doc__}",
         default=default,
-        args=flags,
-        use_underscores=True,
-        registry=FLAGS,
     )
 
 
@@ -120,8 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     With several processes it does not return where another one is lost: see `train.distributed.EXIT_LOST_PROCESS`.
     """
     try:
-        check_installed(*TRAINING, purpose="training", extra="train")
         config = parse(sys.argv[1:] if arguments is None else arguments)
+        check_installed(*TRAINING, purpose="training", extra="train")
         from .loop import run  # late, so that --help does not wait for the data and checkpoint libraries
 
         final = run(config)

@@ -7,6 +7,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
 
 from twins_jax.errors import InputError, one_line
+from twins_jax.paths import source_path
 
 from ..config import DataConfig
 from .records import Record
@@ -74,7 +75,8 @@ def _prepared_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
         raise InputError(f"data.dir={config.dir!r}: must be an existing folder, of TFDS data sets")
     # Not tfds.builder: on a set that is not on disk it goes on to the generation code and the network.
     try:
-        return read_only_builder.builder_from_files(config.source, data_dir=config.dir or None)
+        data_dir = str(source_path("data.dir", config.dir)) if config.dir else None
+        return read_only_builder.builder_from_files(config.source, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
         place = config.dir or "TFDS's default folder"
         is_imagenet = config.source.partition(":")[0] == "imagenet2012"
