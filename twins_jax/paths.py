@@ -42,12 +42,15 @@ def source_path(field: str, value: str | os.PathLike[str]) -> Path:
             nowhere, or the path is one that the system refuses.
     """
     check_path(field, value)
+    text = os.fspath(value)
     try:
-        path = Path(value).expanduser()
+        path = Path(text).expanduser() if text.startswith("~") else Path(text)  # which drops the "./" of "./~"
     except RuntimeError as error:  # no such user, or no home
         raise InputError(
-            f"{field}={os.fspath(value)!r}: must be a path: {error}; ./~ begins the name of a file"
+            f"{field}={text!r}: must be a path: {str(error).rstrip('.')} (./~ begins the name of a file)"
         ) from error
+    if str(path).startswith("~"):
+        path = path.absolute()  # or a second reading would take it for a home
     try:
         path.lstat()
         leads_nowhere = path.is_symlink() and not path.exists()

@@ -21,7 +21,6 @@ from twins_jax.errors import require
 from twins_jax.paths import check_path, source_path
 
 from ..extra import TRAINING, check_installed
-from ..progress import counted
 from ..recipes.imagenet import imagenet_svt_small
 from ..validation import check_types
 from .command import command
@@ -64,18 +63,20 @@ def main(arguments: Sequence[str]) -> int:
     kind.__doc__ = BenchmarkConfig.__doc__
     config = read_flags(kind, arguments, prog=f"python -m {__package__}.input_pipeline")
     check_installed(*TRAINING, purpose=PURPOSE, extra="train")
+    root = source_path("dir", config.dir)
     out = check_out(config.out)
-    results = measure(config)
+    results = measure(root, config.passes)
     sys.stdout.write(table(results))
     write_figures(out, results)
     return 0
 
 
-def measure(config: BenchmarkConfig) -> dict[str, Any]:
+def measure(root: Path, passes: int) -> dict[str, Any]:
     """Returns the images/s of every pass and the ratios to timm in the same round, with the machine and versions."""
     from ..data.sources import open_source
+    from ..progress import counted
 
-    root = source_path("dir", config.dir).resolve()
+    root = root.resolve()
     if hasattr(os, "sched_setaffinity"):  # Linux
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory() as folder:
@@ -88,7 +89,7 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
             "eval": (_ours(data, images, train=False), _timm(root, images, train=False)),
         }
         rates: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in pipelines}
-        for round_number, _ in enumerate(counted("measuring", "passes", config.passes + 1)):
+        for round_number, _ in enumerate(counted("measuring", "passes", passes + 1)):
             for name, pair in pipelines.items():
                 for run_pass, values in zip(pair, rates[name], strict=True):
                     start = time.process_time()

@@ -13,6 +13,7 @@ from flax import nnx
 import twins_jax
 from twins_jax import TwinsClassifier
 from twins_jax.errors import require
+from twins_jax.paths import weights_source
 from twins_jax.preprocess import normalize
 
 from ...data.pipeline import eval_batches, train_batches
@@ -65,7 +66,7 @@ class ClassificationTask:
             return twins_jax.create_model(num_classes=num_classes, rngs=rngs, **options)
         if not config.eval_only:  # a fresh head is of use only to training
             options |= {"num_classes": num_classes, "rngs": rngs}
-        model = twins_jax.from_pretrained(config.init, **options)
+        model = twins_jax.from_pretrained(weights_source("init", config.init), **options)
         channels = model.config.in_channels
         require("init", config.init, channels == 3, f"of images with 3 channels, as the data: found {channels}")
         allowed = f"of {num_classes} classes, as the data: found {model.num_classes}"
