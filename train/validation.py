@@ -37,6 +37,8 @@ def _check(name: str, value: Any, hint: Any) -> None:
 
 def _fits(value: Any, hint: Any) -> bool:
     arguments = get_args(hint)
+    if hint == DTypeLike:
+        return True  # the model checks it
     if get_origin(hint) is Literal:
         return value in arguments
     if get_origin(hint) in (Union, UnionType):
@@ -44,8 +46,6 @@ def _fits(value: Any, hint: Any) -> bool:
     if get_origin(hint) is tuple:
         is_sequence = isinstance(value, tuple | list) and len(value) == len(arguments)  # JSON has lists
         return is_sequence and all(map(_fits, value, arguments))
-    if hint == DTypeLike:
-        return True  # the model checks it
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MAX_INT
     if hint is float:
