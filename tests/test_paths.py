@@ -171,5 +171,7 @@ def test_sources_of_functions(load: Callable[[Any], Any], value: Any) -> None:
 
 def test_weights_by_the_name_of_a_repository() -> None:
     assert weights_source("field", "hf-hub:timm/twins_svt_small.in1k") == "hf-hub:timm/twins_svt_small.in1k"
+    with pytest.raises(InputError, match=r"^field='hf-hub:a\\n': must be a repository's name"):
+        weights_source("field", "hf-hub:a\n")
     with pytest.raises(InputError, match="must be a path on this machine"):
         target_path("field", "hf-hub:timm/twins_svt_small.in1k")

@@ -40,6 +40,9 @@ MODEL_DEFAULTS["dtype"] = jnp.dtype(MODEL_DEFAULTS["dtype"]).name  # as a flag a
 MAX_THREADS = 4096
 """Bound of threads and processes, beyond which a machine could start none of them."""
 
+MAX_BATCH_SIZE = 2**20
+"""Bound of a batch, some ten times the largest that are in use: a step of more would compile for hours, then fail."""
+
 MAX_TIMEOUT = 7 * 24 * 3600
 """A week in seconds; JAX counts in milliseconds that fit into int32."""
 
@@ -253,7 +256,10 @@ class RunConfig(abc.ABC):
         require("seed", self.seed, 0 <= self.seed < 2**31, "an integer from 0 to 2**31 - 1")
         require("epochs", self.epochs, 0 < self.epochs < math.inf, "a positive number")
         require("steps", self.steps, self.steps is None or self.steps >= 1, "None or an integer from 1")
-        for field in ("batch_size", "eval_batch_size", "eval_every_steps", "log_every_steps", "fsdp"):
+        for field in ("batch_size", "eval_batch_size"):
+            is_size = 1 <= getattr(self, field) <= MAX_BATCH_SIZE
+            require(field, getattr(self, field), is_size, f"an integer from 1 to {MAX_BATCH_SIZE}")
+        for field in ("eval_every_steps", "log_every_steps", "fsdp"):
             require(field, getattr(self, field), getattr(self, field) >= 1, "an integer from 1")
         parts = self.optim.accumulate
         require("batch_size", self.batch_size, self.batch_size % parts == 0, f"a multiple of optim.accumulate, {parts}")

@@ -95,5 +95,6 @@ def weights_source(field: str, value: str | os.PathLike[str]) -> str:
         InputError: as `source_path`.
     """
     if isinstance(value, str) and value.startswith(HUB_PREFIX):
+        require(field, value, value.isprintable(), "a repository's name without control characters")
         return value
     return str(source_path(field, value))

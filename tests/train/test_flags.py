@@ -135,6 +135,8 @@ def test_wrong_values_of_flags(name: str, text: str) -> None:
         ("port_weights", ["a", "b", "c"], "'c'"),
         ("port_weights", ["a", "b", "--report", ""], "--report is of --verify"),
         ("port_weights", ["a", ""], "DST=''"),
+        ("main", ["--batch_size", "1048577"], "batch_size=1048577"),
+        ("main", ["--eval_batch_size", "2147483647"], "eval_batch_size=2147483647"),
         ("main", ["digit"], "did you mean digits?"),
     ],
 )
