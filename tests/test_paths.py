@@ -127,6 +127,8 @@ COMMANDS: list[tuple[str, Callable[[list[str]], int], list[str]]] = [
     # The name in messages, the command, and its arguments before the path.
     ("workdir", train.main.main, RUN[:-1]),
     ("init", train.main.main, [*RUN, "--init"]),
+    ("config", train.main.main, [*RUN, "--config"]),
+    ("workdir", train.main.main, ["--eval_only", "--workdir"]),
     ("data.dir", train.main.main, [*RUN, "--data.source", "folder", "--data.dir"]),
     ("data.dir", train.main.main, [*RUN, "--data.source", "imagenet2012", "--data.dir"]),
     ("--out", train.benchmark.speed.main, ["--out"]),

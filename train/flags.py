@@ -97,36 +97,41 @@ def read_flags(
     Raises:
         InputError: a flag is unknown, or a value is missing, of another type or not allowed.
     """
-
-    def read(arguments: Sequence[str]) -> Any:
-        return tyro.cli(
-            kind,
-            prog=prog,
-            description=description,
-            default=default,
-            args=list(arguments),
-            use_underscores=True,
-            registry=FLAGS,
-            return_unknown_args=True,
-        )
-
     if "--version" in arguments:
         sys.stdout.write(f"{VERSION}\n")
         raise SystemExit(0)
+    options = {"prog": prog, "description": description, "default": default}
+    config, unknown = read_known_flags(kind, arguments, **options)
+    if unknown:
+        with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
+            read_known_flags(kind, ["--help"], **options)
+        flags = dict.fromkeys(re.findall(r"(?<![\w-])--[a-z]\w*(?:\.\w+)*", printed.getvalue()))
+        raise InputError(explain_unknown(unknown[0], flags, ALIASES))
+    return config
+
+
+def read_known_flags(kind: Any, arguments: Sequence[str], **options: Any) -> tuple[Any, list[str]]:
+    """Reads the flags that a dataclass has, as `read_flags` does, and returns the other arguments beside it.
+
+    Args:
+        kind: the dataclass to make.
+        arguments: of the command line.
+        **options: of `tyro.cli`.
+
+    Raises:
+        InputError: a value is missing, of another type or not allowed.
+    """
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
-            config, unknown = read(arguments)
+            config, unknown = tyro.cli(
+                kind, args=list(arguments), use_underscores=True, registry=FLAGS, return_unknown_args=True, **options
+            )
     except SystemExit as end:
         if not end.code:
             raise
         raise _refusal(end) or InputError(_unboxed(printed.getvalue())) from end
-    if unknown:
-        with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-            read(["--help"])
-        flags = dict.fromkeys(re.findall(r"(?<![\w-])--[a-z]\w*(?:\.\w+)*", printed.getvalue()))
-        raise InputError(explain_unknown(unknown[0], flags, ALIASES))
-    return config
+    return config, unknown
 
 
 def _refusal(end: BaseException) -> InputError | None:

@@ -2,16 +2,15 @@
 
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from twins_jax.command_line import suggest
 from twins_jax.errors import InputError, one_line, require
+from twins_jax.paths import source_path
 
 from .config import RunConfig
 from .distributed import exit_lost_process, expect_exit, lost_connection
@@ -32,7 +31,7 @@ def parse(arguments: Sequence[str]) -> RunConfig:
         InputError: the recipe or a field is unknown, or a value is not allowed.
     """
     source, _ = _source(arguments)
-    has_place = bool(source.workdir or not source.config)
+    has_place = bool(source.workdir or source.config is None)
     require("workdir", source.workdir, has_place, "given beside config, whose run keeps its own folder")
     config: RunConfig = parse_recipe(arguments, f"{__package__}.main")
     return config
@@ -53,14 +52,13 @@ def parse_recipe(arguments: Sequence[str], module: str, wrap: Callable[[RunConfi
     Raises:
         InputError: the recipe or a field is unknown, or a value is not allowed; or tyro is not installed.
     """
-    check_installed("tyro", purpose="training", extra="train")
-    from .flags import read_flags
-
     has_recipe = bool(arguments) and not arguments[0].startswith("-")
     name = arguments[0] if has_recipe else DEFAULT.__name__
     similar = suggest(name, {recipe: recipe for recipe in RECIPES})
     require("recipe", name, name in RECIPES, f"one of {', '.join(RECIPES)}{similar}")
     source, flags = _source(arguments[has_recipe:])
+    from .flags import read_flags  # late: `_source` says if its library is not installed
+
     config = _with_record(RECIPES[name](), source)
     default = wrap(config) if wrap else config
     return read_flags(
@@ -80,7 +78,7 @@ _CONFIG_HELP = (
 
 @dataclasses.dataclass(frozen=True)
 class _Config:
-    config: str = ""
+    config: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,19 +92,22 @@ class _Source(_Config):
 
 def _source(arguments: Sequence[str]) -> tuple[_Source, list[str]]:
     """Reads these flags alone; also returns all flags but `config`, which is no setting."""
-    import tyro
+    check_installed("tyro", purpose="training", extra="train")
+    from .flags import read_known_flags
 
-    options: Any = {"return_unknown_args": True, "add_help": False, "use_underscores": True}
-    source, _ = tyro.cli(_Source, args=list(arguments), **options)
-    _, others = tyro.cli(_Config, args=list(arguments), **options)
+    source, _ = read_known_flags(_Source, arguments, add_help=False)
+    _, others = read_known_flags(_Config, arguments, add_help=False)
     return source, others
 
 
 def _with_record(recipe: RunConfig, source: _Source) -> RunConfig:
     """Returns the settings of the record that the flags name or whose checkpoint they evaluate, else the recipe's."""
     workdir, evaluates = source.workdir or recipe.workdir, source.eval_only and not source.init
-    path = Path(source.config or f"{workdir}/{CONFIG}").expanduser()
-    if not (source.config or (evaluates and os.path.isfile(path))):
+    if source.config is not None:
+        path = source_path("config", source.config)
+    elif evaluates and (source_path("workdir", workdir) / CONFIG).is_file():
+        path = source_path("workdir", workdir) / CONFIG
+    else:
         return recipe
     return default_settings(path, recipe, workdir=workdir, evaluates=evaluates)
 

@@ -1,5 +1,6 @@
 """Checks the types of settings, which Python leaves open."""
 
+import dataclasses
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
@@ -23,8 +24,9 @@ def check_types(config: Any, prefix: str = "") -> None:
     Raises:
         InputError: a value is of another type, an integer does not fit into int32, or text holds a NUL character.
     """
-    for name, hint in get_type_hints(type(config)).items():
-        _check(prefix + name, getattr(config, name), hint)
+    hints = get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        _check(prefix + field.name, getattr(config, field.name), hints[field.name])
 
 
 def _check(name: str, value: Any, hint: Any) -> None:

@@ -51,8 +51,9 @@ WRONG: dict[Any, tuple[Any, ...]] = {
 
 def fields(config: Any, prefix: str = "") -> Iterator[tuple[Any, str, Any]]:
     """Each field of a config and of those in it: the config, the field's name with its prefix, and its type."""
-    for name, hint in get_type_hints(type(config)).items():
-        value = getattr(config, name)
+    hints = get_type_hints(type(config))
+    for name in (field.name for field in dataclasses.fields(config)):
+        value, hint = getattr(config, name), hints[name]
         yield config, prefix + name, get_origin(hint) if get_origin(hint) in (tuple, Literal) else hint
         if dataclasses.is_dataclass(value):
             yield from fields(value, f"{prefix}{name}.")

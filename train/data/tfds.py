@@ -1,6 +1,5 @@
 """TFDS data sets that are prepared as array_record, which is read without TensorFlow."""
 
-import os
 from typing import Literal
 
 import tensorflow_datasets as tfds
