@@ -5,9 +5,10 @@ import json
 import logging
 import sys
 import warnings
-from typing import NoReturn
 
+from twins_jax.command_line import Parser
 from twins_jax.errors import InputError
+from twins_jax.paths import target_path, weights_source
 
 DESCRIPTION = """\
 Ports Twins weights between PyTorch and twins_jax; the direction follows from SRC.
@@ -28,16 +29,9 @@ Exit codes: 0: all that was asked for is done and, with --verify, held; 1: --ver
 2: an error, named on one line, and nothing written."""
 
 
-class Parser(argparse.ArgumentParser):
-    """Reports errors on one line, as the rest of the program does."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n")
-
-
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    parser = Parser(description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(DESCRIPTION, epilog=EPILOG)
     parser.add_argument("src", metavar="SRC", help="what to read")
     parser.add_argument("dst", metavar="DST", nargs="?", help="what to write")
     parser.add_argument("--model", metavar="NAME", help="the variant (default: read off the weights)")
@@ -46,14 +40,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--inspect", action="store_true", help="describe SRC; write nothing")
     parser.add_argument("--verify", action="store_true", help="run both models, timm's and ours, and compare")
     parser.add_argument("--report", metavar="FILE", help="write --verify's outcome as JSON, too")
-    args = parser.parse_args(argv)
-    if args.inspect and (args.dst or args.verify or args.overwrite):
+    args = parser.parse(argv)
+    if args.inspect and (args.dst is not None or args.verify or args.overwrite):
         parser.error("--inspect takes SRC alone")
-    if not args.inspect and not args.dst:
+    if not args.inspect and args.dst is None:
         parser.error("DST is missing (or --inspect)")
-    if args.report and not args.verify:
+    if args.report is not None and not args.verify:
         parser.error("--report is of --verify")
     try:
+        args.src = weights_source("SRC", args.src)
+        args.dst = None if args.dst is None else str(target_path("DST", args.dst))
+        args.report = None if args.report is None else str(target_path("--report", args.report, "file"))
         return _inspect(args) if args.inspect else _port(args)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -126,6 +123,8 @@ def _print_nothing_but_errors() -> None:
 def command() -> int:
     """Runs as a program of its own; the installed one is `twins-port`."""
     _print_nothing_but_errors()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names of files may be no text
     return main()
 
 

@@ -12,6 +12,7 @@ import pytest
 import twins_jax
 from tests.support.paths import ROOT
 from train import plot, prepare
+from train.benchmark import aot, input_pipeline
 from train.extra import PACKAGES, TRAINING, check_installed
 from train.main import main
 
@@ -44,28 +45,45 @@ def test_nothing_is_said_of_packages_that_are_installed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("run", "message"),
+    ("command", "arguments", "message"),
     [
-        (lambda: main(["--help"]), "training needs absl-py, pillow, tyro; install twins_jax with its extra `train`"),
+        (main, [], "training needs absl-py, pillow; install twins_jax with its extra `train`"),
         (
-            lambda: prepare.main(["--help"]),
-            "preparing a data set needs tensorflow-datasets, tyro; install twins_jax with its extra `prepare`",
+            prepare.main,
+            ["imagenet2012", "--tars", "."],
+            "preparing a data set needs tensorflow-datasets; install twins_jax with its extra `prepare`",
         ),
-        (plot.main, "drawing needs matplotlib, tyro; install twins_jax with its extra `plot`"),
+        (plot.main, ["a", "b"], "drawing needs matplotlib; install twins_jax with its extra `plot`"),
+        (aot.main, [], "compiling needs absl-py, pillow; install twins_jax with its extra `train`"),
+        (
+            input_pipeline.main,
+            [],
+            "measuring the input pipeline needs absl-py, pillow; install twins_jax with its extra `train`",
+        ),
     ],
-    ids=["main", "prepare", "plot"],
+    ids=["main", "prepare", "plot", "aot", "input_pipeline"],
 )
 def test_commands_without_their_extra(
-    run: Callable[[], int], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: Callable[[list[str]], int],
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    missing = ("absl", "matplotlib", "PIL", "tensorflow_datasets", "tyro")
+    missing = {"absl", "matplotlib", "PIL", "tensorflow_datasets"}
     monkeypatch.setattr("train.extra.find_spec", lambda name: None if name in missing else name)
-    assert run() == 2
+    with pytest.raises(SystemExit, match="0"):  # help needs none of them
+        command(["--help"])
+    assert capsys.readouterr().out.startswith("usage: ")
+    assert command(arguments) == 2
     assert capsys.readouterr().err == f"error: {message}\n"
+    missing.add("tyro")
+    assert command(["--help"]) == 2
+    assert re.fullmatch(r"error: .* needs tyro; install twins_jax with its extra `.*`\n", capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("arguments", [["main", "--help"], ["main"], ["prepare"], ["plot"]], ids=" ".join)
-def test_commands_import_nothing_of_their_extra_before_it_is_checked(tmp_path: Path, arguments: list[str]) -> None:
+@pytest.mark.parametrize("command", ["main", "prepare", "plot", "benchmark.aot", "benchmark.input_pipeline"])
+def test_commands_import_nothing_of_their_extra_before_it_is_checked(tmp_path: Path, command: str) -> None:
     # A finder that comes first and finds none of them, as where they are not installed. Flax brings absl and optax.
     missing = {*TRAINING, "matplotlib", "tensorflow_datasets"} - {"absl", "optax"}
     program = tmp_path / "program.py"
@@ -76,10 +94,10 @@ def test_commands_import_nothing_of_their_extra_before_it_is_checked(tmp_path: P
         "found = importlib.util.find_spec\n"
         "importlib.util.find_spec = lambda name, *more: None if name in missing else found(name, *more)\n"
         "sys.modules |= dict.fromkeys(missing)\n"
-        f"sys.argv = {arguments!r}\n"
-        f"runpy.run_module('train.{arguments[0]}', run_name='__main__')\n"
+        f"sys.argv = [{command!r}]\n"
+        f"runpy.run_module('train.{command}', run_name='__main__')\n"
     )
     result = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (2, "")
-    assert re.match(r"error: .* needs .*, tyro; install twins_jax with its extra `", result.stderr)
+    assert re.match(r"error: .* needs tyro; install twins_jax with its extra `", result.stderr)
     assert result.stderr.count("\n") == 1

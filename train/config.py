@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Required
 
@@ -10,7 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from twins_jax.config import RuntimeOptions, TwinsConfig, variant_config
-from twins_jax.errors import require
+from twins_jax.errors import InputError, require
+from twins_jax.paths import HUB_PREFIX, check_path
+
+from .validation import MAX_INT, check_types
 
 if TYPE_CHECKING:
     import optax
@@ -31,6 +35,16 @@ _DEFAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.
 MODEL_DEFAULTS: dict[str, Any] = {name: _DEFAULTS[name] for name in RuntimeOptions.__annotations__}
 MODEL_DEFAULTS["dtype"] = jnp.dtype(MODEL_DEFAULTS["dtype"]).name  # as a flag and in config.json
 """The model's own defaults, which complete a `ModelConfig`."""
+
+
+MAX_THREADS = 4096
+"""Bound of threads and processes, beyond which a machine could start none of them."""
+
+MAX_BATCH_SIZE = 2**20
+"""Bound of a batch, some ten times the largest that are in use: a step of more would compile for hours, then fail."""
+
+MAX_TIMEOUT = 7 * 24 * 3600
+"""A week in seconds; JAX counts in milliseconds that fit into int32."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +71,12 @@ class DataConfig:
     """skip: largest share of the examples of a pass that may be damaged; beyond it the run ends."""
 
     def __post_init__(self) -> None:
-        require("data.threads", self.threads, self.threads >= 1, "an integer from 1")
-        require("data.workers", self.workers, self.workers >= 0, "an integer from 0")
-        require("data.on_error", self.on_error, self.on_error in ("stop", "skip"), "'stop' or 'skip'")
+        check_types(self, "data.")
+        if self.dir:
+            check_path("data.dir", self.dir)
+        many = f"{MAX_THREADS}, more than any machine has"
+        require("data.threads", self.threads, 1 <= self.threads <= MAX_THREADS, f"an integer from 1 to {many}")
+        require("data.workers", self.workers, 0 <= self.workers <= MAX_THREADS, f"an integer from 0 to {many}")
         require("data.max_errors", self.max_errors, 0 <= self.max_errors <= 1, "a share in [0, 1]")
 
 
@@ -83,6 +100,7 @@ class OptimConfig(abc.ABC):
     """Decay of the moving average of the weights, which is evaluated beside them; 0: none."""
 
     def __post_init__(self) -> None:
+        check_types(self, "optim.")
         rate, decay = self.learning_rate, self.weight_decay
         require("optim.learning_rate", rate, 0 < rate < math.inf, "a positive number")
         require("optim.weight_decay", decay, 0 <= decay < math.inf, "a number from 0")
@@ -138,10 +156,15 @@ class DistributedConfig:
     """Time to wait for the others at the start, and for one that is silent during the run."""
 
     def __post_init__(self) -> None:
+        check_types(self, "distributed.")
+        address = re.fullmatch(r"[^\s/]+:(\d{1,5})", self.coordinator)
+        is_address = not self.coordinator or bool(address and 1 <= int(address[1]) < 2**16)
+        require("distributed.coordinator", self.coordinator, is_address, "HOST:PORT, with a port from 1 to 65535")
         require("distributed.processes", self.processes, self.processes >= 1, "an integer from 1")
         in_range = 0 <= self.process_id < self.processes
         require("distributed.process_id", self.process_id, in_range, f"an integer from 0 to {self.processes - 1}")
-        require("distributed.timeout_seconds", self.timeout_seconds, self.timeout_seconds >= 1, "an integer from 1")
+        in_range = 1 <= self.timeout_seconds <= MAX_TIMEOUT
+        require("distributed.timeout_seconds", self.timeout_seconds, in_range, f"an integer from 1 to {MAX_TIMEOUT}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,6 +178,7 @@ class CheckpointConfig:
     """Newest checkpoints that are kept, beside the one that evaluated best."""
 
     def __post_init__(self) -> None:
+        check_types(self, "checkpoint.")
         require("checkpoint.every_steps", self.every_steps, self.every_steps >= 1, "an integer from 1")
         require("checkpoint.keep", self.keep, self.keep >= 1, "an integer from 1")
 
@@ -217,15 +241,25 @@ class RunConfig(abc.ABC):
     """Write a trace of a few steps into WORKDIR/profile, for TensorBoard or Perfetto."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         options: Any = MODEL_DEFAULTS | self.model
+        require("model.name", None, "name" in options, "a variant, one of twins_jax.list_models()")
+        try:
+            variant_config(**options)
+        except InputError as error:
+            raise InputError(f"model.{error}") from error  # its options are flags that begin so
         options["dtype"] = jnp.dtype(options["dtype"]).name  # as in config.json
-        variant_config(**options)  # raises InputError for a wrong option
         object.__setattr__(self, "model", options)
-        require("workdir", self.workdir, bool(self.workdir), "the name of a folder")
+        check_path("workdir", self.workdir)
+        if not self.init.startswith(HUB_PREFIX) and self.init:
+            check_path("init", self.init)
         require("seed", self.seed, 0 <= self.seed < 2**31, "an integer from 0 to 2**31 - 1")
         require("epochs", self.epochs, 0 < self.epochs < math.inf, "a positive number")
         require("steps", self.steps, self.steps is None or self.steps >= 1, "None or an integer from 1")
-        for field in ("batch_size", "eval_batch_size", "eval_every_steps", "log_every_steps", "fsdp"):
+        for field in ("batch_size", "eval_batch_size"):
+            is_size = 1 <= getattr(self, field) <= MAX_BATCH_SIZE
+            require(field, getattr(self, field), is_size, f"an integer from 1 to {MAX_BATCH_SIZE}")
+        for field in ("eval_every_steps", "log_every_steps", "fsdp"):
             require(field, getattr(self, field), getattr(self, field) >= 1, "an integer from 1")
         parts = self.optim.accumulate
         require("batch_size", self.batch_size, self.batch_size % parts == 0, f"a multiple of optim.accumulate, {parts}")
@@ -242,5 +276,12 @@ class RunConfig(abc.ABC):
         """
 
     def total_steps(self, train_examples: int) -> int:
-        """Returns the length of the run in steps."""
-        return self.steps or max(1, round(self.epochs * train_examples / self.batch_size))
+        """Returns the length of the run in steps.
+
+        Raises:
+            InputError: the steps are more than their counter, an int32, can hold.
+        """
+        steps = self.epochs * train_examples / self.batch_size
+        is_countable = self.steps is not None or steps <= MAX_INT
+        require("epochs", self.epochs, is_countable, f"fewer: {steps:.3g} steps are more than {MAX_INT}")
+        return self.steps or max(1, round(steps))

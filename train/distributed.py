@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import re
 import signal
 from collections.abc import Callable
 from types import FrameType, TracebackType
@@ -13,7 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from twins_jax.errors import InputError, one_line, require
+from twins_jax.errors import InputError, one_line
 from twins_jax.sharding import batch_sharding
 
 from .config import DistributedConfig
@@ -28,14 +27,12 @@ def initialize(config: DistributedConfig) -> None:
     Kubernetes). Without a cluster this process is the whole run.
 
     Raises:
-        InputError: the coordinator is not HOST:PORT, or the processes did not find each other.
+        InputError: the processes did not find each other.
     """
     if config.mode == "off":
         return
     arguments: dict[str, Any] = {}
     if config.coordinator:
-        is_address = bool(re.fullmatch(r".+:\d+", config.coordinator))
-        require("distributed.coordinator", config.coordinator, is_address, "HOST:PORT")
         arguments = {
             "coordinator_address": config.coordinator,
             "num_processes": config.processes,

@@ -14,6 +14,7 @@ import numpy as np
 
 from twins_jax import InputError, Params
 from twins_jax.errors import require
+from twins_jax.paths import target_path
 
 from . import flops
 from .checkpoint import Checkpoints
@@ -46,7 +47,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     initialize(config.distributed)
     processes = jax.process_count()
     require("report", config.report, not config.report or processes == 1, f"False in a run of {processes} processes")
-    workdir = Path(config.workdir).expanduser()
+    workdir = target_path("workdir", config.workdir, "folder")
     if config.eval_only:
         with owned_by_run(workdir) if config.report else contextlib.nullcontext():  # the folder may be read-only
             return _evaluate_only(config, workdir)

@@ -2,15 +2,15 @@
 
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 
+from twins_jax.command_line import suggest
 from twins_jax.errors import InputError, one_line, require
+from twins_jax.paths import source_path
 
 from .config import RunConfig
 from .distributed import exit_lost_process, expect_exit, lost_connection
@@ -25,20 +25,20 @@ EXIT_PREEMPTED = 75  # EX_TEMPFAIL: start the same command again
 
 
 def parse(arguments: Sequence[str]) -> RunConfig:
-    """The config that `[RECIPE] [--field value ...]` asks for; exits with code 2 on a bad field or value, naming it.
+    """The config that `[RECIPE] [--field value ...]` asks for.
 
     Raises:
-        InputError: the recipe is unknown, or a value is not allowed.
+        InputError: the recipe or a field is unknown, or a value is not allowed.
     """
     source, _ = _source(arguments)
-    has_place = bool(source.workdir or not source.config)
+    has_place = bool(source.workdir or source.config is None)
     require("workdir", source.workdir, has_place, "given beside config, whose run keeps its own folder")
     config: RunConfig = parse_recipe(arguments, f"{__package__}.main")
     return config
 
 
 def parse_recipe(arguments: Sequence[str], module: str, wrap: Callable[[RunConfig], Any] | None = None) -> Any:
-    """The settings that `[RECIPE] [--field value ...]` asks for; exits with code 2 on a bad field or value, naming it.
+    """The settings that `[RECIPE] [--field value ...]` asks for.
 
     Fields without a flag are the recipe's; with `--config` they are a record's, and with `--eval_only` of the folder's
     checkpoint those of the folder's record.
@@ -50,26 +50,23 @@ def parse_recipe(arguments: Sequence[str], module: str, wrap: Callable[[RunConfi
             config itself if None.
 
     Raises:
-        InputError: the recipe is unknown, or a value is not allowed.
+        InputError: the recipe or a field is unknown, or a value is not allowed; or tyro is not installed.
     """
-    import tyro  # of the extra `train`, which `main` asks for first
-
-    from .flags import FLAGS
-
     has_recipe = bool(arguments) and not arguments[0].startswith("-")
     name = arguments[0] if has_recipe else DEFAULT.__name__
-    require("recipe", name, name in RECIPES, f"one of {', '.join(RECIPES)}")
+    similar = suggest(name, {recipe: recipe for recipe in RECIPES})
+    require("recipe", name, name in RECIPES, f"one of {', '.join(RECIPES)}{similar}")
     source, flags = _source(arguments[has_recipe:])
+    from .flags import read_flags  # late: `_source` says if its library is not installed
+
     config = _with_record(RECIPES[name](), source)
     default = wrap(config) if wrap else config
-    return tyro.cli(
+    return read_flags(
         type(default),
+        flags,
         prog=f"python -m {module} [RECIPE]",
         description=f"Recipes: {', '.join(RECIPES)}. {_CONFIG_HELP}\n\nThis one, {name}: {RECIPES[name].__doc__}",
         default=default,
-        args=flags,
-        use_underscores=True,
-        registry=FLAGS,
     )
 
 
@@ -81,7 +78,7 @@ _CONFIG_HELP = (
 
 @dataclasses.dataclass(frozen=True)
 class _Config:
-    config: str = ""
+    config: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,19 +92,22 @@ class _Source(_Config):
 
 def _source(arguments: Sequence[str]) -> tuple[_Source, list[str]]:
     """Reads these flags alone; also returns all flags but `config`, which is no setting."""
-    import tyro
+    check_installed("tyro", purpose="training", extra="train")
+    from .flags import read_known_flags
 
-    options: Any = {"return_unknown_args": True, "add_help": False, "use_underscores": True}
-    source, _ = tyro.cli(_Source, args=list(arguments), **options)
-    _, others = tyro.cli(_Config, args=list(arguments), **options)
+    source, _ = read_known_flags(_Source, arguments, add_help=False)
+    _, others = read_known_flags(_Config, arguments, add_help=False)
     return source, others
 
 
 def _with_record(recipe: RunConfig, source: _Source) -> RunConfig:
     """Returns the settings of the record that the flags name or whose checkpoint they evaluate, else the recipe's."""
     workdir, evaluates = source.workdir or recipe.workdir, source.eval_only and not source.init
-    path = Path(source.config or f"{workdir}/{CONFIG}").expanduser()
-    if not (source.config or (evaluates and os.path.isfile(path))):
+    if source.config is not None:
+        path = source_path("config", source.config)
+    elif evaluates and (source_path("workdir", workdir) / CONFIG).is_file():
+        path = source_path("workdir", workdir) / CONFIG
+    else:
         return recipe
     return default_settings(path, recipe, workdir=workdir, evaluates=evaluates)
 
@@ -120,8 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     With several processes it does not return where another one is lost: see `train.distributed.EXIT_LOST_PROCESS`.
     """
     try:
-        check_installed(*TRAINING, purpose="training", extra="train")
         config = parse(sys.argv[1:] if arguments is None else arguments)
+        check_installed(*TRAINING, purpose="training", extra="train")
         from .loop import run  # late, so that --help does not wait for the data and checkpoint libraries
 
         final = run(config)

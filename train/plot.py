@@ -3,10 +3,13 @@
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from twins_jax.errors import InputError
+from twins_jax.files import staged
+from twins_jax.paths import source_path, target_path
 
 from .extra import check_installed
 
@@ -15,10 +18,10 @@ from .extra import check_installed
 class Arguments:
     """Draws training loss and evaluation accuracy over epochs."""
 
-    metrics: Path
+    metrics: str
     """A run's metrics.jsonl."""
 
-    picture: Path
+    picture: str
     """The file to write; its ending decides the format: .svg, .png, .pdf."""
 
 
@@ -44,7 +47,7 @@ def draw(metrics: Path, picture: Path) -> None:
     """Draws the curves of a run.
 
     Raises:
-        InputError: the metrics cannot be read, or the picture's format is not known.
+        InputError: the metrics cannot be read, or the picture's format is not known or it cannot be written.
     """
     import matplotlib as mpl
 
@@ -61,21 +64,30 @@ def draw(metrics: Path, picture: Path) -> None:
     loss = accuracy.twinx()
     loss.plot([t["epoch"] for t in training], [t["loss"] for t in training], color="tab:orange", linewidth=1)
     loss.set_ylabel("training loss", color="tab:orange")
-    if picture.suffix.removeprefix(".") not in figure.canvas.get_supported_filetypes():
+    kind = picture.suffix.removeprefix(".").lower()
+    if kind not in figure.canvas.get_supported_filetypes():
         raise InputError(f"{picture}: must end in .svg, .png or .pdf")
-    figure.savefig(picture, metadata={"Date": None} if picture.suffix == ".svg" else None)
+    with staged(picture) as aside:
+        figure.savefig(aside, format=kind, metadata={"Date": None} if kind == "svg" else None)
     plt.close(figure)
 
 
-def main() -> int:
-    """Runs and returns the exit code: 0, or 2 for input that the caller can correct."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs and returns the exit code: 0, or 2 for input that the caller can correct.
+
+    The arguments are the command line's where none are given.
+    """
     try:
-        check_installed("matplotlib", "tyro", purpose="drawing", extra="plot")
+        check_installed("tyro", purpose="drawing", extra="plot")
         import tyro
 
-        positional = tyro.conf.PositionalRequiredArgs
-        arguments = tyro.cli(Arguments, prog=f"python -m {__package__}.plot", config=(positional,))
-        draw(arguments.metrics, arguments.picture)
+        from .flags import read_flags
+
+        positional = tyro.conf.PositionalRequiredArgs[Arguments]
+        words = sys.argv[1:] if arguments is None else arguments
+        config = read_flags(positional, words, prog=f"python -m {__package__}.plot")
+        check_installed("matplotlib", purpose="drawing", extra="plot")
+        draw(source_path("metrics", config.metrics), target_path("picture", config.picture, "file"))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from twins_jax.errors import InputError, require
+from twins_jax.paths import source_path, target_path
 
 from .extra import check_installed
 from .lock import owned
@@ -52,9 +53,12 @@ def prepare(dataset: str, tars: Path, data_dir: str) -> Path:
 
 def main(arguments: Sequence[str]) -> int:
     """Prepares the data set that the arguments name; returns the exit code: 0, or 2 after an error of the user's."""
+    purpose = "preparing a data set"
     try:
-        check_installed("tensorflow_datasets", "tyro", purpose="preparing a data set", extra="prepare")
+        check_installed("tyro", purpose=purpose, extra="prepare")
         import tyro
+
+        from .flags import read_flags
 
         @dataclasses.dataclass(frozen=True)
         class Arguments:
@@ -73,8 +77,11 @@ def main(arguments: Sequence[str]) -> int:
             """Folder that holds TFDS data sets, to be given as `data.dir` later (empty: TFDS's own default)."""
 
         prog = f"python -m {__package__}.prepare"
-        config = tyro.cli(Arguments, prog=prog, args=list(arguments), use_underscores=True)
-        directory = prepare(config.dataset, Path(config.tars).expanduser(), config.data_dir)
+        config = read_flags(Arguments, arguments, prog=prog)
+        tars = source_path("tars", config.tars)
+        data_dir = str(target_path("data_dir", config.data_dir, "folder")) if config.data_dir else ""
+        check_installed("tensorflow_datasets", purpose=purpose, extra="prepare")
+        directory = prepare(config.dataset, tars, data_dir)
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

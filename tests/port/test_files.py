@@ -51,6 +51,15 @@ def test_round_trip_from_pytorch_is_exact(tiny, tmp_path, dtype, middle, suffix)
     assert_same(read_torch(back), state)
 
 
+@pytest.mark.parametrize(
+    ("name", "load"),
+    [("a.PTH", torch.load), ("a.Pt", torch.load), ("a.SafeTensors", safetensors.torch.load_file)],
+)
+def test_the_ending_of_the_target_may_be_in_upper_case(tiny, tiny_orbax, tmp_path, name, load):
+    assert run(tiny_orbax, tmp_path / name) == 0
+    assert_same(load(tmp_path / name), tiny)
+
+
 @pytest.mark.parametrize("middle", ["there.pth", "there.safetensors"])
 def test_round_trip_from_ours_is_exact(tiny_orbax, tmp_path, middle):
     params = twins_jax.get_params(twins_jax.from_pretrained(tiny_orbax))

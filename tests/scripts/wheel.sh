@@ -94,6 +94,8 @@ refuses() {  # an extra, then a command that must end with exit code 2 and one l
     fail "${*:2}: exit code $code: $message"
 }
 refuses train "$bin/twins-train"
+refuses train "$bin/python" -m twins_jax.train.benchmark.aot
+refuses train "$bin/python" -m twins_jax.train.benchmark.input_pipeline
 refuses prepare "$bin/python" -m twins_jax.train.prepare
 refuses plot "$bin/python" -m twins_jax.train.plot
 

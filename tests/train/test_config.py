@@ -54,7 +54,7 @@ def test_unknown_variant() -> None:
 
 
 def test_option_out_of_range() -> None:
-    with pytest.raises(InputError, match=r"^drop_path_rate=1.5: "):
+    with pytest.raises(InputError, match=r"^model\.drop_path_rate=1.5: "):
         dataclasses.replace(digits(), model=ModelConfig(name="twins_svt_tiny", drop_path_rate=1.5))
 
 

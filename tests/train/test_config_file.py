@@ -75,7 +75,7 @@ def test_a_byte_order_mark_is_no_damage(tmp_path: Path) -> None:
         ("data", "crop_scale", [0.5, "x"], "data.crop_scale='x': must be float"),
         ("distributed", "mode", "on", "distributed.mode='on': must be "),
         ("model", "dtype", 3, "model.dtype=3: must be str"),
-        ("model", "name", "x", "name='x': must be one of"),
+        ("model", "name", "x", "model.name='x': must be one of"),
     ],
 )
 def test_a_field_that_is_not_what_it_must_be(group: str, field: str, value: Any, message: str, tmp_path: Path) -> None:

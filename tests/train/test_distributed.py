@@ -13,7 +13,6 @@ from jax.experimental import multihost_utils
 from tests.support.classification import eval_batches, train_batches
 from train.checkpoint import Checkpoints
 from train.config import CheckpointConfig, DistributedConfig
-from train.distributed import initialize
 from train.state import create_state
 from train.tasks.classification.config import ClassificationDataConfig
 from twins_jax import InputError
@@ -74,8 +73,7 @@ def test_saving_does_not_ask_whether_to_stop(tmp_path: Path, monkeypatch: pytest
     assert not asked
 
 
-@pytest.mark.parametrize("coordinator", ["localhost", "localhost:", "localhost:port", ":99"])
+@pytest.mark.parametrize("coordinator", ["host", "host:", "host:port", ":99", "host:0", "host:65536", "a b:99"])
 def test_coordinator_without_host_or_port(coordinator: str) -> None:
-    config = DistributedConfig(coordinator=coordinator, processes=2)
     with pytest.raises(InputError, match=rf"^distributed.coordinator='{coordinator}': must be HOST:PORT"):
-        initialize(config)
+        DistributedConfig(coordinator=coordinator, processes=2)

@@ -44,3 +44,15 @@ def test_bad_metrics_are_named(tmp_path, content):
 def test_unknown_format_is_named(tmp_path):
     with pytest.raises(InputError, match=r"a\.xyz: must end in"):
         draw(write(tmp_path / "metrics.jsonl", LINES), tmp_path / "a.xyz")
+
+
+def test_the_ending_of_the_picture_may_be_in_upper_case(tmp_path):
+    metrics = write(tmp_path / "metrics.jsonl", LINES)
+    for name in ("a.svg", "A.SVG"):
+        draw(metrics, tmp_path / name)
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "A.SVG").read_bytes()
+
+
+def test_a_picture_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"none/a\.svg: could not be written: .*No such file"):
+        draw(write(tmp_path / "metrics.jsonl", LINES), tmp_path / "none" / "a.svg")

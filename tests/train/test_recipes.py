@@ -77,6 +77,7 @@ IMAGENET = {
     "seed": 0,
     "fsdp": 1,
     "init": "",
+    "allow_changes": False,
     "eval_only": False,
     "report": False,
     "profile": False,

@@ -19,6 +19,7 @@ from tests.support import runs
 from tests.support.alone import STEPS, Alone, RunMain, last_line
 from train.main import parse
 from train.task import DatasetInfo
+from twins_jax import InputError
 from twins_jax.port.read import read_weights
 
 pytestmark = pytest.mark.usefixtures("short_variant")
@@ -74,6 +75,16 @@ def test_init_with_other_classes_is_not_evaluated(
     code, output, errors = run_main(tmp_path / "run", "--eval_only", "--init", str(ported), *folder)
     assert (code, "final" in output) == (2, False)
     assert errors == f"error: init={str(ported)!r}: must be of 3 classes, as the data: found 10\n"
+
+
+@pytest.mark.parametrize("more", [[], ["--eval_only"]])
+def test_init_of_gray_images(more: list[str], ported: Path, arguments: list[str], tmp_path: Path) -> None:
+    weights = load_file(ported)
+    weights["patch_embeds.0.proj.weight"] = weights["patch_embeds.0.proj.weight"][:, :1].copy()
+    save_file(weights, tmp_path / "gray.safetensors")
+    task = parse([*arguments, *more, "--init", str(tmp_path / "gray.safetensors")]).make_task()
+    with pytest.raises(InputError, match=r"^init='.*': must be of images with 3 channels, as the data: found 1$"):
+        task.create_model(nnx.Rngs(0))
 
 
 def test_init_of_another_variant(ported: Path, run_main: RunMain, tmp_path: Path) -> None:

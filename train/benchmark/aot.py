@@ -10,11 +10,9 @@ import sys
 import time
 from collections.abc import Sequence
 from importlib import metadata, util
-from pathlib import Path
 from typing import Annotated, Any
 
 import jax
-import tyro
 from flax import nnx
 
 from twins_jax import get_batch_stats, get_params
@@ -23,6 +21,7 @@ from twins_jax.sharding import make_mesh
 
 from ..config import RunConfig
 from ..experiment import check_batch_size, lower_train_step
+from ..extra import TRAINING, check_installed
 from ..flops import TRAINING_FACTOR, loss_flops
 from ..main import parse_recipe
 from ..optim import make_optimizer, make_schedule
@@ -30,6 +29,7 @@ from ..recipes.imagenet import EVAL_EXAMPLES, TRAIN_EXAMPLES
 from ..state import abstract_state
 from ..step import make_train_step
 from ..task import DatasetInfo
+from ..validation import MAX_INT
 from .collectives import Traffic, read_traffic
 from .command import command
 from .results import check_out, write_figures
@@ -50,8 +50,12 @@ class Arguments:
     classes: int | None = None
     """Outputs of the model; by default those of the data set, which must exist unless it is imagenet2012."""
 
-    out: Path | None = None
+    out: str | None = None
     """File for the figures as JSON."""
+
+    def __post_init__(self) -> None:
+        is_count = self.classes is None or 1 <= self.classes <= MAX_INT
+        require("classes", self.classes, is_count, f"None or an integer from 1 to {MAX_INT}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,6 +230,8 @@ def _figures(report: Report, config: RunConfig, arguments: Sequence[str]) -> dic
 
 def _arguments(config: RunConfig) -> Arguments:
     """The arguments before any flag, of a type that has the flags of this config's type."""
+    import tyro  # late: `parse_recipe` says if it is not installed
+
     train = ("train", Annotated[type(config), tyro.conf.arg(name="")])
     of_task = dataclasses.make_dataclass("Arguments", [train], bases=(Arguments,), frozen=True, kw_only=True)
     arguments: Arguments = of_task(train=config)
@@ -237,12 +243,12 @@ def main(arguments: Sequence[str]) -> int:
     """Compiles, prints a table, writes JSON if asked, and returns the exit code: 0, 1 or 2."""
     jax.config.update("jax_platforms", "cpu")  # the program is compiled only, even on a machine with chips
     args = parse_recipe(arguments, f"{__package__}.aot", _arguments)
-    if args.out:
-        check_out(args.out)
+    check_installed(*TRAINING, purpose="compiling", extra="train")
+    out = None if args.out is None else check_out(args.out)
     report = compile_step(args.train, args.topology, args.classes)
     print(_table(report))
-    if args.out:
-        write_figures(args.out, _figures(report, args.train, arguments))
+    if out:
+        write_figures(out, _figures(report, args.train, arguments))
     return 0 if report.fits else EXIT_DOES_NOT_FIT
 
 

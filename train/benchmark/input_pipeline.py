@@ -17,27 +17,24 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import grain
-import numpy as np
-import tyro
-from PIL import Image, ImageOps
-
 from twins_jax.errors import require
-from twins_jax.port.timm_models import import_timm
+from twins_jax.paths import check_path, source_path
 
-from ..data.sources import open_source
-from ..progress import counted
+from ..extra import TRAINING, check_installed
 from ..recipes.imagenet import imagenet_svt_small
-from ..tasks.classification.transforms import eval_transforms, train_transforms
+from ..validation import check_types
 from .command import command
 from .results import check_out, write_figures
+
+PURPOSE = "measuring the input pipeline"
+MAX_PASSES = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
 class BenchmarkConfig:
     """Decodes and augments images on one core, in this package's pipeline and in timm's, in turn."""
 
-    dir: tyro.conf.Positional[str] = "../shared/data/imagenet-sample"
+    dir: str = "../shared/data/imagenet-sample"
     """Folder with one folder of images per class."""
 
     passes: int = 15
@@ -47,24 +44,39 @@ class BenchmarkConfig:
     """File for the figures."""
 
     def __post_init__(self) -> None:
-        require("passes", self.passes, self.passes >= 2, "an integer from 2, for the spread")
+        check_types(self)
+        check_path("dir", self.dir)
+        allowed = f"an integer from 2, for the spread, to {MAX_PASSES}"
+        require("passes", self.passes, 2 <= self.passes <= MAX_PASSES, allowed)
 
 
 @command
 def main(arguments: Sequence[str]) -> int:
     """Measures, prints a table, writes JSON and returns the exit code."""
-    config = tyro.cli(BenchmarkConfig, prog=f"python -m {__package__}.input_pipeline", args=list(arguments))
-    out = Path(config.out)
-    check_out(out)
-    results = measure(config)
+    check_installed("tyro", purpose=PURPOSE, extra="train")
+    import tyro  # late, as the other packages of the extra: `check_installed` says which are missing
+
+    from ..flags import read_flags
+
+    positional = ("dir", tyro.conf.Positional[str], BenchmarkConfig.dir)
+    kind = dataclasses.make_dataclass("Arguments", [positional], bases=(BenchmarkConfig,), frozen=True)
+    kind.__doc__ = BenchmarkConfig.__doc__
+    config = read_flags(kind, arguments, prog=f"python -m {__package__}.input_pipeline")
+    check_installed(*TRAINING, purpose=PURPOSE, extra="train")
+    root = source_path("dir", config.dir)
+    out = check_out(config.out)
+    results = measure(root, config.passes)
     sys.stdout.write(table(results))
     write_figures(out, results)
     return 0
 
 
-def measure(config: BenchmarkConfig) -> dict[str, Any]:
+def measure(root: Path, passes: int) -> dict[str, Any]:
     """Returns the images/s of every pass and the ratios to timm in the same round, with the machine and versions."""
-    root = Path(config.dir).expanduser().resolve()
+    from ..data.sources import open_source
+    from ..progress import counted
+
+    root = root.resolve()
     if hasattr(os, "sched_setaffinity"):  # Linux
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory() as folder:
@@ -77,7 +89,7 @@ def measure(config: BenchmarkConfig) -> dict[str, Any]:
             "eval": (_ours(data, images, train=False), _timm(root, images, train=False)),
         }
         rates: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in pipelines}
-        for round_number, _ in enumerate(counted("measuring", "passes", config.passes + 1)):
+        for round_number, _ in enumerate(counted("measuring", "passes", passes + 1)):
             for name, pair in pipelines.items():
                 for run_pass, values in zip(pair, rates[name], strict=True):
                     start = time.process_time()
@@ -108,6 +120,11 @@ def _spread(values: Sequence[float], digits: int) -> str:
 
 
 def _ours(data: Any, images: int, *, train: bool) -> Callable[[], None]:
+    import grain
+
+    from ..data.sources import open_source
+    from ..tasks.classification.transforms import eval_transforms, train_transforms
+
     # As `train_batches`, but for the shuffle: Grain's takes 3 us an example of ImageNet's, yet 250 us of a few.
     source = grain.MapDataset.source(open_source(data, "train" if train else "eval")).seed(0)
     dataset = source.apply((train_transforms if train else eval_transforms)(data)).repeat().batch(images)
@@ -120,9 +137,12 @@ def _ours(data: Any, images: int, *, train: bool) -> Callable[[], None]:
 
 
 def _timm(root: Path, images: int, *, train: bool) -> Callable[[], None]:
-    import torch
+    from twins_jax.port.timm_models import import_timm
 
-    data = import_timm().data
+    data = import_timm().data  # says which of it and torch is missing
+    import torch
+    from PIL import ImageOps
+
     torch.set_num_threads(1)
     # Pillow 13 raises an error at 0 bits, which timm asks for at the highest level; 1 bit costs the same.
     operations = data.auto_augment.NAME_TO_OP
@@ -154,7 +174,11 @@ def _check(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
 
 
 def _versions() -> dict[str, str]:
+    import numpy as np
     import torch
+    from PIL import Image
+
+    from twins_jax.port.timm_models import import_timm
 
     timm = import_timm()
     return {"timm": timm.__version__, "torch": torch.__version__, "numpy": np.__version__, "pillow": Image.__version__}

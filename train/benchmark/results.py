@@ -4,22 +4,23 @@ import json
 from pathlib import Path
 from typing import Any
 
-from twins_jax.errors import InputError, require
+from twins_jax.errors import InputError
 from twins_jax.files import write_text
+from twins_jax.paths import target_path
 
 
-def check_out(path: Path) -> None:
-    """Checks before any measurement that `write_figures` can write to a path, and makes its folder.
+def check_out(value: str) -> Path:
+    """Returns the path of a file that `write_figures` can write, and makes its folder, before any measurement.
 
     Raises:
-        InputError: the path is that of a folder or a device, or its folder cannot be made.
+        InputError: the path is no local one, that of a folder or a device, or its folder cannot be made.
     """
-    is_file = bool(path.name) and (path.is_file() or not path.exists())
-    require("--out", str(path), is_file, "the path of a file, which may be a new one")
+    path = target_path("--out", value, "file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out={str(path)!r}: must be in a folder that can be made: {error}") from error
+    return path
 
 
 def write_figures(path: Path, figures: dict[str, Any]) -> None:

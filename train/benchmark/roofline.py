@@ -14,13 +14,13 @@ import dataclasses
 import itertools
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from twins_jax import list_models
+from twins_jax.command_line import Parser
 from twins_jax.config import variant_config
 from twins_jax.errors import require
 
@@ -58,13 +58,13 @@ DEVICES = {
 @command
 def main(arguments: Sequence[str]) -> int:
     """Counts, measures if asked, prints tables, writes JSON and returns the exit code: 0, or 2 for bad arguments."""
-    args = _parser().parse_args(arguments)
+    args = _parser().parse(arguments)
     check_cases(args)
     if args.measure and args.device != "this":
         found = _device_kind().lower()
         allowed = f"this with --measure, for the rates of the device that JAX finds, {found!r}"
         require("--device", args.device, args.device in found, allowed)
-    check_out(Path(args.out))
+    args.out = check_out(args.out)
     _count_all(args, arguments)
     return 0
 
@@ -87,7 +87,7 @@ def _count_all(args: argparse.Namespace, arguments: Sequence[str]) -> None:
             result["measured_whole"] = timer.whole(batch, size)
         print(table(result), end="\n\n", flush=True)
         report["results"].append(result)
-        write_figures(Path(args.out), report)  # now, or a later case that fails would lose it
+        write_figures(args.out, report)  # now, or a later case that fails would lose it
 
 
 def summarize(
@@ -157,9 +157,8 @@ def _device_kind() -> str:
     return str(jax.devices()[0].device_kind)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"python -m {__package__}.roofline", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+def _parser() -> Parser:
+    parser = Parser(__doc__ or "", prog=f"python -m {__package__}.roofline")
     add = parser.add_argument
     published = [name for name in list_models() if name != "twins_svt_tiny"]
     add("--variants", nargs="+", default=published, metavar="NAME", help="default: the six published")

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from twins_jax import list_models
+from twins_jax.command_line import Parser
 from twins_jax.config import AttentionImplementation
 from twins_jax.errors import require
 
@@ -31,21 +32,22 @@ from .command import check_cases, command
 from .results import check_out, write_figures
 
 MODES = ("infer", "train")
+MAX_ROUNDS = 10_000
 
 
 @command
 def main(arguments: Sequence[str]) -> int:
     """Measures, prints a table, writes JSON and returns the exit code: 0, or 2 for a case that cannot be measured."""
-    args = _parser().parse_args(arguments)
+    args = _parser().parse(arguments)
     _check(args)
-    check_out(Path(args.out))
+    args.out = check_out(args.out)
     _measure_all(args, _about(args, arguments))
     return 0
 
 
 def _check(args: argparse.Namespace) -> None:
     check_cases(args)
-    require("--rounds", args.rounds, args.rounds >= 2, "an integer from 2")
+    require("--rounds", args.rounds, 2 <= args.rounds <= MAX_ROUNDS, f"an integer from 2 to {MAX_ROUNDS}")
     if args.against:
         missing = [name for name in ("torch", "timm") if util.find_spec(name) is None]
         require("--against", args.against, not missing, f"left out without {' and '.join(missing)} installed")
@@ -65,7 +67,7 @@ def _measure_all(args: argparse.Namespace, report: dict[str, Any]) -> None:
         result = measure(case, [OURS, *(args.against_modes if args.against else ())], args.rounds, args.seconds)
         print(_row(case, result), flush=True)
         report["results"].append(result)
-        write_figures(Path(args.out), report)  # now, or a later case that fails would lose it
+        write_figures(args.out, report)  # now, or a later case that fails would lose it
 
 
 def measure(case: Case, sides: Sequence[str], rounds: int, seconds: float) -> dict[str, Any]:
@@ -160,9 +162,8 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"python -m {__package__}", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+def _parser() -> Parser:
+    parser = Parser(__doc__ or "", prog=f"python -m {__package__}")
     add = parser.add_argument
     published = [name for name in list_models() if name != "twins_svt_tiny"]
     add("--variants", nargs="+", default=published, metavar="NAME", help="default: the six published")

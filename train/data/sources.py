@@ -1,9 +1,9 @@
 """Opens the data set that a `DataConfig` names."""
 
-from pathlib import Path
 from typing import Literal
 
 from twins_jax.errors import InputError
+from twins_jax.paths import source_path
 
 from ..config import DataConfig
 from ..task import DatasetInfo
@@ -26,7 +26,7 @@ def open_source(config: DataConfig, split: Literal["train", "eval"]) -> Source:
         InputError: The data set is not there or not usable; the message says what to do.
     """
     if config.source == "folder":
-        return FolderSource(Path(config.dir).expanduser(), train=split == "train")
+        return FolderSource(source_path("data.dir", config.dir), train=split == "train")
     if config.source == "digits":
         return DigitsSource(train=split == "train")
     try:

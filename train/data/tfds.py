@@ -1,12 +1,12 @@
 """TFDS data sets that are prepared as array_record, which is read without TensorFlow."""
 
-import os
 from typing import Literal
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
 
 from twins_jax.errors import InputError, one_line
+from twins_jax.paths import source_path
 
 from ..config import DataConfig
 from .records import Record
@@ -70,11 +70,12 @@ class TfdsSource:
 
 
 def _prepared_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
-    if config.dir and "://" not in config.dir and not os.path.isdir(config.dir):
+    folder = source_path("data.dir", config.dir) if config.dir else None
+    if folder and not folder.is_dir():
         raise InputError(f"data.dir={config.dir!r}: must be an existing folder, of TFDS data sets")
     # Not tfds.builder: on a set that is not on disk it goes on to the generation code and the network.
     try:
-        return read_only_builder.builder_from_files(config.source, data_dir=config.dir or None)
+        return read_only_builder.builder_from_files(config.source, data_dir=folder)
     except tfds.core.DatasetNotFoundError as error:
         place = config.dir or "TFDS's default folder"
         is_imagenet = config.source.partition(":")[0] == "imagenet2012"

@@ -4,13 +4,11 @@ import logging
 import os
 
 from twins_jax.errors import InputError, one_line
+from twins_jax.paths import HUB_PREFIX
 from twins_jax.port import shards
 from twins_jax.port.convert import NOTHING_DECLARED, Declared
 from twins_jax.port.declared import CONFIG_FILE, from_json, read_object
 from twins_jax.port.hub_errors import explain
-
-PREFIX = "hf-hub:"
-"""The prefix of repositories' names, as timm has it: "hf-hub:timm/twins_svt_small.in1k", optionally "@revision"."""
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -30,7 +28,7 @@ def download(source: str) -> str:
     One request finds out whether the server can be reached. If not, what the cache has is taken, with a warning.
 
     Args:
-        source: `PREFIX`, owner and name.
+        source: `HUB_PREFIX`, owner, name and optionally "@revision": "hf-hub:timm/twins_svt_small.in1k".
 
     Returns:
         The weights' path, in the snapshot's folder.
@@ -46,7 +44,7 @@ def download(source: str) -> str:
         if error.name == "huggingface_hub":
             raise InputError(f"{source}: huggingface_hub is not installed; install it (the extra `hub`)") from error
         raise InputError(f"{source}: huggingface_hub cannot be imported: {one_line(error)}") from error
-    repository, _, named = source.removeprefix(PREFIX).partition("@")
+    repository, _, named = source.removeprefix(HUB_PREFIX).partition("@")
     revision = named or None
 
     def fetch(name: str, *, cached: bool) -> str | None:

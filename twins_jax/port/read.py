@@ -3,6 +3,7 @@
 import os
 
 from twins_jax.errors import InputError
+from twins_jax.paths import HUB_PREFIX, weights_source
 from twins_jax.port import hub, msgpack_io, orbax_io, safetensors_io, shards, torch_io
 from twins_jax.port.convert import NOTHING_DECLARED, Declared, Tensors, Weights
 from twins_jax.port.declared import from_text, read_folder
@@ -24,8 +25,8 @@ def read_weights(source: str | os.PathLike[str], *, ema: bool = False) -> Weight
     Raises:
         InputError: the source is missing or cannot be read, or holds no tensors.
     """
-    source = os.fspath(source)
-    if source.startswith(hub.PREFIX):
+    source = weights_source("source", source)
+    if source.startswith(HUB_PREFIX):
         path = hub.download(source)
         return _read_file(path, source, ema, hub.read_config(os.path.dirname(path)))
     if not os.path.isdir(source):

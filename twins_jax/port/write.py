@@ -35,7 +35,7 @@ def plan_target(source: Weights, ported: Ported, target: str) -> Target:
     """
     is_backbone = ported.model.num_classes is None
     ours, theirs = (OURS_BACKBONE, TORCH_DENSE) if is_backbone else (OURS, TORCH)
-    suffix = os.path.splitext(target)[1]
+    suffix = os.path.splitext(target)[1].lower()
     config = to_json(source.declared, ported.model)
     about = json.dumps(config) if config else None
     if suffix == ".safetensors":

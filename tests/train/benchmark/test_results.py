@@ -23,8 +23,7 @@ COMMANDS = {
 
 
 def test_earlier_figures_are_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = tmp_path / "new" / "figures.json"
-    check_out(out)
+    out = check_out(str(tmp_path / "new" / "figures.json"))
     write_figures(out, {"a": 1})
     write_figures(out, {"a": [2.5, None]})
     assert json.loads(out.read_text()) == {"a": [2.5, None]}

@@ -12,6 +12,7 @@ from twins_jax.config import MIN_IMAGE_SIZE, variant_config
 from twins_jax.errors import require
 
 from ...config import DataConfig, OptimConfig, RunConfig
+from ...validation import check_types
 from .optim import decays, layer_scale
 
 if TYPE_CHECKING:
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
     from ...task import DatasetInfo
     from .task import ClassificationTask
+
+
+MAX_IMAGE_SIZE = 2**14
+"""Bound of an image's side, of which the pixels are still counted in int32."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +73,12 @@ class ClassificationDataConfig(DataConfig):
         super().__post_init__()
         scale, ratio = self.crop_scale, self.crop_ratio
         is_complete = self.source != "folder" or bool(self.dir)
+        sizes = f"an integer from {MIN_IMAGE_SIZE} to {MAX_IMAGE_SIZE}"
         sources = "'digits', 'folder' or the name of a TFDS data set"
         for field, ok, allowed in (
             ("source", bool(self.source), sources),
             ("dir", is_complete, "the root of train/ and val/ or test/ for source 'folder'"),
-            ("image_size", self.image_size >= MIN_IMAGE_SIZE, f"an integer from {MIN_IMAGE_SIZE}"),
+            ("image_size", MIN_IMAGE_SIZE <= self.image_size <= MAX_IMAGE_SIZE, sizes),
             ("crop_scale", 0 < scale[0] <= scale[1] <= 1, "two rising fractions in (0, 1]"),
             ("crop_ratio", 0 < ratio[0] <= ratio[1] < math.inf, "two rising positive numbers"),
             ("flip", 0 <= self.flip <= 1, "a number in [0, 1]"),
@@ -124,7 +130,7 @@ class ClassificationOptimConfig(OptimConfig):
 
     def warmup_steps(self, *, batch_size: int, total_steps: int, train_examples: int) -> int:
         """Returns the length of the warm-up in steps, less than the run's."""
-        return min(round(self.warmup_epochs * train_examples / batch_size), total_steps - 1)
+        return round(min(self.warmup_epochs * train_examples / batch_size, total_steps - 1))
 
     def make_schedule(self, *, batch_size: int, total_steps: int, train_examples: int) -> "optax.Schedule":
         """Makes the learning rate by step: linear to the peak, then a cosine to the smallest; upstream uses timm's."""
@@ -173,6 +179,7 @@ class MixConfig:
     """Probability that a rectangle of an image is replaced by noise (0: never; the recipe has 0.25)."""
 
     def __post_init__(self) -> None:
+        check_types(self, "mix.")
         for field, value in vars(self).items():
             if field.endswith("alpha"):
                 require(f"mix.{field}", value, 0 <= value < math.inf, "a number from 0")

@@ -13,6 +13,7 @@ from flax import nnx
 import twins_jax
 from twins_jax import TwinsClassifier
 from twins_jax.errors import require
+from twins_jax.paths import weights_source
 from twins_jax.preprocess import normalize
 
 from ...data.pipeline import eval_batches, train_batches
@@ -57,15 +58,17 @@ class ClassificationTask:
 
         Raises:
             InputError: `init` cannot be loaded or is of another variant than `model.name`; or, with `eval_only`, of
-                another number of classes.
+                another number of classes; or it is of images that are not RGB.
         """
         config, num_classes = self._config, self.info.num_classes
         options: dict[str, Any] = dict(config.model)
         if not config.init:
             return twins_jax.create_model(num_classes=num_classes, rngs=rngs, **options)
-        if not config.eval_only:
-            return twins_jax.from_pretrained(config.init, num_classes=num_classes, rngs=rngs, **options)
-        model = twins_jax.from_pretrained(config.init, **options)  # a fresh head is of use only to training
+        if not config.eval_only:  # a fresh head is of use only to training
+            options |= {"num_classes": num_classes, "rngs": rngs}
+        model = twins_jax.from_pretrained(weights_source("init", config.init), **options)
+        channels = model.config.in_channels
+        require("init", config.init, channels == 3, f"of images with 3 channels, as the data: found {channels}")
         allowed = f"of {num_classes} classes, as the data: found {model.num_classes}"
         require("init", config.init, model.num_classes == num_classes, allowed)
         return model

@@ -1,0 +1,64 @@
+"""The parts that all command lines share: `--version`, errors on one line, and the flag that a misspelled one means."""
+
+import argparse
+import difflib
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
+from typing import NoReturn
+
+from twins_jax import __version__
+
+VERSION = f"twins_jax {__version__}"
+
+NO_ALIASES: Mapping[str, str] = MappingProxyType({})
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser with `--version` that reports errors, flags that it does not know included, on one line."""
+
+    def __init__(self, description: str, *, prog: str | None = None, epilog: str | None = None) -> None:
+        super().__init__(prog, description=description, epilog=epilog)
+        self.formatter_class = argparse.RawDescriptionHelpFormatter
+        self.add_argument("--version", action="version", version=VERSION)
+
+    def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
+        """Parses arguments, those of the command line if None; exits with code 2 where they are wrong."""
+        parsed, unknown = self.parse_known_args(arguments)
+        if unknown:
+            self.error(explain_unknown(unknown[0], [name for name in self._option_string_actions if name[:2] == "--"]))
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+
+def suggest(word: str, known: Mapping[str, str]) -> str:
+    """Returns "; did you mean X?" for the known words that are most like a misspelled one, or "" if none is.
+
+    Args:
+        word: the misspelled one.
+        known: known word -> its name in the suggestion.
+    """
+    found = [known[similar] for similar in difflib.get_close_matches(word, known, n=2)]
+    return f"; did you mean {' or '.join(found)}?" if found else ""
+
+
+def explain_unknown(token: str, flags: Collection[str], aliases: Mapping[str, str] = NO_ALIASES) -> str:
+    """Explains the first argument that a command does not take.
+
+    Args:
+        token: the argument: a flag, perhaps with "=value", or a value of none.
+        flags: all that the command knows, with their "--".
+        aliases: by the names without "--" that flags have in other programs: the last part of their names here.
+    """
+    if not token.startswith("-"):
+        return f"{token!r} belongs to no flag (a switch takes no value: --NAME turns it on)"
+    name = token.partition("=")[0].lstrip("-").lower().replace("-", "_")
+    end = name.rpartition(".")[2]
+    for wanted in (aliases.get(name), aliases.get(end), name, end):
+        found = [flag for flag in flags if wanted and f".{flag[2:]}".endswith(f".{wanted}")]
+        if found:
+            return f"unknown flag {token!r}; did you mean {' or '.join(found)}?"
+    similar = suggest(name, {flag[2:]: flag for flag in flags})
+    similar = similar or suggest(end, {flag.rpartition(".")[2]: flag for flag in flags})
+    return f"unknown flag {token!r}{similar or '; --help lists all'}"
