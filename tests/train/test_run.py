@@ -44,7 +44,9 @@ def test_figures_are_those_of_the_saved_weights(alone: Alone, arguments: list[st
     """The evaluation again: the file by the port's reader, all examples in one batch, numpy's arithmetic."""
     (batch,) = eval_batches(parse(arguments).data, 355)
     for prefix, ema in (("", False), ("ema_", True)):
-        apply, params = twins_jax.split_model(twins_jax.from_pretrained(alone.workdir, ema=ema))
+        model = twins_jax.from_pretrained(alone.workdir, ema=ema)
+        assert model.class_names == tuple("0123456789")
+        apply, params = twins_jax.split_model(model)
         logits = np.asarray(jax.jit(apply)(params, normalize(batch["image"])), np.float64)
         true = logits[np.arange(355), batch["label"]]
         rank = (logits > true[:, None]).sum(axis=1)
