@@ -11,10 +11,10 @@ from flax import nnx, traverse_util
 
 from twins_jax.backbone import TwinsBackbone
 from twins_jax.classifier import TwinsClassifier
-from twins_jax.config import TwinsConfig, TwinsOptions, variant_config
-from twins_jax.errors import InputError, require
+from twins_jax.config import TwinsConfig, TwinsOptions, check_options, variant_config
+from twins_jax.errors import InputError, is_integer, require
 from twins_jax.functional import Params, get_params, set_params
-from twins_jax.layers import LayerNorm, Linear
+from twins_jax.layers import LayerNorm, Linear, check_rngs
 
 if TYPE_CHECKING:
     from twins_jax.port.convert import Ported
@@ -52,6 +52,10 @@ def from_pretrained(
         InputError: (a ValueError) the source cannot be read, is of no known variant, does not fit it name by name or
             has no classifier (see `backbone_from_pretrained`); or an argument is not what it must be.
     """
+    require("num_classes", num_classes, num_classes is None or is_integer(num_classes, 0), "None or an integer from 0")
+    if rngs is not None:
+        check_rngs(rngs, "params")
+    check_options(overrides, "name", "num_classes", "ema", "rngs")
     model, params, _ = _port(source, name, ema)
     if model.num_classes is None:
         raise InputError(f"{source}: holds a backbone without a classifier: use backbone_from_pretrained")
@@ -96,6 +100,7 @@ def backbone_from_pretrained(
         InputError: (a ValueError) the source cannot be read, is of no known variant or does not fit it name by name; or
             an argument is not what it must be.
     """
+    check_options(overrides, "name", "ema")
     model, params, not_ported = _port(source, name, ema)
     if not_ported:
         _logger.warning("%s: %d tensors not ported: %s", source, len(not_ported), ", ".join(not_ported))
@@ -110,6 +115,10 @@ def backbone_from_pretrained(
 
 
 def _port(source: str | os.PathLike[str], name: str | None, ema: bool) -> "Ported":
+    is_source = isinstance(source, (str, os.PathLike)) and isinstance(os.fspath(source), str) and os.fspath(source)
+    require("source", source, bool(is_source), "the path of a file or folder, or hf-hub: and a repository's name")
+    if name is not None:
+        variant_config(name)  # raises InputError for one that is not known, before a large file is read
     from twins_jax.port.convert import port
     from twins_jax.port.read import read_weights
 

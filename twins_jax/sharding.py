@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import keystr
 
-from twins_jax.errors import require
+from twins_jax.errors import is_integer, require
 
 AXES = ("data", "fsdp")
 
@@ -34,10 +34,12 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
         devices: all devices of every process if None.
 
     Raises:
-        InputError: `fsdp` does not divide the number of devices.
+        InputError: `fsdp` does not divide the number of devices, or there are none.
     """
+    are_devices = devices is None or (len(devices) > 0 and all(isinstance(device, jax.Device) for device in devices))
+    require("devices", devices, are_devices, "None or devices, as jax.devices() lists them")
     count = jax.device_count() if devices is None else len(devices)
-    require("fsdp", fsdp, fsdp >= 1 and count % fsdp == 0, f"a divisor of the number of devices, {count}")
+    require("fsdp", fsdp, is_integer(fsdp, 1) and count % fsdp == 0, f"a divisor of the number of devices, {count}")
     # Auto axes: under Explicit ones the window reshape of LSA would need shardings spelled out.
     return jax.make_mesh((count // fsdp, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
