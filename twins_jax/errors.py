@@ -2,7 +2,8 @@
 
 import difflib
 from collections.abc import Iterable
-from numbers import Integral, Real
+
+import numpy as np
 
 
 class InputError(ValueError):
@@ -22,12 +23,12 @@ def require(field: str, value: object, ok: bool, allowed: str) -> None:
 
 def is_integer(value: object, least: int) -> bool:
     """True for an integer of Python or NumPy from `least` on; a bool is none."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and int(value) >= least
 
 
 def is_number(value: object) -> bool:
-    """True for a real number of Python or NumPy; a bool is none."""
-    return isinstance(value, Real) and not isinstance(value, bool)
+    """True for an integer or a floating-point number of Python or NumPy; a bool is none."""
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:

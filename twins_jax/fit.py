@@ -72,19 +72,19 @@ def by_name(field: str, tree: object) -> dict[str, Any]:
     """
     require(field, type(tree), isinstance(tree, Mapping), "nested dicts of arrays, as get_params gives them")
     values: dict[str, Any] = {}
-
-    def add(prefix: str, value: object) -> None:
-        if isinstance(value, Mapping):
-            for key, below in value.items():
-                require(f"{field}: a key below {prefix!r}", key, isinstance(key, (str, int)), "a string")
-                add(f"{prefix}/{key}" if prefix else str(key), below)
-        elif prefix in values:
-            raise InputError(f"{field}: holds {prefix} twice, below a string and an integer")
-        else:
-            values[prefix] = value.get_value() if isinstance(value, nnx.Variable) else value
-
-    add("", tree)
+    _add(values, field, "", tree)
     return values
+
+
+def _add(values: dict[str, Any], field: str, path: str, value: object) -> None:
+    if isinstance(value, Mapping):
+        for key, below in value.items():
+            require(f"{field}: a key below {path!r}", key, isinstance(key, (str, int)), "a string")
+            _add(values, field, f"{path}/{key}" if path else str(key), below)
+    elif path in values:
+        raise InputError(f"{field}: holds {path} twice, below a string and an integer")
+    else:
+        values[path] = value.get_value() if isinstance(value, nnx.Variable) else value
 
 
 def declare(kind: type[V], value: jax.Array) -> V:

@@ -61,16 +61,20 @@ def set_params(model: nnx.Module, params: Params, *, strict: bool = True) -> Set
             of another shape, or no floating-point array. The model is as before then.
     """
     _check_model(model)
-    own = {path: variable.get_value() for path, variable in _variables(nnx.state(model, nnx.Param)).items()}
+    require("strict", strict, isinstance(strict, bool), "True or False")
+    own = _variables(model, nnx.Param)
     arrays = by_name("params", params)
-    abstract = any(isinstance(value, jax.ShapeDtypeStruct) for value in own.values())
-    problems = array_misfits(arrays, {path: value.shape for path, value in own.items()}, abstract=abstract)
+    abstract = any(isinstance(variable.get_value(), jax.ShapeDtypeStruct) for _, variable in own.values())
+    expected = {name: variable.get_value().shape for name, (_, variable) in own.items()}
+    problems = array_misfits(arrays, expected, abstract=abstract)
     if strict:
         _refuse("params", problems.values())
-    nnx.update(model, _nested({path: _cast(arrays[path], own[path].dtype) for path in own if path not in problems}))
+    fitting = {name: place for name, place in own.items() if name not in problems}
+    values = {path: _cast(arrays[name], variable.dtype) for name, (path, variable) in fitting.items()}
+    nnx.update(model, traverse_util.unflatten_dict(values))
     return SetResult(
-        missing=tuple(path for path in own if path in problems),
-        unused=tuple(path for path in arrays if path in problems),
+        missing=tuple(name for name in own if name in problems),
+        unused=tuple(name for name in arrays if name in problems),
     )
 
 
@@ -92,19 +96,15 @@ def merge_model(graphdef: nnx.GraphDef[Any], params: Params, batch_stats: BatchS
     require("graphdef", graphdef, isinstance(graphdef, nnx.GraphDef), "the first value of nnx.split(model)")
     # `nnx.merge` would give arrays to variables by their order alone, whatever their names.
     model = nnx.merge(graphdef, list(range(graphdef.num_leaves)))
-    variables = _variables(nnx.state(model))
-    states = {
-        "params": by_name("params", params),
-        "batch_stats": by_name("batch_stats", {} if batch_stats is None else batch_stats),
-    }
-    for field, arrays in states.items():
-        own = {
-            path: declared_shape(variable)
-            for path, variable in variables.items()
-            if isinstance(variable, nnx.Param) == (field == "params")
-        }
-        _refuse(field, array_misfits(arrays, own, abstract=True).values())
-    nnx.update(model, _nested(states["params"] | states["batch_stats"]))
+    every = _variables(model, nnx.Variable)
+    values: dict[tuple[Any, ...], Any] = {}
+    for field, tree in (("params", params), ("batch_stats", {} if batch_stats is None else batch_stats)):
+        arrays = by_name(field, tree)
+        own = {name: v for name, (_, v) in every.items() if isinstance(v, nnx.Param) == (field == "params")}
+        shapes = {name: declared_shape(variable) for name, variable in own.items()}
+        _refuse(field, array_misfits(arrays, shapes, abstract=True).values())
+        values |= {every[name][0]: array for name, array in arrays.items()}
+    nnx.update(model, traverse_util.unflatten_dict(values))
     return model
 
 
@@ -153,16 +153,11 @@ def split_model(model: nnx.Module) -> tuple[Any, ...]:
 
 
 def _to_dict(model: nnx.Module, kind: type[nnx.Variable[Any]]) -> dict[str, Any]:
+    """The values of a kind, with strings for NNX's integer keys, which break checkpoints and sorting."""
     _check_model(model)
-    tree: dict[str, Any] = _keys_to_str(nnx.to_pure_dict(nnx.state(model, kind)))
+    values = {tuple(name.split("/")): variable.get_value() for name, (_, variable) in _variables(model, kind).items()}
+    tree: dict[str, Any] = traverse_util.unflatten_dict(values)
     return tree
-
-
-def _keys_to_str(tree: Any) -> Any:
-    """Makes all keys strings: NNX gives lists of modules integer keys, which break checkpoints and sorting."""
-    if not isinstance(tree, dict):
-        return tree
-    return {str(key): _keys_to_str(value) for key, value in tree.items()}
 
 
 def _check_model(model: nnx.Module) -> None:
@@ -181,15 +176,16 @@ def _rngs(key: jax.Array | None) -> nnx.Rngs | None:
     return nnx.Rngs(dropout=key)
 
 
-def _variables(state: nnx.State[Any, Any]) -> dict[str, nnx.Variable[Any]]:
-    """The variables of a state by path."""
-    return {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
+def _variables(
+    model: nnx.Module, kind: type[nnx.Variable[Any]]
+) -> dict[str, tuple[tuple[Any, ...], nnx.Variable[Any]]]:
+    """The variables of a kind, by name, with their paths in NNX.
 
-
-def _nested(arrays: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `by_name`, with the integer keys of NNX."""
-    tree: dict[str, Any] = nnx.restore_int_paths(traverse_util.unflatten_dict(arrays, sep="/"))
-    return tree
+    `nnx.state`, too, has them, but leaves them in a reference cycle, which holds the memory until Python's garbage
+    collector finds it, and which `jax_array_garbage_collection_guard` forbids.
+    """
+    nodes = nnx.iter_graph(model)
+    return {"/".join(map(str, path)): (path, node) for path, node in nodes if isinstance(node, kind)}
 
 
 def _cast(array: Any, dtype: DTypeLike) -> Any:

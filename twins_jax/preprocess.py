@@ -87,6 +87,7 @@ def as_array(field: str, value: object) -> jax.Array:
         except TypeError:
             if not hasattr(value, "__dlpack__"):
                 raise
-            return jnp.from_dlpack(value, copy=True)  # a tensor of bfloat16, which NumPy does not know
+            # A tensor of bfloat16, which NumPy does not know. Its owner may change it once this returns.
+            return jax.block_until_ready(jnp.array(jnp.from_dlpack(value)))
     except Exception as error:  # of many kinds: whatever converts the value raises its own
         raise InputError(f"{field}: a {type(value).__name__} that is no array of numbers: {one_line(error)}") from error

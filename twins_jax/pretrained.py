@@ -13,7 +13,7 @@ from twins_jax.backbone import TwinsBackbone
 from twins_jax.classifier import TwinsClassifier
 from twins_jax.config import TwinsConfig, TwinsOptions, check_options, variant_config
 from twins_jax.errors import InputError, is_integer, require
-from twins_jax.functional import Params, get_params, set_params
+from twins_jax.functional import Params, get_params, merge_model
 from twins_jax.layers import LayerNorm, Linear, check_rngs
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def from_pretrained(
         raise InputError(f"{source}: holds a backbone without a classifier: use backbone_from_pretrained")
     config = _config(model, overrides)
     classes = model.num_classes if num_classes is None else num_classes
-    classifier = nnx.eval_shape(lambda: TwinsClassifier(config, classes, rngs=nnx.Rngs(0)))
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: TwinsClassifier(config, classes, rngs=nnx.Rngs(0))))
     fresh: Params = {}
     if classes != model.num_classes:
         params = {path: array for path, array in params.items() if not path.startswith("head/")}
@@ -72,7 +72,7 @@ def from_pretrained(
                     f"{model.num_classes}"
                 )
             fresh = {"head": get_params(Linear(config.embed_dims[-1], classes, **config.dtypes, rngs=rngs))}
-    set_params(classifier, _to_params(params, config) | fresh)
+    classifier: TwinsClassifier = merge_model(graphdef, _to_params(params, config) | fresh)
     return classifier
 
 
@@ -105,18 +105,19 @@ def backbone_from_pretrained(
     if not_ported:
         _logger.warning("%s: %d tensors not ported: %s", source, len(not_ported), ", ".join(not_ported))
     config = _config(model, overrides)
-    backbone = nnx.eval_shape(lambda: TwinsBackbone(config, rngs=nnx.Rngs(0)))
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: TwinsBackbone(config, rngs=nnx.Rngs(0))))
     fresh: Params = {}
     if config.stage_norms and not model.stage_norms:
         norms = (LayerNorm(dim, epsilon=1e-6, **config.dtypes) for dim in config.embed_dims)
         fresh = {"norms": {str(stage): get_params(norm) for stage, norm in enumerate(norms)}}
-    set_params(backbone, _to_params(params, config)["backbone"] | fresh)
+    backbone: TwinsBackbone = merge_model(graphdef, _to_params(params, config)["backbone"] | fresh)
     return backbone
 
 
 def _port(source: str | os.PathLike[str], name: str | None, ema: bool) -> "Ported":
     is_source = isinstance(source, (str, os.PathLike)) and isinstance(os.fspath(source), str) and os.fspath(source)
     require("source", source, bool(is_source), "the path of a file or folder, or hf-hub: and a repository's name")
+    require("ema", ema, isinstance(ema, bool), "True or False")
     if name is not None:
         variant_config(name)  # raises InputError for one that is not known, before a large file is read
     from twins_jax.port.convert import port

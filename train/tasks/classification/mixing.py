@@ -76,12 +76,12 @@ def cutmix_weights(height: int, width: int, kept: jax.Array, center: jax.Array) 
         box = jnp.int32(length * side)
         position = jnp.arange(length)
         inside.append((position >= middle - box // 2) & (position < middle + (box + 1) // 2))
-    return 1.0 - (inside[0][:, None] & inside[1]).astype(jnp.float32)
+    return 1.0 - (inside[0][:, None] & inside[1][None]).astype(jnp.float32)
 
 
 def blend(images: jax.Array, targets: jax.Array, weights: jax.Array, share: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Weighs images [B, H, W, C] by [H, W] and targets [B, classes] by [], against the same in reversed order."""
-    pixel_weights, share = weights[:, :, None].astype(images.dtype), share.astype(targets.dtype)
+    pixel_weights, share = weights[None, :, :, None].astype(images.dtype), share.astype(targets.dtype)
     images = pixel_weights * images + (1 - pixel_weights) * images[::-1]
     return images, share * targets + (1 - share) * targets[::-1]
 
@@ -130,7 +130,7 @@ def draw_boxes(key: jax.Array, count: int, height: int, width: int, probability:
 def box_mask(boxes: jax.Array, height: int, width: int) -> jax.Array:
     """Boxes int [B, 4] of top, left, height, width -> bool [B, H, W], True inside."""
     top, left, box_height, box_width = (side[:, None] for side in boxes.T)
-    rows, columns = jnp.arange(height), jnp.arange(width)
+    rows, columns = jnp.arange(height)[None], jnp.arange(width)[None]
     in_rows = (rows >= top) & (rows < top + box_height)
     in_columns = (columns >= left) & (columns < left + box_width)
     return in_rows[:, :, None] & in_columns[:, None, :]
