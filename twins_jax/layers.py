@@ -87,14 +87,15 @@ class BatchNorm(nnx.Module):
             axes, count = tuple(range(x.ndim - 1)), math.prod(x.shape[:-1])
             require("x.shape", x.shape, count > 1, "of more than one position in training")
             mean = x.mean(axis=axes)
-            var = jnp.square(x - mean).mean(axis=axes)
+            var = jnp.square(x - ops.per_channel(mean, x)).mean(axis=axes)
             for running, new in ((self.mean, mean), (self.var, var * (count / (count - 1)))):
                 new = lax.stop_gradient(new).astype(running.dtype)
                 running[...] = self.momentum * running[...] + (1 - self.momentum) * new
         else:
             mean, var = self.mean[...].astype(wide), self.var[...].astype(wide)
-        normal = (x - mean) * lax.rsqrt(var + self.epsilon)
-        return (normal * self.scale[...].astype(wide) + self.bias[...].astype(wide)).astype(self.dtype)
+        normal = (x - ops.per_channel(mean, x)) * ops.per_channel(lax.rsqrt(var + self.epsilon), x)
+        scale, bias = (ops.per_channel(param[...].astype(wide), x) for param in (self.scale, self.bias))
+        return (normal * scale + bias).astype(self.dtype)
 
 
 class Linear(nnx.Module):

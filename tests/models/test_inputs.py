@@ -128,9 +128,16 @@ def test_an_empty_batch() -> None:
     assert [m.shape for m in maps] == [(0, 11, 17, 16), (0, 5, 8, 32), (0, 2, 4, 48), (0, 1, 2, 64)]
 
 
-@pytest.mark.parametrize("padding", ["zero", "mask"])
-@pytest.mark.parametrize("implementation", ["xla", "pallas"])
-@pytest.mark.parametrize("name", twins_jax.list_models("*[!y]"))
+SVTS = ("twins_svt_small", "twins_svt_base", "twins_svt_large")
+VARIANTS_AND_OPTIONS = [
+    *((name, "xla", "zero") for name in twins_jax.list_models("*[!y]")),
+    *((name, "xla", "mask") for name in SVTS),
+    ("twins_pcpvt_small", "pallas", "zero"),
+    ("twins_svt_small", "pallas", "mask"),
+]
+
+
+@pytest.mark.parametrize(("name", "implementation", "padding"), VARIANTS_AND_OPTIONS)
 def test_an_empty_batch_of_every_variant(name: str, implementation: Any, padding: Any) -> None:
     # A kind of block once: more of them have the same shapes.
     config = dataclasses.replace(VARIANTS[name], depths=(2, 1, 1, 1), attention_implementation=implementation)

@@ -35,7 +35,7 @@ class ClassificationEvaluator:
         losses = cross_entropy(logits, smooth_targets(labels, logits.shape[-1], 0.0))
         # The rank of the label: the number of classes with a larger logit. Of equal logits the first counts as larger.
         score = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-        earlier = jnp.arange(logits.shape[-1])[None] < labels[:, None]
+        earlier = jnp.arange(logits.shape[-1], dtype=labels.dtype)[None] < labels[:, None]
         rank = ((logits > score) | ((logits == score) & earlier)).sum(axis=-1)
         # A label whose logit is NaN is above nothing and must not count as found.
         found = mask & ~jnp.isnan(score[:, 0])
