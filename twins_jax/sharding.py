@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import keystr
@@ -36,7 +37,11 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
     Raises:
         InputError: `fsdp` does not divide the number of devices, or there are none.
     """
-    are_devices = devices is None or (len(devices) > 0 and all(isinstance(device, jax.Device) for device in devices))
+    are_devices = devices is None or (
+        isinstance(devices, (Sequence, np.ndarray))
+        and len(devices) > 0
+        and all(isinstance(d, jax.Device) for d in devices)
+    )
     require("devices", devices, are_devices, "None or devices, as jax.devices() lists them")
     count = jax.device_count() if devices is None else len(devices)
     require("fsdp", fsdp, is_integer(fsdp, 1) and count % fsdp == 0, f"a divisor of the number of devices, {count}")
