@@ -20,6 +20,7 @@ from jax.tree_util import keystr, tree_flatten_with_path, tree_unflatten
 from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
 
 from twins_jax.errors import InputError, one_line, require
+from twins_jax.fit import misfits
 from twins_jax.port.orbax_io import checksum
 
 from .config import CheckpointConfig
@@ -122,15 +123,11 @@ class Checkpoints:
         checksums = metadata.custom_metadata.get("checksums", {})
         if not checksums or not all(metadata.item_metadata.get(name) for name in checksums):
             raise OSError("its metadata is damaged")
-        problems = []
-        for name, tree in wanted.items():
-            saved = _shapes(metadata.item_metadata[name].tree) if name in checksums else {}
-            problems += _differences(saved, _shapes(tree), prefix=f"{name}/")
-        if "batch_stats" in checksums and "batch_stats" not in wanted:
-            problems += _differences(_shapes(metadata.item_metadata["batch_stats"].tree), {}, prefix="batch_stats/")
-        if problems:
+        compared = [name for name in checksums if name in wanted or name == "batch_stats"]
+        saved = _shapes({name: metadata.item_metadata[name].tree for name in compared})
+        if problems := misfits(saved, _shapes(wanted)):
             head = f"workdir: {folder} does not fit; it was written by a run with another model or optimizer:"
-            raise InputError("\n".join([head, *problems]))
+            raise InputError("\n".join([head, *problems.values()]))
 
         args: dict[str, Any] = {name: ocp.args.StandardRestore(_abstract(tree)) for name, tree in wanted.items()}
         restored = self._manager.restore(step, args=ocp.args.Composite(**args))
@@ -241,16 +238,3 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 def _abstract(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
-
-
-def _differences(
-    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], prefix: str
-) -> list[str]:
-    lines = [f"  - {prefix}{name} {shape} is missing" for name, shape in expected.items() if name not in found]
-    lines += [f"  + {prefix}{name} {shape} is left over" for name, shape in found.items() if name not in expected]
-    lines += [
-        f"  ! {prefix}{name} has shape {found[name]}, expected {shape}"
-        for name, shape in expected.items()
-        if name in found and found[name] != shape
-    ]
-    return lines

@@ -1,14 +1,13 @@
 """Blocks, stages and the four-stage backbone of Twins-PCPVT and Twins-SVT (paper, figures 1 and 2)."""
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from twins_jax import ops
 from twins_jax.attention import GlobalSubSampledAttention, LocallyGroupedAttention
-from twins_jax.config import MIN_IMAGE_SIZE, TwinsConfig
-from twins_jax.errors import require
-from twins_jax.layers import LayerNorm, Mlp, PatchEmbed, drop, drop_path
+from twins_jax.config import TwinsConfig, check_config
+from twins_jax.inputs import check_images
+from twins_jax.layers import LayerNorm, Mlp, PatchEmbed, check_rngs, drop, drop_path
 from twins_jax.peg import PositionalEncodingGenerator
 
 PATCH_SIZES = (4, 2, 2, 2)
@@ -71,9 +70,14 @@ class TwinsBackbone(nnx.Module):
     Args:
         config: the architecture and its options.
         rngs: `params` stream for the initial parameters.
+
+    Raises:
+        InputError: (a ValueError) naming the argument, its value and what it must be.
     """
 
     def __init__(self, config: TwinsConfig, *, rngs: nnx.Rngs) -> None:
+        check_config(config)
+        check_rngs(rngs, "params")
         self.config = config
         self.stages = nnx.List(
             Stage(stage, drop_path_rates=rates, config=config, rngs=rngs)
@@ -96,8 +100,9 @@ class TwinsBackbone(nnx.Module):
         Raises:
             InputError: (a ValueError) naming what is wrong with the images.
         """
-        _check_images(images, self.config.in_channels)
-        x = images.astype(self.config.dtype)
+        if rngs is not None:
+            check_rngs(rngs, "dropout")
+        x = check_images(images, self.config.in_channels).astype(self.config.dtype)
         maps = []
         for i, stage in enumerate(self.stages):
             x = ops.by_image(stage, x, rngs, stride=stage.patch_size)
@@ -105,11 +110,3 @@ class TwinsBackbone(nnx.Module):
                 x = self.norms[i](x)
             maps.append(x)
         return tuple(maps)
-
-
-def _check_images(images: jax.Array, in_channels: int) -> None:
-    shape = images.shape
-    require("images.shape", shape, len(shape) == 4 and shape[-1] == in_channels, f"[B, H, W, {in_channels}]")
-    require("images.shape", shape, min(shape[1:3]) >= MIN_IMAGE_SIZE, f"of H and W from {MIN_IMAGE_SIZE}")
-    is_float = jnp.issubdtype(images.dtype, jnp.floating)
-    require("images.dtype", str(images.dtype), is_float, "a floating-point dtype, of normalized values")

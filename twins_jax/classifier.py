@@ -4,8 +4,8 @@ import jax
 from flax import nnx
 
 from twins_jax.backbone import TwinsBackbone
-from twins_jax.config import TwinsConfig
-from twins_jax.errors import require
+from twins_jax.config import TwinsConfig, check_config
+from twins_jax.errors import is_integer, require
 from twins_jax.layers import LayerNorm, Linear
 from twins_jax.preprocess import Preprocessing
 
@@ -27,12 +27,13 @@ class TwinsClassifier(nnx.Module):
     """
 
     def __init__(self, config: TwinsConfig, num_classes: int, *, rngs: nnx.Rngs) -> None:
-        require("num_classes", num_classes, num_classes >= 0, "an integer from 0")
+        check_config(config)
+        require("num_classes", num_classes, is_integer(num_classes, 0), "an integer from 0")
         require(
             "stage_norms", config.stage_norms, not config.stage_norms, "False: a classifier norms the last map itself"
         )
         self.config = config
-        self.num_classes = num_classes
+        self.num_classes = int(num_classes)
         self.class_names: tuple[str, ...] | None = None
         self.preprocessing: Preprocessing | None = None
         self.backbone = TwinsBackbone(config, rngs=rngs)

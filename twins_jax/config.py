@@ -1,12 +1,14 @@
 """The architecture of a Twins model, its options, and the published variants as one table."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Literal, TypedDict, Unpack, get_args
 
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
-from twins_jax.errors import require
+from twins_jax.errors import did_you_mean, is_integer, is_number, require
 
 WindowPadding = Literal["zero", "mask"]
 AttentionImplementation = Literal["auto", "xla", "pallas", "cudnn"]
@@ -103,22 +105,36 @@ class TwinsConfig:
     def __post_init__(self) -> None:
         for field in ("embed_dims", "num_heads", "mlp_ratios", "depths", "sub_sampling_ratios"):
             values = getattr(self, field)
-            is_right = len(values) == 4 and all(value >= 1 for value in values)
+            is_right = isinstance(values, (tuple, list)) and len(values) == 4 and all(is_integer(v, 1) for v in values)
             require(field, values, is_right, "four positive integers, one for each stage")
+            self._set(field, tuple(map(int, values)))
         divide = all(dim % heads == 0 for dim, heads in zip(self.embed_dims, self.num_heads, strict=True))
         require("num_heads", self.num_heads, divide, f"divisors of embed_dims, {self.embed_dims}")
-        window_size = self.window_size
-        require("window_size", window_size, window_size is None or window_size >= 2, "None or an integer from 2")
-        require("in_channels", self.in_channels, self.in_channels >= 1, "an integer from 1")
+        if self.window_size is not None:
+            require("window_size", self.window_size, is_integer(self.window_size, 2), "None or an integer from 2")
+            self._set("window_size", int(self.window_size))
+        require("in_channels", self.in_channels, is_integer(self.in_channels, 1), "an integer from 1")
+        self._set("in_channels", int(self.in_channels))
         for field in ("drop_path_rate", "dropout_rate"):
-            require(field, getattr(self, field), 0.0 <= getattr(self, field) < 1.0, "a rate in [0, 1)")
+            rate = getattr(self, field)
+            require(field, rate, is_number(rate) and 0.0 <= rate < 1.0, "a rate in [0, 1)")
+            self._set(field, float(rate))
         for field, allowed in (
             ("window_padding", get_args(WindowPadding)),
             ("attention_implementation", get_args(AttentionImplementation)),
         ):
-            require(field, getattr(self, field), getattr(self, field) in allowed, f"one of {', '.join(allowed)}")
+            value = getattr(self, field)
+            require(field, value, isinstance(value, str) and value in allowed, f"one of {', '.join(allowed)}")
+        for field in ("stage_norms", "remat"):
+            value = getattr(self, field)
+            require(field, value, isinstance(value, (bool, np.bool_)), "True or False")
+            self._set(field, bool(value))
         for field in ("dtype", "param_dtype"):
             require(field, getattr(self, field), _is_floating(getattr(self, field)), "a floating-point dtype")
+
+    def _set(self, field: str, value: object) -> None:
+        """Replaces a value by the same in Python's own type: NumPy's numbers would take part in rules for dtypes."""
+        object.__setattr__(self, field, value)
 
     @property
     def dtypes(self) -> DTypes:
@@ -136,9 +152,32 @@ class TwinsConfig:
         return [[next(rates) for _ in range(depth)] for depth in self.depths]
 
 
+def check_config(config: TwinsConfig) -> None:
+    """Raises InputError unless a model's `config` is one."""
+    require(
+        "config", config, isinstance(config, TwinsConfig), "a TwinsConfig; create_model takes a variant by its name"
+    )
+
+
+def check_options(options: Mapping[str, object], *arguments: str) -> None:
+    """Raises InputError for a keyword that is no option of a model, and names the nearest that is known.
+
+    Args:
+        options: the keywords given, with their values.
+        *arguments: what the function called takes beside the options.
+    """
+    known = sorted(TwinsOptions.__annotations__)
+    for option, value in options.items():
+        nearest = did_you_mean(option, [*known, *arguments])
+        allowed = f"left out, it is no option{nearest}; the options are {', '.join(known)}"
+        require(option, value, option in known, allowed)
+
+
 def _is_floating(dtype: DTypeLike) -> bool:
     try:
-        return dtype is not None and jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+        found = jnp.dtype(dtype)
+        # JAX has no extended precision.
+        return dtype is not None and jnp.issubdtype(found, jnp.floating) and found.itemsize <= 8
     except TypeError:  # no dtype at all
         return False
 
@@ -189,10 +228,10 @@ def variant_config(name: str, **options: Unpack[TwinsOptions]) -> TwinsConfig:
         InputError: (a ValueError) naming the argument, its value and what it must be. For an unknown variant it lists
             all names; for an unknown option, and for a field of the architecture, all options.
     """
-    require("name", name, name in VARIANTS, f"one of {', '.join(sorted(VARIANTS))}")
-    known = TwinsOptions.__annotations__
-    for option, value in options.items():
-        require(
-            option, value, option in known, f"left out, it is no option; the options are {', '.join(sorted(known))}"
-        )
+    names = sorted(VARIANTS)
+    allowed = f"one of {', '.join(names)}"
+    if nearest := did_you_mean(name, names):
+        allowed = f"one of these{nearest}: {', '.join(names)}"
+    require("name", name, isinstance(name, str) and name in VARIANTS, allowed)
+    check_options(options)
     return dataclasses.replace(VARIANTS[name], **options)

@@ -7,7 +7,8 @@ from flax import nnx
 
 from twins_jax.backbone import TwinsBackbone
 from twins_jax.classifier import TwinsClassifier
-from twins_jax.config import VARIANTS, TwinsOptions, variant_config
+from twins_jax.config import VARIANTS, TwinsOptions, check_options, variant_config
+from twins_jax.errors import require
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -18,7 +19,11 @@ def list_models(pattern: str = "*") -> list[str]:
 
     Returns:
         The matching names, sorted; an empty list if none matches.
+
+    Raises:
+        InputError: (a ValueError) the pattern is no string.
     """
+    require("pattern", pattern, isinstance(pattern, str), 'a wildcard, such as "twins_svt*"')
     return sorted(fnmatch.filter(VARIANTS, pattern))
 
 
@@ -40,6 +45,7 @@ def create_model(
     Raises:
         InputError: (a ValueError) naming the argument, its value and what it must be.
     """
+    check_options(options, "num_classes", "rngs")
     return TwinsClassifier(variant_config(name, **options), num_classes, rngs=rngs)
 
 
@@ -59,4 +65,5 @@ def create_backbone(name: str, *, rngs: nnx.Rngs, **options: Unpack[TwinsOptions
     Raises:
         InputError: (a ValueError) naming the argument, its value and what it must be.
     """
+    check_options(options, "rngs")
     return TwinsBackbone(variant_config(name, **options), rngs=rngs)

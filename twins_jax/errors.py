@@ -1,5 +1,10 @@
 """The one exception for input that a caller can correct, and the wording of messages."""
 
+import difflib
+from collections.abc import Iterable
+
+import numpy as np
+
 
 class InputError(ValueError):
     """An argument or a file is not what it must be.
@@ -10,9 +15,26 @@ class InputError(ValueError):
 
 
 def require(field: str, value: object, ok: bool, allowed: str) -> None:
-    """Raises InputError that names an argument, its value and what it must be, unless `ok`."""
+    """Raises InputError that names an argument, its value, cut to 300 characters, and what it must be, unless `ok`."""
     if not ok:
-        raise InputError(f"{field}={value!r}: must be {allowed}")
+        shown = " ".join(repr(value).split())  # arrays and modules show themselves in many lines
+        raise InputError(f"{field}={shown if len(shown) <= 300 else shown[:300] + '...'}: must be {allowed}")
+
+
+def is_integer(value: object, least: int) -> bool:
+    """True for an integer of Python or NumPy from `least` on; a bool is none."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and int(value) >= least
+
+
+def is_number(value: object) -> bool:
+    """True for an integer or a floating-point number of Python or NumPy; a bool is none."""
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """Returns " (did you mean NAME?)" for the known name that is most like a wrong one; "" where none is like it."""
+    nearest = difflib.get_close_matches(str(name), known, n=1)
+    return f" (did you mean {nearest[0]}?)" if nearest else ""
 
 
 def one_line(error: BaseException) -> str:

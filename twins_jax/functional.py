@@ -1,13 +1,18 @@
 """Models as pure functions of plain dicts: the low-overhead boundary for jit, grad and checkpoints."""
 
-from collections.abc import Callable
-from typing import Any, overload
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, overload
 
 import jax
-from flax import nnx
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx, traverse_util
+from jax.typing import DTypeLike
 
 from twins_jax.backbone import TwinsBackbone
 from twins_jax.classifier import TwinsClassifier
+from twins_jax.errors import InputError, require
+from twins_jax.fit import array_misfits, by_name, declared_shape
 
 Params = dict[str, Any]
 """A nested dict of arrays with string keys only, such as params["backbone"]["stages"]["0"]["peg"]["kernel"]."""
@@ -26,14 +31,51 @@ def get_batch_stats(model: nnx.Module) -> BatchStats:
     return _to_dict(model, nnx.BatchStat)
 
 
-def set_params(model: nnx.Module, params: Params) -> None:
+class SetResult(NamedTuple):
+    """What `set_params` left undone.
+
+    Attributes:
+        missing: paths of the model's parameters that kept their values.
+        unused: paths in the given parameters that are not in the model: unknown, or of another shape or kind.
+    """
+
+    missing: tuple[str, ...]
+    unused: tuple[str, ...]
+
+
+def set_params(model: nnx.Module, params: Params, *, strict: bool = True) -> SetResult:
     """Puts parameters into a model, in place.
 
     Args:
         model: any model of this library.
-        params: as `get_params` gives them, with the names, shapes and dtypes of the model's own.
+        params: as `get_params` gives them, or an `nnx.State` of parameters. Arrays of JAX are shared, those of NumPy
+            copied; a floating-point dtype other than the model's is cast to the model's.
+        strict: refuse parameters that do not fit the model name by name and shape by shape. False: put in those that
+            do.
+
+    Returns:
+        What was not put in; two empty tuples with `strict`.
+
+    Raises:
+        InputError: `params` are no nested dicts; or, with `strict`, lists every parameter that is missing, left over,
+            of another shape, or no floating-point array. The model is as before then.
     """
-    nnx.update(model, nnx.restore_int_paths(params))
+    _check_model(model)
+    require("strict", strict, isinstance(strict, bool), "True or False")
+    own = _variables(model, nnx.Param)
+    arrays = by_name("params", params)
+    abstract = any(isinstance(variable.get_value(), jax.ShapeDtypeStruct) for _, variable in own.values())
+    expected = {name: variable.get_value().shape for name, (_, variable) in own.items()}
+    problems = array_misfits(arrays, expected, abstract=abstract)
+    if strict:
+        _refuse("params", problems.values())
+    fitting = {name: place for name, place in own.items() if name not in problems}
+    values = {path: _cast(arrays[name], variable.dtype) for name, (path, variable) in fitting.items()}
+    nnx.update(model, traverse_util.unflatten_dict(values))
+    return SetResult(
+        missing=tuple(name for name in own if name in problems),
+        unused=tuple(name for name in arrays if name in problems),
+    )
 
 
 def merge_model(graphdef: nnx.GraphDef[Any], params: Params, batch_stats: BatchStats | None = None) -> Any:
@@ -41,14 +83,29 @@ def merge_model(graphdef: nnx.GraphDef[Any], params: Params, batch_stats: BatchS
 
     Args:
         graphdef: the first value of `nnx.split(model)`.
-        params: as `get_params` gives them.
+        params: as `get_params` gives them, in any floating-point dtypes.
         batch_stats: as `get_batch_stats` gives them; None or empty for a model without any.
 
     Returns:
         A model of the graph definition's type, which shares the arrays.
+
+    Raises:
+        InputError: an argument is of another kind; or lists every array that is missing, left over, of another shape,
+            or not of floating-point numbers.
     """
-    states = [nnx.restore_int_paths(tree) for tree in (params, batch_stats) if tree]
-    return nnx.merge(graphdef, *states)
+    require("graphdef", graphdef, isinstance(graphdef, nnx.GraphDef), "the first value of nnx.split(model)")
+    # `nnx.merge` would give arrays to variables by their order alone, whatever their names.
+    model = nnx.merge(graphdef, list(range(graphdef.num_leaves)))
+    every = _variables(model, nnx.Variable)
+    values: dict[tuple[Any, ...], Any] = {}
+    for field, tree in (("params", params), ("batch_stats", {} if batch_stats is None else batch_stats)):
+        arrays = by_name(field, tree)
+        own = {name: v for name, (_, v) in every.items() if isinstance(v, nnx.Param) == (field == "params")}
+        shapes = {name: declared_shape(variable) for name, variable in own.items()}
+        _refuse(field, array_misfits(arrays, shapes, abstract=True).values())
+        values |= {every[name][0]: array for name, array in arrays.items()}
+    nnx.update(model, traverse_util.unflatten_dict(values))
+    return model
 
 
 @overload
@@ -76,20 +133,19 @@ def split_model(model: nnx.Module) -> tuple[Any, ...]:
         `model(images)` with the running statistics. `apply(params, batch_stats, images, key)` trains: BatchNorm takes
         the statistics of the batch, and the outputs come as a pair with the new running statistics.
     """
-    graphdef, _ = nnx.split(model)
+    _check_model(model)
+    graphdef = nnx.graphdef(model)
     batch_stats = get_batch_stats(model)
 
     def apply(params: Params, images: jax.Array, key: jax.Array | None = None) -> Any:
-        return merge_model(graphdef, params)(images, rngs=None if key is None else nnx.Rngs(dropout=key))
+        return merge_model(graphdef, params)(images, rngs=_rngs(key))
 
     def apply_with_stats(
         params: Params, batch_stats: BatchStats, images: jax.Array, key: jax.Array | None = None
     ) -> Any:
         merged = merge_model(graphdef, params, batch_stats)
-        if key is None:
-            return merged(images)
-        outputs = merged(images, rngs=nnx.Rngs(dropout=key))
-        return outputs, get_batch_stats(merged)
+        outputs = merged(images, rngs=_rngs(key))
+        return outputs if key is None else (outputs, get_batch_stats(merged))
 
     if batch_stats:
         return apply_with_stats, get_params(model), batch_stats
@@ -97,12 +153,51 @@ def split_model(model: nnx.Module) -> tuple[Any, ...]:
 
 
 def _to_dict(model: nnx.Module, kind: type[nnx.Variable[Any]]) -> dict[str, Any]:
-    tree: dict[str, Any] = _keys_to_str(nnx.to_pure_dict(nnx.state(model, kind)))
+    """The values of a kind, with strings for NNX's integer keys, which break checkpoints and sorting."""
+    _check_model(model)
+    values = {tuple(name.split("/")): variable.get_value() for name, (_, variable) in _variables(model, kind).items()}
+    tree: dict[str, Any] = traverse_util.unflatten_dict(values)
     return tree
 
 
-def _keys_to_str(tree: Any) -> Any:
-    """Makes all keys strings: NNX gives lists of modules integer keys, which break checkpoints and sorting."""
-    if not isinstance(tree, dict):
-        return tree
-    return {str(key): _keys_to_str(value) for key, value in tree.items()}
+def _check_model(model: nnx.Module) -> None:
+    require("model", type(model), isinstance(model, nnx.Module), "a model, an nnx.Module")
+
+
+def _rngs(key: jax.Array | None) -> nnx.Rngs | None:
+    """Returns the streams of a model's call."""
+    if key is None:
+        return None
+    is_key = isinstance(key, (jax.Array, np.ndarray)) and (
+        (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0)
+        or (key.dtype == jnp.uint32 and key.ndim == 1)  # of jax.random.PRNGKey
+    )
+    require("key", key, is_key, "a PRNG key, such as jax.random.key(0)")
+    return nnx.Rngs(dropout=key)
+
+
+def _variables(
+    model: nnx.Module, kind: type[nnx.Variable[Any]]
+) -> dict[str, tuple[tuple[Any, ...], nnx.Variable[Any]]]:
+    """The variables of a kind, by name, with their paths in NNX.
+
+    `nnx.state`, too, has them, but leaves them in a reference cycle, which holds the memory until Python's garbage
+    collector finds it, and which `jax_array_garbage_collection_guard` forbids.
+    """
+    nodes = nnx.iter_graph(model)
+    return {"/".join(map(str, path)): (path, node) for path, node in nodes if isinstance(node, kind)}
+
+
+def _cast(array: Any, dtype: DTypeLike) -> Any:
+    """Returns an array of JAX or NumPy as one of JAX in a dtype, which shares memory only with JAX's."""
+    if isinstance(array, jax.ShapeDtypeStruct):
+        return array.update(dtype=dtype)
+    if isinstance(array, jax.Array):
+        return array if array.dtype == dtype else array.astype(dtype)
+    return jnp.array(array, dtype)
+
+
+def _refuse(field: str, problems: Iterable[str]) -> None:
+    lines = list(problems)
+    if lines:
+        raise InputError("\n".join([f"{field}: {len(lines)} arrays do not fit the model", *lines]))

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 
 from twins_jax import ops
 from twins_jax.errors import require
+from twins_jax.fit import declare
 
 LINEAR_INIT = nnx.initializers.normal(0.02)
 """The reference calls `trunc_normal_(std=0.02)`, which cuts at the absolute values -2 and 2, 100 standard deviations
@@ -30,8 +31,8 @@ class LayerNorm(nnx.Module):
     def __init__(
         self, dim: int, *, epsilon: float, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32
     ) -> None:
-        self.scale = nnx.Param(jnp.ones((dim,), param_dtype))
-        self.bias = nnx.Param(jnp.zeros((dim,), param_dtype))
+        self.scale = declare(nnx.Param, jnp.ones((dim,), param_dtype))
+        self.bias = declare(nnx.Param, jnp.zeros((dim,), param_dtype))
         self.epsilon = epsilon
         self.dtype = dtype
 
@@ -59,10 +60,10 @@ class BatchNorm(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
     ) -> None:
-        self.scale = nnx.Param(jnp.ones((dim,), param_dtype))
-        self.bias = nnx.Param(jnp.zeros((dim,), param_dtype))
-        self.mean = nnx.BatchStat(jnp.zeros((dim,), ops.at_least_float32(param_dtype)))
-        self.var = nnx.BatchStat(jnp.ones((dim,), ops.at_least_float32(param_dtype)))
+        self.scale = declare(nnx.Param, jnp.ones((dim,), param_dtype))
+        self.bias = declare(nnx.Param, jnp.zeros((dim,), param_dtype))
+        self.mean = declare(nnx.BatchStat, jnp.zeros((dim,), ops.at_least_float32(param_dtype)))
+        self.var = declare(nnx.BatchStat, jnp.ones((dim,), ops.at_least_float32(param_dtype)))
         self.epsilon = epsilon
         self.momentum = momentum
         self.dtype = dtype
@@ -86,14 +87,15 @@ class BatchNorm(nnx.Module):
             axes, count = tuple(range(x.ndim - 1)), math.prod(x.shape[:-1])
             require("x.shape", x.shape, count > 1, "of more than one position in training")
             mean = x.mean(axis=axes)
-            var = jnp.square(x - mean).mean(axis=axes)
+            var = jnp.square(x - ops.per_channel(mean, x)).mean(axis=axes)
             for running, new in ((self.mean, mean), (self.var, var * (count / (count - 1)))):
                 new = lax.stop_gradient(new).astype(running.dtype)
                 running[...] = self.momentum * running[...] + (1 - self.momentum) * new
         else:
             mean, var = self.mean[...].astype(wide), self.var[...].astype(wide)
-        normal = (x - mean) * lax.rsqrt(var + self.epsilon)
-        return (normal * self.scale[...].astype(wide) + self.bias[...].astype(wide)).astype(self.dtype)
+        normal = (x - ops.per_channel(mean, x)) * ops.per_channel(lax.rsqrt(var + self.epsilon), x)
+        scale, bias = (ops.per_channel(param[...].astype(wide), x) for param in (self.scale, self.bias))
+        return (normal * scale + bias).astype(self.dtype)
 
 
 class Linear(nnx.Module):
@@ -108,12 +110,21 @@ class Linear(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        self.kernel = nnx.Param(LINEAR_INIT(rngs.params(), (in_features, out_features), param_dtype))
-        self.bias = nnx.Param(jnp.zeros((out_features,), param_dtype))
+        self.kernel = declare(nnx.Param, LINEAR_INIT(rngs.params(), (in_features, out_features), param_dtype))
+        self.bias = declare(nnx.Param, jnp.zeros((out_features,), param_dtype))
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return ops.linear(x, self.kernel[...], self.bias[...], dtype=self.dtype)
+
+
+def check_rngs(rngs: nnx.Rngs, stream: str) -> None:
+    """Raises InputError unless `rngs` are streams of random numbers with the one named.
+
+    A Dropout takes a bare key as well, and all of a model's would draw the same from it.
+    """
+    has_stream = isinstance(rngs, nnx.Rngs) and (stream in rngs or "default" in rngs)
+    require("rngs", rngs, has_stream, f"nnx.Rngs with the stream {stream!r}, such as nnx.Rngs({stream}=0), or of a key")
 
 
 def drop(dropout: nnx.Dropout, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
@@ -148,8 +159,8 @@ class PatchConv(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         init, shape = conv_init(size * size * out_channels), (size, size, in_channels, out_channels)
-        self.kernel = nnx.Param(init(rngs.params(), shape, param_dtype))
-        self.bias = nnx.Param(jnp.zeros((out_channels,), param_dtype))
+        self.kernel = declare(nnx.Param, init(rngs.params(), shape, param_dtype))
+        self.bias = declare(nnx.Param, jnp.zeros((out_channels,), param_dtype))
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:

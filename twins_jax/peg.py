@@ -6,6 +6,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from twins_jax import ops
+from twins_jax.fit import declare
 from twins_jax.layers import conv_init
 
 
@@ -19,8 +20,8 @@ class PositionalEncodingGenerator(nnx.Module):
     def __init__(
         self, dim: int, *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
     ) -> None:
-        self.kernel = nnx.Param(conv_init(3 * 3)(rngs.params(), (3, 3, 1, dim), param_dtype))
-        self.bias = nnx.Param(jnp.zeros((dim,), param_dtype))
+        self.kernel = declare(nnx.Param, conv_init(3 * 3)(rngs.params(), (3, 3, 1, dim), param_dtype))
+        self.bias = declare(nnx.Param, jnp.zeros((dim,), param_dtype))
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:

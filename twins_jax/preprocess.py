@@ -11,6 +11,7 @@ import numpy as np
 
 from twins_jax.config import MIN_IMAGE_SIZE
 from twins_jax.errors import require
+from twins_jax.inputs import as_array
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -22,11 +23,32 @@ IMAGENET_STD = np.array(_STD, np.float32)
 
 
 def normalize(images: jax.Array) -> jax.Array:
-    """uint8 [..., H, W, 3], RGB, to float32 of mean 0 and standard deviation 1 over ImageNet.
+    """Makes images of mean 0 and standard deviation 1 over ImageNet.
 
     Training calls it on the device: a quarter of the bytes crosses to it.
+
+    Args:
+        images: uint8 [..., H, W, 3], RGB. Integers of another dtype must be known values from 0 to 255. What is no
+            array of JAX is converted, as `as_array` does.
+
+    Returns:
+        float32 [..., H, W, 3].
+
+    Raises:
+        InputError: (a ValueError) naming what is wrong with the images.
     """
-    return (images.astype(jnp.float32) / 255.0 - IMAGENET_MEAN) / IMAGENET_STD
+    images = as_array("images", images)
+    shape, dtype = images.shape, images.dtype
+    channels_first = len(shape) > 2 and shape[-3] == 3
+    allowed = f"[..., H, W, 3]{', channels last: jnp.moveaxis(images, -3, -1)' if channels_first else ''}"
+    require("images.shape", shape, len(shape) > 2 and shape[-1] == 3, allowed)
+    if jnp.issubdtype(dtype, jnp.integer) and dtype != jnp.uint8 and not isinstance(images, jax.core.Tracer):
+        low, high = int(images.min(initial=0)), int(images.max(initial=0))
+        require("images", f"{low} to {high}", low >= 0 and high <= 255, "from 0 to 255")
+        images = images.astype(jnp.uint8)
+    require("images.dtype", str(dtype), images.dtype == jnp.uint8, "uint8, of values from 0 to 255")
+    mean, std = (channels.reshape((1,) * (len(shape) - 1) + (3,)) for channels in (IMAGENET_MEAN, IMAGENET_STD))
+    return (images.astype(jnp.float32) / 255.0 - mean) / std
 
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")

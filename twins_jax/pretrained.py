@@ -11,10 +11,10 @@ from flax import nnx, traverse_util
 
 from twins_jax.backbone import TwinsBackbone
 from twins_jax.classifier import TwinsClassifier
-from twins_jax.config import TwinsConfig, TwinsOptions, variant_config
-from twins_jax.errors import InputError, require
-from twins_jax.functional import Params, get_params, set_params
-from twins_jax.layers import LayerNorm, Linear
+from twins_jax.config import TwinsConfig, TwinsOptions, check_options, variant_config
+from twins_jax.errors import InputError, is_integer, require
+from twins_jax.functional import Params, get_params, merge_model
+from twins_jax.layers import LayerNorm, Linear, check_rngs
 
 if TYPE_CHECKING:
     from twins_jax.port.convert import Declared, Ported
@@ -56,12 +56,16 @@ def from_pretrained(
         InputError: (a ValueError) the source cannot be read, is of no known variant, does not fit it name by name or
             has no classifier (see `backbone_from_pretrained`); or an argument is not what it must be.
     """
+    require("num_classes", num_classes, num_classes is None or is_integer(num_classes, 0), "None or an integer from 0")
+    if rngs is not None:
+        check_rngs(rngs, "params")
+    check_options(overrides, "name", "num_classes", "ema", "rngs")
     (model, params, _), declared = _port(source, name, ema)
     if model.num_classes is None:
         raise InputError(f"{source}: holds a backbone without a classifier: use backbone_from_pretrained")
     config = _config(model, declared, overrides)
     classes = model.num_classes if num_classes is None else num_classes
-    classifier = nnx.eval_shape(lambda: TwinsClassifier(config, classes, rngs=nnx.Rngs(0)))
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: TwinsClassifier(config, classes, rngs=nnx.Rngs(0))))
     fresh: Params = {}
     if classes != model.num_classes:
         params = {path: array for path, array in params.items() if not path.startswith("head/")}
@@ -72,7 +76,7 @@ def from_pretrained(
                     f"{model.num_classes}"
                 )
             fresh = {"head": get_params(Linear(config.embed_dims[-1], classes, **config.dtypes, rngs=rngs))}
-    set_params(classifier, _to_params(params, config) | fresh)
+    classifier: TwinsClassifier = merge_model(graphdef, _to_params(params, config) | fresh)
     classifier.preprocessing = declared.preprocessing
     classifier.class_names = declared.class_names if classes == model.num_classes else None
     return classifier
@@ -103,20 +107,26 @@ def backbone_from_pretrained(
         InputError: (a ValueError) the source cannot be read, is of no known variant or does not fit it name by name; or
             an argument is not what it must be.
     """
+    check_options(overrides, "name", "ema")
     (model, params, not_ported), declared = _port(source, name, ema)
     if not_ported:
         _logger.warning("%s: %d tensors not ported: %s", source, len(not_ported), ", ".join(not_ported))
     config = _config(model, declared, overrides)
-    backbone = nnx.eval_shape(lambda: TwinsBackbone(config, rngs=nnx.Rngs(0)))
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: TwinsBackbone(config, rngs=nnx.Rngs(0))))
     fresh: Params = {}
     if config.stage_norms and not model.stage_norms:
         norms = (LayerNorm(dim, epsilon=1e-6, **config.dtypes) for dim in config.embed_dims)
         fresh = {"norms": {str(stage): get_params(norm) for stage, norm in enumerate(norms)}}
-    set_params(backbone, _to_params(params, config)["backbone"] | fresh)
+    backbone: TwinsBackbone = merge_model(graphdef, _to_params(params, config)["backbone"] | fresh)
     return backbone
 
 
 def _port(source: str | os.PathLike[str], name: str | None, ema: bool) -> "tuple[Ported, Declared]":
+    is_source = isinstance(source, (str, os.PathLike)) and isinstance(os.fspath(source), str) and os.fspath(source)
+    require("source", source, bool(is_source), "the path of a file or folder, or hf-hub: and a repository's name")
+    require("ema", ema, isinstance(ema, bool), "True or False")
+    if name is not None:
+        variant_config(name)  # raises InputError for one that is not known, before a large file is read
     from twins_jax.port.convert import port
     from twins_jax.port.read import read_weights
 

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import keystr
 
-from twins_jax.errors import require
+from twins_jax.errors import is_integer, require
 
 AXES = ("data", "fsdp")
 
@@ -34,10 +35,16 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
         devices: all devices of every process if None.
 
     Raises:
-        InputError: `fsdp` does not divide the number of devices.
+        InputError: `fsdp` does not divide the number of devices, or there are none.
     """
+    are_devices = devices is None or (
+        isinstance(devices, (Sequence, np.ndarray))
+        and len(devices) > 0
+        and all(isinstance(d, jax.Device) for d in devices)
+    )
+    require("devices", devices, are_devices, "None or devices, as jax.devices() lists them")
     count = jax.device_count() if devices is None else len(devices)
-    require("fsdp", fsdp, fsdp >= 1 and count % fsdp == 0, f"a divisor of the number of devices, {count}")
+    require("fsdp", fsdp, is_integer(fsdp, 1) and count % fsdp == 0, f"a divisor of the number of devices, {count}")
     # Auto axes: under Explicit ones the window reshape of LSA would need shardings spelled out.
     return jax.make_mesh((count // fsdp, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 

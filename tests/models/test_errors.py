@@ -1,16 +1,20 @@
 """Bad input gives an error that names the argument, its value and what it must be."""
 
 import dataclasses
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
 import twins_jax
 from twins_jax import InputError, TwinsBackbone, TwinsClassifier
 from twins_jax.config import TwinsConfig, TwinsOptions, variant_config
+from twins_jax.sharding import make_mesh
 
 CONFIG = variant_config("twins_svt_tiny")
 
@@ -29,6 +33,22 @@ BAD_ARGUMENTS = [
     ({"dtype": "float33"}, r"dtype='float33': must be a floating-point dtype"),
     ({"dtype": None}, r"dtype=None: must be a floating-point dtype"),
     ({"param_dtype": "uint8"}, r"param_dtype='uint8': must be a floating-point dtype"),
+    ({"dtype": "float128"}, r"dtype='float128': must be a floating-point dtype"),
+    ({"dtype": {}}, r"dtype=\{\}: must be a floating-point dtype"),
+    ({"in_channels": True}, r"in_channels=True: must be an integer from 1"),
+    ({"in_channels": 3.0}, r"in_channels=3.0: must be an integer from 1"),
+    ({"in_channels": "3"}, r"in_channels='3': must be an integer from 1"),
+    ({"in_channels": None}, r"in_channels=None: must be an integer from 1"),
+    ({"drop_path_rate": "0.1"}, r"drop_path_rate='0.1': must be a rate in \[0, 1\)"),
+    ({"drop_path_rate": True}, r"drop_path_rate=True: must be a rate in \[0, 1\)"),
+    ({"dropout_rate": None}, r"dropout_rate=None: must be a rate in \[0, 1\)"),
+    ({"dropout_rate": [0.1]}, r"dropout_rate=\[0.1\]: must be a rate in \[0, 1\)"),
+    ({"window_padding": np.zeros(2)}, r"window_padding=array\(\[0., 0.\]\): must be one of zero, mask"),
+    ({"attention_implementation": None}, r"attention_implementation=None: must be one of auto, xla, pallas, cudnn"),
+    ({"remat": "yes"}, r"remat='yes': must be True or False"),
+    ({"stage_norms": 1}, r"stage_norms=1: must be True or False"),
+    ({"drop_path": 0.1}, r"drop_path=0.1: must be left out, .* \(did you mean drop_path_rate\?\); the options are .*"),
+    ({"rng": 0}, r"rng=0: must be left out, it is no option \(did you mean rngs\?\); the options are .*"),
     ({"nonsense": 1}, r"nonsense=1: must be left out, it is no option; the options are attention_implementation, .*"),
     ({"depths": (1, 1, 1, 1)}, r"depths=\(1, 1, 1, 1\): must be left out, it is no option; the options are .*"),
 ]
@@ -50,9 +70,119 @@ def test_unknown_variant(create: Callable[..., nnx.Module]) -> None:
     assert str(caught.value).endswith(", ".join(twins_jax.list_models()))
 
 
-def test_negative_number_of_classes() -> None:
-    with pytest.raises(InputError, match=r"^num_classes=-1: must be an integer from 0$"):
-        twins_jax.create_model("twins_svt_tiny", num_classes=-1, rngs=nnx.Rngs(0))
+@pytest.mark.parametrize("name", [None, 3, ["twins_svt_small"], b"twins_svt_small", ""])
+def test_a_variant_that_is_no_name(name: Any) -> None:
+    with pytest.raises(InputError, match=rf"^name={re.escape(repr(name))}: must be one of "):
+        twins_jax.create_model(name, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("twins_svt_smal", "twins_svt_small"), ("pcpvt_base", "twins_pcpvt_base")]
+)
+def test_the_nearest_variant_is_named(name: str, nearest: str) -> None:
+    with pytest.raises(InputError, match=rf"^name='{name}': must be one of these \(did you mean {nearest}\?\): twins_"):
+        twins_jax.create_backbone(name, rngs=nnx.Rngs(0))
+
+
+def test_the_nearest_argument_is_named() -> None:
+    with pytest.raises(InputError, match=r"^num_clases=10: must be left out, .* \(did you mean num_classes\?\); "):
+        twins_jax.create_model("twins_svt_small", rngs=nnx.Rngs(0), num_clases=10)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("num_classes", [-1, 10.0, "10", None, True, jnp.ones(())], ids=repr)
+def test_number_of_classes(num_classes: Any) -> None:
+    with pytest.raises(InputError, match=rf"^num_classes={re.escape(repr(num_classes))}: must be an integer from 0$"):
+        twins_jax.create_model("twins_svt_tiny", num_classes=num_classes, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("rngs", [0, None, "0", nnx.Rngs(dropout=0), nnx.Rngs], ids=lambda rngs: str(rngs)[:12])
+@pytest.mark.parametrize("create", [twins_jax.create_model, twins_jax.create_backbone])
+def test_streams_of_a_new_model(create: Callable[..., nnx.Module], rngs: Any) -> None:
+    with pytest.raises(
+        InputError, match=r"^rngs=.*: must be nnx.Rngs with the stream 'params', such as nnx.Rngs\("
+    ) as caught:
+        create("twins_svt_tiny", rngs=rngs)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_key_is_no_stream() -> None:
+    for key in (jax.random.key(0), jax.random.PRNGKey(0)):
+        with pytest.raises(InputError, match=r"^rngs=Array.*: must be nnx.Rngs with the stream 'params'.*$"):
+            twins_jax.create_model("twins_svt_tiny", rngs=key)  # type: ignore[arg-type]
+        # Every Dropout of the model would draw the same numbers from it.
+        model = nnx.eval_shape(lambda: TwinsBackbone(CONFIG, rngs=nnx.Rngs(0)))
+        with pytest.raises(InputError, match=r"^rngs=Array.*: must be nnx.Rngs with the stream 'dropout'.*$"):
+            model(jnp.zeros((1, 32, 32, 3)), rngs=key)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    config = dataclasses.replace(
+        CONFIG,
+        embed_dims=[np.int64(dim) for dim in CONFIG.embed_dims],
+        window_size=np.int32(7),
+        in_channels=np.uint8(3),
+        drop_path_rate=np.float32(0.25),
+        dropout_rate=0,
+        remat=np.bool_(False),
+    )
+    assert config == dataclasses.replace(CONFIG, drop_path_rate=0.25)
+    assert hash(config) == hash(dataclasses.replace(CONFIG, drop_path_rate=0.25))
+    assert {type(value) for value in (*config.embed_dims, config.window_size, config.in_channels)} == {int}
+    assert {type(config.drop_path_rate), type(config.dropout_rate)} == {float}
+    model = nnx.eval_shape(lambda: TwinsClassifier(config, np.int64(5), rngs=nnx.Rngs(0)))
+    assert type(model.num_classes) is int
+
+
+MODEL = nnx.eval_shape(lambda: TwinsClassifier(CONFIG, 5, rngs=nnx.Rngs(0)))
+APPLY, PARAMS = twins_jax.split_model(MODEL)
+IMAGES = jnp.zeros((1, 32, 32, 3))
+WRONG_CALLS: dict[str, tuple[Callable[..., Any], Sequence[Any], str]] = {
+    # function, wrong values of its first argument that has one, the argument's name
+    "list_models": (twins_jax.list_models, [None, 3, ["twins*"]], "pattern"),
+    "TwinsConfig": (
+        lambda value: dataclasses.replace(CONFIG, depths=value),
+        [2, None, "2222", [2, 2, 2, 2.5]],
+        "depths",
+    ),
+    "window": (lambda value: dataclasses.replace(CONFIG, window_size=value), [True, 7.0, "7"], "window_size"),
+    "TwinsBackbone": (lambda value: TwinsBackbone(value, rngs=nnx.Rngs(0)), ["twins_svt_small", None, {}], "config"),
+    "TwinsClassifier": (lambda value: TwinsClassifier(value, 5, rngs=nnx.Rngs(0)), ["twins_svt_small", None], "config"),
+    "from_pretrained": (twins_jax.from_pretrained, [None, 3, "", b"weights.pth"], "source"),
+    "backbone_from_pretrained": (twins_jax.backbone_from_pretrained, [None, 3, ""], "source"),
+    "name": (lambda value: twins_jax.from_pretrained("w.pth", name=value), ["twins_svt", 3, ""], "name"),
+    "ema": (lambda value: twins_jax.from_pretrained("w.pth", ema=value), ["yes", None], "ema"),
+    "head": (lambda value: twins_jax.from_pretrained("w.pth", num_classes=value), [-1, 2.0, "2", True], "num_classes"),
+    "rngs": (lambda value: twins_jax.from_pretrained("w.pth", rngs=value), [0, "0"], "rngs"),
+    "option": (lambda value: twins_jax.from_pretrained("w.pth", num_clases=value), [10], "num_clases"),
+    "get_params": (twins_jax.get_params, [None, {}, TwinsClassifier], "model"),
+    "get_batch_stats": (twins_jax.get_batch_stats, [None, {}], "model"),
+    "set_params": (lambda value: twins_jax.set_params(value, PARAMS), [None, {}], "model"),
+    "strict": (lambda value: twins_jax.set_params(MODEL, PARAMS, strict=value), [None, "no"], "strict"),
+    "split_model": (twins_jax.split_model, [None, {}, "twins_svt_small"], "model"),
+    "merge_model": (lambda value: twins_jax.merge_model(value, PARAMS), [None, MODEL, {}], "graphdef"),
+    "batch_stats": (lambda value: twins_jax.merge_model(nnx.graphdef(MODEL), PARAMS, value), [0, []], "batch_stats"),
+    "key": (lambda value: APPLY(PARAMS, IMAGES, value), [0, nnx.Rngs(0), "key", jnp.zeros(2)], "key"),
+    "call": (lambda value: MODEL(IMAGES, rngs=value), [0, "key", nnx.Rngs(params=0)], "rngs"),
+    "fsdp": (make_mesh, [True, 1.0, "1", None], "fsdp"),
+    "devices": (lambda value: make_mesh(1, value), [[], 1, "cpu", [0]], "devices"),
+}
+
+
+@pytest.mark.parametrize(("call", "values", "argument"), WRONG_CALLS.values(), ids=WRONG_CALLS)
+def test_every_public_function_names_the_argument(
+    call: Callable[..., Any], values: Sequence[Any], argument: str
+) -> None:
+    for value in values:
+        with pytest.raises(InputError, match=rf"^{argument}=.+: must be .+$") as caught:
+            call(value)
+        assert len(str(caught.value).splitlines()) == 1
+        assert len(str(caught.value)) < 700
+
+
+def test_the_table_has_every_public_function() -> None:
+    functions = {name for name in twins_jax.__all__ if callable(getattr(twins_jax, name))}
+    with_own_tests = {"create_model", "create_backbone", "InputError", "BatchStats", "Params", "TwinsOptions"}
+    assert functions - with_own_tests <= WRONG_CALLS.keys()
 
 
 def test_classifier_with_stage_norms() -> None:
@@ -85,15 +215,32 @@ def test_bad_architecture(fields: dict[str, Any], message: str) -> None:
     ("shape", "dtype", "message"),
     [
         ((2, 64, 64, 4), "float32", r"images.shape=\(2, 64, 64, 4\): must be \[B, H, W, 3\]"),
-        ((2, 3, 64, 64), "float32", r"images.shape=\(2, 3, 64, 64\): must be \[B, H, W, 3\]"),
-        ((64, 64, 3), "float32", r"images.shape=\(64, 64, 3\): must be \[B, H, W, 3\]"),
+        (
+            (2, 3, 64, 64),
+            "float32",
+            r"images.shape=\(2, 3, 64, 64\): must be \[B, H, W, 3\], channels last: images.transpose\(0, 2, 3, 1\)",
+        ),
+        (
+            (64, 64, 3),
+            "float32",
+            r"images.shape=\(64, 64, 3\): must be \[B, H, W, 3\], with a batch axis: images\[None\]",
+        ),
+        ((3, 64, 64), "float32", r"images.shape=\(3, 64, 64\): must be \[B, H, W, 3\]"),
+        ((2, 3), "float32", r"images.shape=\(2, 3\): must be \[B, H, W, 3\]"),
+        ((0, 3, 64, 64), "float32", r"images.shape=\(0, 3, 64, 64\): must be \[B, H, W, 3\], channels last: .*"),
         ((2, 31, 64, 3), "float32", r"images.shape=\(2, 31, 64, 3\): must be of H and W from 32"),
         ((2, 64, 31, 3), "float32", r"images.shape=\(2, 64, 31, 3\): must be of H and W from 32"),
-        ((2, 64, 64, 3), "uint8", r"images.dtype='uint8': must be a floating-point dtype, of normalized values"),
+        (
+            (2, 64, 64, 3),
+            "uint8",
+            r"images.dtype='uint8': must be a floating-point dtype, of normalized values, as twins_jax.preprocess.*",
+        ),
+        ((2, 64, 64, 3), "bool", r"images.dtype='bool': must be a floating-point dtype, of normalized values, .*"),
+        ((2, 64, 64, 3), "complex64", r"images.dtype='complex64': must be a floating-point dtype, .*"),
     ],
 )
 def test_bad_images(shape: tuple[int, ...], dtype: str, message: str) -> None:
-    images = jnp.zeros(shape, dtype)
+    images = np.zeros(shape, dtype)
     for make in (lambda: TwinsBackbone(CONFIG, rngs=nnx.Rngs(0)), lambda: TwinsClassifier(CONFIG, 5, rngs=nnx.Rngs(0))):
         with pytest.raises(InputError, match=f"^{message}$"):
             nnx.eval_shape(make)(images)

@@ -22,20 +22,25 @@ def attention(
         implementation: as in `TwinsConfig`.
 
     Returns:
-        [B, H, W, C] in the dtype of the values.
+        [B, H, W, C] in the dtype of the values; B may be 0.
 
     Raises:
         InputError: the implementation does not apply (see `dispatch.choose`).
     """
     batch, *_, dim = query.shape
     chosen = choose(implementation, query.dtype, dim // num_heads)
+    if batch == 0:
+        chosen = "xla"  # a kernel needs programs to run
     if chosen == "pallas":
         from twins_jax.ops import pallas
 
         return pallas.attention(query, key_value, num_heads)
-    heads = (batch, -1, num_heads, dim // num_heads)
-    key, value = (part.reshape(heads) for part in jnp.split(key_value, 2, axis=-1))
-    return softmax_attention(query.reshape(heads), key, value, implementation=chosen).reshape(query.shape)
+
+    def split_heads(x: jax.Array) -> jax.Array:
+        return x.reshape(batch, x.shape[1] * x.shape[2], num_heads, dim // num_heads)
+
+    key, value = map(split_heads, jnp.split(key_value, 2, axis=-1))
+    return softmax_attention(split_heads(query), key, value, implementation=chosen).reshape(query.shape)
 
 
 def softmax_attention(
@@ -67,12 +72,14 @@ def softmax_attention(
     scores = _batched_dot(_heads_first(query * scale), _heads_first(key), 2, score_dtype)
     if bias is not None:
         shape = (*query.shape[:-3], query.shape[-2], *scores.shape[1:])
-        scores = (scores.reshape(shape) + bias.astype(score_dtype)).reshape(scores.shape)
+        bias = lax.broadcast_to_rank(bias.astype(score_dtype), len(shape))
+        scores = (scores.reshape(shape) + bias).reshape(scores.shape)
     weights = jnp.exp(scores - lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
     attended = _batched_dot(weights.astype(value.dtype), _heads_first(value), 1, score_dtype)
     # The division by the weights' sum comes last: d numbers a query instead of K.
     attended = (attended / weights.sum(axis=-1, keepdims=True)).astype(value.dtype)
-    return jnp.swapaxes(attended.reshape(*query.shape[:-3], query.shape[-2], -1, query.shape[-1]), -3, -2)
+    *batch, queries, heads, dim = query.shape
+    return jnp.swapaxes(attended.reshape(*batch, heads, queries, dim), -3, -2)
 
 
 def _heads_first(x: jax.Array) -> jax.Array:

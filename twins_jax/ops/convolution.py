@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from twins_jax.ops.numerics import add_bias, at_least_float32
+from twins_jax.ops.numerics import add_bias, at_least_float32, per_channel
 from twins_jax.ops.xla_cpu import blocked_dot
 
 
@@ -50,8 +50,8 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Arra
     kernel = kernel.astype(wide)
     margin = (size // 2, size // 2)
     padded = jnp.pad(x, ((0, 0), margin, margin, (0, 0))).astype(wide)
-    total = bias.astype(wide)
+    total = per_channel(bias.astype(wide), x)
     for i in range(size):
         for j in range(size):
-            total = total + padded[:, i : i + height, j : j + width] * kernel[i, j, 0]
+            total = total + padded[:, i : i + height, j : j + width] * per_channel(kernel[i, j, 0], x)
     return total

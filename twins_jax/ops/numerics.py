@@ -25,7 +25,12 @@ def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
     addition. A sum in bfloat16 stops growing once it is 256 times as large as one term.
     """
     wide = at_least_float32(x.dtype)
-    return (x.astype(wide) + bias.astype(wide)).astype(x.dtype)
+    return (x.astype(wide) + per_channel(bias.astype(wide), x)).astype(x.dtype)
+
+
+def per_channel(values: jax.Array, x: jax.Array) -> jax.Array:
+    """Gives values [C] the rank of x [..., C]: JAX's `jax_numpy_rank_promotion` lets users forbid that it does so."""
+    return lax.broadcast_to_rank(values, x.ndim)
 
 
 def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array, *, dtype: DTypeLike) -> jax.Array:
@@ -45,7 +50,8 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: floa
     x = x.astype(wide)
     centered = x - x.mean(axis=-1, keepdims=True)
     normal = centered * lax.rsqrt(jnp.square(centered).mean(axis=-1, keepdims=True) + epsilon)
-    return fusion_barrier(normal * scale.astype(wide) + bias.astype(wide)).astype(dtype)
+    scale, bias = per_channel(scale.astype(wide), x), per_channel(bias.astype(wide), x)
+    return fusion_barrier(normal * scale + bias).astype(dtype)
 
 
 @jax.custom_jvp

@@ -38,14 +38,16 @@ def window_attention(
         implementation: as in `TwinsConfig`.
 
     Returns:
-        [B, H, W, C] in the dtype of the values.
+        [B, H, W, C] in the dtype of the values; B may be 0.
 
     Raises:
         InputError: the implementation does not apply (see `dispatch.choose`).
     """
-    _, height, width, dim = x.shape
+    batch, height, width, dim = x.shape
     masks = window_padding == "mask" and bool(height % window_size and width % window_size)  # as `padding_bias`
     chosen = choose(implementation, x.dtype, dim // num_heads, window_size=window_size, masks_padding=masks)
+    if batch == 0:
+        chosen = "xla"  # a kernel needs programs to run
     if chosen == "pallas":
         from twins_jax.ops import pallas
 
@@ -66,7 +68,7 @@ def split_windows(x: jax.Array, size: int) -> jax.Array:
     """
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height // size, size, width // size, size, channels).swapaxes(2, 3)
-    return x.reshape(batch, -1, size * size, channels)
+    return x.reshape(batch, (height // size) * (width // size), size * size, channels)
 
 
 def join_windows(x: jax.Array, size: int, height: int, width: int) -> jax.Array:

@@ -67,6 +67,8 @@ def gradient_barrier(x: jax.Array) -> jax.Array:
 @gradient_barrier.defjvp
 def _gradient_barrier_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
     (x,), (tangent,) = primals, tangents
+    if 0 in x.shape:
+        return x, tangent
 
     def on_cpu(tangent: jax.Array) -> jax.Array:
         # Both branches are the identity, but XLA does not find that out, nor which of them is taken.

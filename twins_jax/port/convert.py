@@ -10,6 +10,7 @@ import numpy as np
 
 from twins_jax.config import WindowPadding
 from twins_jax.errors import InputError
+from twins_jax.fit import misfits
 from twins_jax.port.infer import Inferred, Shape, infer
 from twins_jax.port.rules import LAYOUTS, Layout
 from twins_jax.preprocess import Preprocessing
@@ -122,7 +123,7 @@ def port(weights: Weights, name: str | None = None) -> Ported:
         and (not match.name.startswith("backbone/") if match else not _is_ours(tensor_name, weights.layout))
         and model.num_classes is None
     )
-    problems = _misfits(weights.tensors, expected, not_ported)
+    problems = _problems(weights.tensors, expected, not_ported)
     if problems:
         message = f"{weights.label}: {len(problems)} tensors do not fit {model.name}"
         raise InputError("\n".join([message, *problems]))
@@ -163,18 +164,13 @@ def _check_declared(weights: Weights, model: Inferred) -> None:
         raise InputError(f"{weights.label}: declares {len(names)} class names, its weights are of {model.num_classes}")
 
 
-def _misfits(tensors: Tensors, expected: Mapping[str, Shape], not_ported: Collection[str]) -> list[str]:
-    problems = [f"  - {name} {shape} is missing" for name, shape in expected.items() if name not in tensors]
-    left_over = [name for name in tensors if name not in expected and name not in not_ported]
-    problems += [f"  + {name} {tensors[name].shape} is left over" for name in left_over]
-    for name, shape in expected.items():
-        tensor = tensors.get(name)
-        if tensor is None:
+def _problems(tensors: Tensors, expected: Mapping[str, Shape], not_ported: Collection[str]) -> list[str]:
+    lines = misfits({name: tensor.shape for name, tensor in tensors.items() if name not in not_ported}, expected)
+    for name in expected:
+        if name in lines:
             continue
-        if tensor.shape != shape:
-            problems.append(f"  ! {name} has shape {tensor.shape}, expected {shape}")
-        elif not jnp.issubdtype(tensor.dtype, jnp.floating):
-            problems.append(f"  ! {name} has dtype {tensor.dtype}, expected floating-point")
-        elif not np.isfinite(tensor).all():
-            problems.append(f"  ! {name} holds NaN or infinity")
-    return problems
+        if not jnp.issubdtype(tensors[name].dtype, jnp.floating):
+            lines[name] = f"  ! {name} has dtype {tensors[name].dtype}, expected floating-point"
+        elif not np.isfinite(tensors[name]).all():
+            lines[name] = f"  ! {name} holds NaN or infinity"
+    return list(lines.values())

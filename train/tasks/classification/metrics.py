@@ -35,7 +35,7 @@ class ClassificationEvaluator:
         losses = cross_entropy(logits, smooth_targets(labels, logits.shape[-1], 0.0))
         # The rank of the label: the number of classes with a larger logit. Of equal logits the first counts as larger.
         score = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-        earlier = jnp.arange(logits.shape[-1]) < labels[:, None]
+        earlier = jnp.arange(logits.shape[-1], dtype=labels.dtype)[None] < labels[:, None]
         rank = ((logits > score) | ((logits == score) & earlier)).sum(axis=-1)
         # A label whose logit is NaN is above nothing and must not count as found.
         found = mask & ~jnp.isnan(score[:, 0])
@@ -51,11 +51,17 @@ class ClassificationEvaluator:
         self._sums.append(outputs)
 
     def result(self) -> dict[str, float | int]:
-        """Returns "top1" and "top5" (fractions), "loss" (mean cross-entropy without smoothing) and "examples"."""
+        """Returns "top1" and "top5" (fractions), "loss" (mean cross-entropy without smoothing) and "examples".
+
+        All are 0 if no example was seen.
+        """
         # In float64 on the host: a float32 sum over 50,000 losses would round in the third digit.
         totals = {
             key: np.sum([np.asarray(part[key], np.float64) for part in self._sums])
             for key in ("top1", "top5", "loss", "examples")
         }
         examples = int(totals["examples"])
-        return {**{key: float(totals[key] / examples) for key in ("top1", "top5", "loss")}, "examples": examples}
+        return {
+            **{key: float(totals[key] / max(examples, 1)) for key in ("top1", "top5", "loss")},
+            "examples": examples,
+        }

@@ -45,15 +45,15 @@ def draw_weights(key: jax.Array, height: int, width: int, config: MixConfig) -> 
     The targets' share is the weight of mixup, or the area that cutmix really keeps.
     """
     apply_key, switch_key, mixup_key, cutmix_key, box_key = jax.random.split(key, 5)
-    weights, share = jnp.ones((height, width)), jnp.ones(())
+    weights, share = jnp.ones((height, width), jnp.float32), jnp.ones((), jnp.float32)
     use_cutmix: bool | jax.Array = True
     if config.mixup_alpha:
-        share = jax.random.beta(mixup_key, config.mixup_alpha, config.mixup_alpha)
+        share = jax.random.beta(mixup_key, config.mixup_alpha, config.mixup_alpha, dtype=jnp.float32)
         weights = jnp.full((height, width), share)
         use_cutmix = jax.random.bernoulli(switch_key, config.switch_probability)
     if config.cutmix_alpha:
-        kept = jax.random.beta(cutmix_key, config.cutmix_alpha, config.cutmix_alpha)
-        center = jax.random.randint(box_key, (2,), 0, jnp.array([height, width]))
+        kept = jax.random.beta(cutmix_key, config.cutmix_alpha, config.cutmix_alpha, dtype=jnp.float32)
+        center = jax.random.randint(box_key, (2,), 0, jnp.array([height, width], jnp.int32), jnp.int32)
         outside = cutmix_weights(height, width, kept, center)
         weights = jnp.where(use_cutmix, outside, weights)
         share = jnp.where(use_cutmix, outside.mean(), share)
@@ -74,14 +74,14 @@ def cutmix_weights(height: int, width: int, kept: jax.Array, center: jax.Array) 
     inside = []
     for length, middle in zip((height, width), center, strict=True):
         box = jnp.int32(length * side)
-        position = jnp.arange(length)
+        position = jnp.arange(length, dtype=jnp.int32)
         inside.append((position >= middle - box // 2) & (position < middle + (box + 1) // 2))
-    return 1.0 - (inside[0][:, None] & inside[1]).astype(jnp.float32)
+    return 1.0 - (inside[0][:, None] & inside[1][None]).astype(jnp.float32)
 
 
 def blend(images: jax.Array, targets: jax.Array, weights: jax.Array, share: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Weighs images [B, H, W, C] by [H, W] and targets [B, classes] by [], against the same in reversed order."""
-    pixel_weights, share = weights[:, :, None].astype(images.dtype), share.astype(targets.dtype)
+    pixel_weights, share = weights[None, :, :, None].astype(images.dtype), share.astype(targets.dtype)
     images = pixel_weights * images + (1 - pixel_weights) * images[::-1]
     return images, share * targets + (1 - share) * targets[::-1]
 
@@ -113,16 +113,16 @@ def draw_boxes(key: jax.Array, count: int, height: int, width: int, probability:
     """Draws the rectangles to erase: int32 [count, 4] of top, left, height, width; 0, 0, 0, 0 for none."""
     apply_key, area_key, aspect_key, top_key, left_key = jax.random.split(key, 5)
     low, high = ERASE_AREA
-    areas = height * width * jax.random.uniform(area_key, (count, ERASE_TRIES), minval=low, maxval=high)
+    areas = height * width * jax.random.uniform(area_key, (count, ERASE_TRIES), jnp.float32, minval=low, maxval=high)
     low, high = map(math.log, ERASE_ASPECT)
-    aspects = jnp.exp(jax.random.uniform(aspect_key, (count, ERASE_TRIES), minval=low, maxval=high))
+    aspects = jnp.exp(jax.random.uniform(aspect_key, (count, ERASE_TRIES), jnp.float32, minval=low, maxval=high))
     heights = jnp.round(jnp.sqrt(areas * aspects)).astype(jnp.int32)
     widths = jnp.round(jnp.sqrt(areas / aspects)).astype(jnp.int32)
     fits = (heights < height) & (widths < width)
     first = (jnp.arange(count), fits.argmax(1))
     # Rectangles that do not fit are not used; the bound keeps their ranges from being empty.
-    top = jax.random.randint(top_key, (count,), 0, jnp.maximum(height - heights[first], 0) + 1)
-    left = jax.random.randint(left_key, (count,), 0, jnp.maximum(width - widths[first], 0) + 1)
+    top = jax.random.randint(top_key, (count,), 0, jnp.maximum(height - heights[first], 0) + 1, jnp.int32)
+    left = jax.random.randint(left_key, (count,), 0, jnp.maximum(width - widths[first], 0) + 1, jnp.int32)
     erased = fits.any(1) & jax.random.bernoulli(apply_key, probability, (count,))
     return jnp.where(erased[:, None], jnp.stack([top, left, heights[first], widths[first]], 1), 0)
 
@@ -130,7 +130,7 @@ def draw_boxes(key: jax.Array, count: int, height: int, width: int, probability:
 def box_mask(boxes: jax.Array, height: int, width: int) -> jax.Array:
     """Boxes int [B, 4] of top, left, height, width -> bool [B, H, W], True inside."""
     top, left, box_height, box_width = (side[:, None] for side in boxes.T)
-    rows, columns = jnp.arange(height), jnp.arange(width)
+    rows, columns = (jnp.arange(side, dtype=boxes.dtype)[None] for side in (height, width))
     in_rows = (rows >= top) & (rows < top + box_height)
     in_columns = (columns >= left) & (columns < left + box_width)
     return in_rows[:, :, None] & in_columns[:, None, :]

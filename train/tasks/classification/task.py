@@ -115,8 +115,9 @@ class ClassificationTask:
         return {"image": images, "target": targets}
 
     def loss(self, model: Any, batch: Batch, rngs: nnx.Rngs) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Computes the mean cross-entropy."""
-        return cross_entropy(model(batch["image"], rngs=rngs), batch["target"]).mean(), {}
+        """Computes the mean cross-entropy, 0 of no examples."""
+        losses = cross_entropy(model(batch["image"], rngs=rngs), batch["target"])
+        return losses.sum() / max(len(losses), 1), {}
 
     def evaluator(self) -> ClassificationEvaluator:
         return ClassificationEvaluator()

@@ -1,0 +1,135 @@
+"""Models and the arithmetic of training under the modes in which JAX refuses what it else does silently."""
+
+import contextlib
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import twins_jax
+from tests.support.compilation import fast_compilation
+from tests.support.models import PCPVT, SVT, classifier, random_array
+from tests.support.paths import ROOT
+from train.tasks.classification.config import MixConfig
+from train.tasks.classification.losses import cross_entropy, smooth_targets
+from train.tasks.classification.metrics import ClassificationEvaluator
+from train.tasks.classification.mixing import mix, random_erase
+from twins_jax.layers import BatchNorm
+from twins_jax.preprocess import normalize
+
+DROPS = {"dropout_rate": 0.1, "drop_path_rate": 0.2}
+CONFIGS = {
+    "pcpvt": dataclasses.replace(PCPVT, **DROPS),
+    "svt": dataclasses.replace(SVT, **DROPS),
+    "svt, mask": dataclasses.replace(SVT, window_padding="mask", **DROPS),
+    "stage norms": dataclasses.replace(SVT, stage_norms=True, dtype=jnp.bfloat16),
+}
+TRACING: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
+    "rank promotion": lambda: jax.numpy_rank_promotion("raise"),
+    "dtype promotion": lambda: jax.numpy_dtype_promotion("strict"),
+    "leaked tracers": lambda: jax.checking_leaks(),
+    "x64": lambda: jax.enable_x64(True),
+}
+IMAGES = random_array(2, 45, 70, 3)
+KEY = jax.random.key(0)
+
+
+def differentiate(model: nnx.Module) -> tuple[Callable[..., Any], Any]:
+    """The value and the gradients of some function of all outputs, with dropout, and its first argument."""
+    apply, params = twins_jax.split_model(model)
+
+    def loss(params: Any, images: jax.Array, key: jax.Array) -> jax.Array:
+        outputs = jax.tree.leaves(apply(params, images, key))
+        return sum(jnp.square(output.astype(jnp.float32)).sum() for output in outputs)
+
+    return jax.value_and_grad(loss, argnums=(0, 1)), params
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("mode", TRACING.values(), ids=TRACING)
+def test_modes_that_act_when_a_model_is_traced(
+    mode: Callable[[], contextlib.AbstractContextManager[Any]], config: twins_jax.TwinsConfig
+) -> None:
+    def make() -> nnx.Module:
+        if config.stage_norms:
+            return twins_jax.TwinsBackbone(config, rngs=nnx.Rngs(0))
+        return twins_jax.TwinsClassifier(config, 10, rngs=nnx.Rngs(0))
+
+    with mode():
+        function, params = differentiate(nnx.eval_shape(make))
+        _, (gradients, _) = jax.eval_shape(function, params, IMAGES, KEY)
+    # Under x64 too a model computes in its own dtypes.
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradients)} == {np.dtype(np.float32)}
+
+
+def test_modes_that_act_when_a_model_runs() -> None:
+    function, params = differentiate(classifier(CONFIGS["svt, mask"]))
+    images = jax.device_put(IMAGES)
+    with jax.debug_nans(True), jax.debug_infs(True), jax.transfer_guard("disallow"), fast_compilation():
+        value, gradients = jax.jit(function)(params, images, KEY)
+    assert value > 0
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients))
+
+
+@pytest.mark.parametrize("mode", TRACING.values(), ids=TRACING)
+def test_the_arithmetic_of_training(mode: Callable[[], contextlib.AbstractContextManager[Any]]) -> None:
+    evaluator = ClassificationEvaluator()
+
+    def loss(weights: jax.Array, images: jax.Array, labels: jax.Array, key: jax.Array) -> Any:
+        erase_key, mix_key = jax.random.split(key)
+        erased = random_erase(erase_key, normalize(images), 0.5)
+        targets = smooth_targets(labels, 7, 0.1)
+        mixed, targets = mix(mix_key, erased, targets, MixConfig(mixup_alpha=0.8, cutmix_alpha=1.0))
+        mixed = BatchNorm(3)(mixed, training=True)
+
+        def model(images: jax.Array) -> jax.Array:
+            return images.mean(axis=(1, 2)) @ weights
+
+        batch = {"image": images, "label": labels, "mask": labels > 1}
+        return cross_entropy(model(mixed), targets).sum(), evaluator.step(model, batch)
+
+    with mode():
+        images, labels = np.zeros((4, 32, 32, 3), np.uint8), np.arange(4, dtype=np.int32)
+        weights = jax.ShapeDtypeStruct((3, 7), jnp.float32)
+        gradient, _ = jax.eval_shape(jax.grad(loss, has_aux=True), weights, images, labels, KEY)
+    assert gradient.dtype == jnp.float32
+
+
+WITHOUT_CYCLES = """
+import gc
+import jax, numpy as np, twins_jax
+from flax import nnx
+from tests.support.models import PCPVT
+
+jax.config.update("jax_array_garbage_collection_guard", "fatal")
+gc.collect()
+gc.disable()
+
+def use():
+    model = twins_jax.TwinsClassifier(PCPVT, 10, rngs=nnx.Rngs(0))
+    apply, params = twins_jax.split_model(model)
+    twins_jax.set_params(model, jax.tree.map(lambda leaf: leaf + 1, params))
+    twins_jax.merge_model(nnx.graphdef(model), jax.tree.map(lambda leaf: leaf + 2, params))
+    loss = lambda params, images, key: apply(params, images, key).sum()
+    images = jax.numpy.zeros((2, 32, 32, 3))
+    jax.make_jaxpr(jax.value_and_grad(loss))(params, images, jax.random.key(0))
+
+use()
+gc.collect()
+print("alive")
+"""
+
+
+def test_no_array_is_in_a_reference_cycle() -> None:
+    """Such an array's memory is free only after Python has looked for cycles; the guard ends the process."""
+    found = subprocess.run(
+        [sys.executable, "-c", WITHOUT_CYCLES], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (found.returncode, found.stdout) == (0, "alive\n"), found.stderr[:1000]
