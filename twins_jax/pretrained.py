@@ -12,7 +12,7 @@ from flax import nnx, traverse_util
 from twins_jax.backbone import TwinsBackbone
 from twins_jax.classifier import TwinsClassifier
 from twins_jax.config import TwinsConfig, TwinsOptions, variant_config
-from twins_jax.errors import InputError, require
+from twins_jax.errors import InputError, require, shown_list
 from twins_jax.functional import Params, get_params, set_params
 from twins_jax.layers import LayerNorm, Linear
 
@@ -29,19 +29,23 @@ def from_pretrained(
     name: str | None = None,
     num_classes: int | None = None,
     ema: bool = False,
+    prefix: str | None = None,
+    head: str | None = None,
     rngs: nnx.Rngs | None = None,
     **overrides: Unpack[TwinsOptions],
 ) -> TwinsClassifier:
     """Creates a classifier with the weights of a checkpoint.
 
     Args:
-        source: a PyTorch checkpoint (.safetensors; .pth and other files of `torch.save` need torch) with the names of
-            timm or upstream; a Hugging Face snapshot folder, or "hf-hub:" and a repository's name; an Orbax folder or
-            .safetensors of this project, or a training run's folder (the newest checkpoint is taken).
+        source: a PyTorch checkpoint (.safetensors, or .pth and other files of `torch.save`) with the names of timm or
+            upstream, whatever they begin with; a Hugging Face snapshot folder, or "hf-hub:" and a repository's name; an
+            Orbax folder or .safetensors of this project, or a training run's folder (the newest checkpoint is taken).
         name: the variant; read off the weights where it is None.
         num_classes: outputs of the head; read off the weights where it is None. Where it differs from the
             checkpoint's, a fresh head takes the place of the checkpoint's (0: no head).
         ema: take the exponential moving average that a training checkpoint holds beside the weights.
+        prefix: of a file with several models, what the names of the wanted one begin with, or the key that holds it.
+        head: the name of the head in the file, such as "fc", where it is not "head"; "none" leaves it out.
         rngs: `params` stream for a fresh head; needed only for that.
         **overrides: see `TwinsOptions`; `in_channels` and `stage_norms` must be those of the weights.
 
@@ -52,9 +56,9 @@ def from_pretrained(
         InputError: (a ValueError) the source cannot be read, is of no known variant, does not fit it name by name or
             has no classifier (see `backbone_from_pretrained`); or an argument is not what it must be.
     """
-    model, params, _ = _port(source, name, ema)
+    (model, params, _), hint = _port(source, name, ema, prefix, head)
     if model.num_classes is None:
-        raise InputError(f"{source}: holds a backbone without a classifier: use backbone_from_pretrained")
+        raise InputError(f"{source}: holds a backbone without a classifier: use backbone_from_pretrained{hint}")
     config = _config(model, overrides)
     classes = model.num_classes if num_classes is None else num_classes
     classifier = nnx.eval_shape(lambda: TwinsClassifier(config, classes, rngs=nnx.Rngs(0)))
@@ -73,7 +77,13 @@ def from_pretrained(
 
 
 def backbone_from_pretrained(
-    source: str | os.PathLike[str], *, name: str | None = None, ema: bool = False, **overrides: Unpack[TwinsOptions]
+    source: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    ema: bool = False,
+    prefix: str | None = None,
+    head: str | None = None,
+    **overrides: Unpack[TwinsOptions],
 ) -> TwinsBackbone:
     """Creates a backbone with the weights of a classification, segmentation or detection checkpoint.
 
@@ -85,6 +95,8 @@ def backbone_from_pretrained(
             "backbone.".
         name: the variant; read off the weights where it is None.
         ema: as in `from_pretrained`.
+        prefix: as in `from_pretrained`.
+        head: as in `from_pretrained`; "none" leaves out a head of any name.
         **overrides: see `TwinsOptions`; `in_channels` must be that of the weights. `stage_norms=True` adds fresh norms
             to weights without any, as upstream starts its dense SVT from a classifier's.
 
@@ -96,9 +108,7 @@ def backbone_from_pretrained(
         InputError: (a ValueError) the source cannot be read, is of no known variant or does not fit it name by name; or
             an argument is not what it must be.
     """
-    model, params, not_ported = _port(source, name, ema)
-    if not_ported:
-        _logger.warning("%s: %d tensors not ported: %s", source, len(not_ported), ", ".join(not_ported))
+    (model, params, _), _ = _port(source, name, ema, prefix, head)
     config = _config(model, overrides)
     backbone = nnx.eval_shape(lambda: TwinsBackbone(config, rngs=nnx.Rngs(0)))
     fresh: Params = {}
@@ -109,11 +119,19 @@ def backbone_from_pretrained(
     return backbone
 
 
-def _port(source: str | os.PathLike[str], name: str | None, ema: bool) -> "Ported":
+def _port(
+    source: str | os.PathLike[str], name: str | None, ema: bool, prefix: str | None, head: str | None
+) -> tuple["Ported", str]:
+    """Returns the ported weights, and what to do about a head of another name."""
     from twins_jax.port.convert import port
     from twins_jax.port.read import read_weights
 
-    return port(read_weights(source, ema=ema), name)
+    weights = read_weights(source, ema=ema, prefix=prefix, head=head)
+    ported = port(weights, name)
+    if ported.not_ported:
+        count, names = len(ported.not_ported), shown_list(ported.not_ported)
+        _logger.warning("%s: %d tensors not ported: %s", source, count, names)
+    return ported, weights.hint
 
 
 def _to_params(params: Mapping[str, np.ndarray], config: TwinsConfig) -> Params:

@@ -1,13 +1,24 @@
 """Reads weights from a source of any kind."""
 
 import os
+from typing import NamedTuple
 
-from twins_jax.errors import InputError, one_line
-from twins_jax.port import hub, orbax_io, safetensors_io, torch_io
+from twins_jax.errors import InputError, one_line, require, shown
+from twins_jax.port import hub, names, orbax_io, safetensors_io, torch_file, torch_io
 from twins_jax.port.convert import NOTHING_DECLARED, Declared, Weights
 
 
-def read_weights(source: str | os.PathLike[str], *, ema: bool = False) -> Weights:
+class Choice(NamedTuple):
+    """The weights that are wanted of a file with several; see `read_weights`."""
+
+    ema: bool
+    prefix: str | None
+    head: str | None
+
+
+def read_weights(
+    source: str | os.PathLike[str], *, ema: bool = False, prefix: str | None = None, head: str | None = None
+) -> Weights:
     """Reads weights of any layout.
 
     Args:
@@ -16,38 +27,61 @@ def read_weights(source: str | os.PathLike[str], *, ema: bool = False) -> Weight
             run's working directory, its checkpoints or one of them.
         ema: take the exponential moving average of the weights, which training checkpoints hold beside them.
 
+        prefix: what the names of the wanted tensors begin with in a file with several models, or the key of the dict
+            that holds them.
+        head: the name of the classifier's head in a file, where that is another than "head"; "none" leaves it out.
+
     Raises:
-        InputError: the source is missing or cannot be read, or holds no tensors.
+        InputError: the source is missing or cannot be read, holds no tensors, or several models.
     """
     source = os.fspath(source)
+    choice = Choice(ema, prefix, head)
     if source.startswith(hub.PREFIX):
         path = hub.download(source)
-        return _read_file(path, source, ema, hub.read_config(os.path.dirname(path)))
+        return _read_file(path, source, choice, hub.read_config(os.path.dirname(path)))
     if not os.path.isdir(source):
-        return _read_file(source, source, ema)
+        return _read_file(source, source, choice)
     if weights := hub.find_weights(source):
-        return _read_file(weights, weights, ema, hub.read_config(source))
+        return _read_file(weights, weights, choice, hub.read_config(source))
+    require("prefix", prefix, prefix is None, "None for an Orbax folder")
+    require("head", head, head is None, "None for an Orbax folder")
     folder = orbax_io.find_params(source, ema=ema)
     return Weights(folder, "Orbax folder", orbax_io.read_params(folder))
 
 
-def _read_file(path: str, label: str, ema: bool, declared: Declared = NOTHING_DECLARED) -> Weights:
+def _read_file(path: str, label: str, choice: Choice, declared: Declared = NOTHING_DECLARED) -> Weights:
     try:
         with open(path, "rb") as file:
-            head = file.read(9)
+            first_bytes = file.read(torch_file.HEAD_BYTES)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or one_line(error)}") from error
-    if head.startswith((torch_io.ZIP_MAGIC, torch_io.PICKLE_MAGIC)):
-        tensors, key = torch_io.read_torch(path, ema=ema)
-        container = f"torch file, under {key!r}" if key else "torch file"
-    elif safetensors_io.is_safetensors(head):
-        if ema:
+    prefix = choice.prefix
+    no_tensors: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
+    if torch_file.is_torch_file(first_bytes):
+        tensors, key, no_tensors, unread = torch_io.read_torch(path, ema=choice.ema, container=prefix)
+        container = f"torch file, under {shown(key)!r}" if key else "torch file"
+        if key and prefix and key == prefix.rstrip("."):
+            prefix = None
+    elif safetensors_io.is_safetensors(first_bytes):
+        if choice.ema:
             raise InputError(f"{path}: a .safetensors file holds one set of weights, and no moving average beside it")
         tensors, container = safetensors_io.read_safetensors(path), ".safetensors file"
     else:
         raise InputError(f"{path}: neither a .safetensors file nor one of torch.save, nor a folder of weights")
     if not tensors:
         raise InputError(f"{label}: holds no tensors")
-    if all(name.startswith("module.") for name in tensors):  # DistributedDataParallel's
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    return Weights(label, container, tensors, declared)
+    found = names.tidy_names(tensors, label, prefix=prefix, head=choice.head)
+    if choice.head == names.NO_HEAD:
+        declared = declared._replace(num_classes=None)
+    return Weights(
+        label,
+        container,
+        found.tensors,
+        declared,
+        prefix=found.prefix,
+        left_out=found.left_out,
+        ignored=(*no_tensors, *found.ignored),
+        unread=unread,
+        heads=found.heads,
+    )
