@@ -23,6 +23,8 @@ BOOKKEEPING = (
 )
 """Last parts of the names of tensors that hold no weights, whatever the model."""
 
+HEAD_PARTS = ("weight", "bias")
+
 NO_HEAD = "none"
 """The value of `head` that drops a file's head."""
 
@@ -75,15 +77,12 @@ def tidy_names(
     left_out = [name for name in kept if not name.startswith(stripped)]
     if head:
         own = f"{stripped}head"
-        wanted = _check_head(kept, label, head, stripped, [own, *heads]) if head != NO_HEAD else None
-        dropped = [name for name in kept for other in {own, *heads} - {wanted} if name.startswith(f"{other}.")]
-        inside = {name: tensor for name, tensor in inside.items() if stripped + name not in dropped}
-        if wanted:
-            taken = [name for name in kept if name.startswith(f"{wanted}.")]
-            left_out = [name for name in left_out if name not in taken]
-            inside = {name: tensor for name, tensor in inside.items() if stripped + name not in taken}
-            inside |= {f"head{name.removeprefix(wanted)}": kept[name] for name in taken}
-        left_out += [name for name in dropped if name not in left_out]
+        wanted = _check_head(kept, label, head, stripped, [own, *heads]) if head != NO_HEAD else ""
+        taken = {f"{wanted}.{part}": f"head.{part}" for part in HEAD_PARTS if f"{wanted}.{part}" in kept}
+        others = {f"{module}.{part}" for module in (own, *heads) for part in HEAD_PARTS} - taken.keys()
+        inside = {name: array for name, array in inside.items() if stripped + name not in (others | taken.keys())}
+        inside |= {ours: kept[name] for name, ours in taken.items()}
+        left_out = [name for name in kept if name in others or (name in left_out and name not in taken)]
         heads = ()
     return Names(inside, stripped, ignored, tuple(left_out), heads)
 

@@ -66,9 +66,8 @@ def read_torch(path: str, *, ema: bool = False, container: str | None = None) ->
     found = _choose(list(_candidates(file.value)), path, ema, container)
     if found is None:
         note = f"; left unread: {shown_list(unread, 10)}" if unread else ""
-        raise InputError(
-            f"{path}: holds {_kind(file.value)}: must hold a state dict, or one under a key such as {CONTAINERS[0]!r}{note}"
-        )
+        allowed = f"a state dict, or one under a key such as {CONTAINERS[0]!r}"
+        raise InputError(f"{path}: holds {_kind(file.value)}: must hold {allowed}{note}")
     tensors, ignored = _read_tensors(file, found.entries)
     return Contents(tensors, ".".join(found.path), ignored, unread)
 
