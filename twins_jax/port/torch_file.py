@@ -122,8 +122,6 @@ def _open_zip(path: str, functions: Functions) -> TorchFile:
             f"{path}: not a readable torch checkpoint: a zip archive with {len(roots)} data.pkl: must be 1"
         )
     root = roots[0]
-    if any(name.startswith((f"{root}code/", f"{root}constants.pkl")) for name in members):
-        raise InputError(f"{path}: a TorchScript archive: must hold weights, torch.save(model.state_dict(), ...)")
     if members[f"{root}data.pkl"].length > MAX_PICKLE:
         raise InputError(f"{path}: not a readable torch checkpoint: its pickle is longer than {MAX_PICKLE:,} bytes")
 
@@ -157,6 +155,8 @@ def _check_members(path: str) -> dict[str, Span]:
     file_size = os.path.getsize(path)
     with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
         infos = archive.infolist()
+        if any(info.filename.endswith("/constants.pkl") for info in infos):
+            raise InputError(f"{path}: a TorchScript archive: must hold weights, torch.save(model.state_dict(), ...)")
         # torch.serialization.set_crc32_options(False) writes 0 for every checksum.
         has_checksums = any(info.CRC for info in infos)
         for info in infos:

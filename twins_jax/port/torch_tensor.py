@@ -143,25 +143,27 @@ def to_numpy(file: TorchFile, tensor: Tensor, storages: dict[str, np.ndarray]) -
         raise NoPlainTensorError(f"has {'more elements than' if count > size else 'elements beyond'} its storage")
     if storage.key not in file.spans:
         raise NoPlainTensorError("has no storage in the file")
-    if (storage.start + storage.size) * element_size(storage.kind) > file.spans[
-        storage.key
-    ].length or storage.start < 0:
+    offset = storage.start * element_size(storage.kind)
+    if offset < 0 or offset + size * dtype.itemsize > file.spans[storage.key].length:
         raise NoPlainTensorError("has a storage that is cut off")
-    if storage.key not in storages:
-        storages[storage.key] = file.read(storage.key)
-    start = storage.start * element_size(storage.kind)
-    elements = storages[storage.key][start : start + size * dtype.itemsize]
-    if file.is_big_endian and dtype.itemsize > 1:
-        part = min(dtype.itemsize, 8)  # no such integers are of 16 bytes
-        if np.issubdtype(dtype, np.complexfloating):
-            part = dtype.itemsize // 2
-        elements = elements.view(f">u{part}").astype(f"<u{part}").view(np.uint8)
     try:
-        typed = elements.view(dtype)[tensor.start :] if count else np.empty(0, dtype)
+        if not count:
+            return np.empty(shape, dtype)
+        if storage.key not in storages:
+            storages[storage.key] = file.read(storage.key)
+        elements = storages[storage.key][offset : offset + size * dtype.itemsize]
+        if file.is_big_endian:
+            elements = _swapped(elements, dtype)
         steps = [stride * dtype.itemsize for stride in strides]
-        return np.lib.stride_tricks.as_strided(typed, shape, steps, writeable=False)
-    except (ValueError, OverflowError, TypeError) as error:  # more dimensions or elements than numpy has
+        return np.ndarray(shape, dtype, elements, tensor.start * dtype.itemsize, steps)
+    except (ValueError, OverflowError) as error:  # more dimensions or elements than numpy has
         raise NoPlainTensorError(f"has {len(shape)} dimensions that no array can have") from error
+
+
+def _swapped(elements: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    """Bytes of elements of a dtype, each in the other byte order."""
+    parts = 2 if np.issubdtype(dtype, np.complexfloating) else 1
+    return elements.view(f"u{dtype.itemsize // parts}").byteswap().view(np.uint8)
 
 
 def _are_sizes(values: Any) -> bool:
