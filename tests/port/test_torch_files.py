@@ -377,6 +377,14 @@ def test_a_pickled_module_is_its_state_dict(make_model, tiny, tmp_path, is_zip):
         read_torch(str(tmp_path / "b.pth"))
 
 
+def test_keys_that_are_no_names_are_ignored(tmp_path):
+    keys = [3, 1 << 20_000, 1.5, None, (1, "a"), "text"]
+    save({"model": name_first({key: torch.ones(1) for key in keys})}, tmp_path / "a.pth")
+    contents = read_torch(str(tmp_path / "a.pth"))
+    assert list(contents.tensors) == ["blocks.0.0.norm1.weight", "text"]
+    assert contents.ignored == tuple(f"a key of type {kind}" for kind in ("int", "int", "float", "NoneType", "tuple"))
+
+
 def test_a_module_within_itself_ends():
     state = {"_parameters": {}, "_modules": {}}
     module = Placeholder("Loop", state=state)

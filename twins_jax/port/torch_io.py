@@ -77,19 +77,18 @@ def _read_tensors(file: TorchFile, entries: Mapping[Any, Any]) -> tuple[Tensors,
     storages: dict[str, np.ndarray] = {}
     ignored = []
     for name, value in entries.items():
-        is_tensor = isinstance(value, Tensor) and isinstance(name, str)
+        label = shown(name) if isinstance(name, str) else f"a key of type {type(name).__name__}"
+        if not (isinstance(name, str) and _is_array(value)):
+            ignored.append(label)
+            continue
         try:
-            if is_tensor:
-                tensors[name] = to_numpy(file, value, storages)
-            elif isinstance(value, Placeholder) and value.name.startswith(TENSOR_MODULES):
+            if not isinstance(value, Tensor):
                 raise NoPlainTensorError(f"is of {shown(value.name)}")
-            else:
-                ignored.append(shown(str(name)) if isinstance(name, (str, int)) else type(name).__name__)
+            tensors[name] = to_numpy(file, value, storages)
         except NoPlainTensorError as error:
-            if str(name).rpartition(".")[2] in BOOKKEEPING:
-                ignored.append(shown(name))
-                continue
-            raise InputError(f"{file.path}: {shown(str(name))} is no plain tensor: it {error}") from error
+            if name.rpartition(".")[2] not in BOOKKEEPING:
+                raise InputError(f"{file.path}: {label} is no plain tensor: it {error}") from error
+            ignored.append(label)
     return tensors, tuple(ignored)
 
 

@@ -156,7 +156,7 @@ def to_numpy(file: TorchFile, tensor: Tensor, storages: dict[str, np.ndarray]) -
             elements = _swapped(elements, dtype)
         steps = [stride * dtype.itemsize for stride in strides]
         return np.ndarray(shape, dtype, elements, tensor.start * dtype.itemsize, steps)
-    except (ValueError, OverflowError) as error:  # more dimensions or elements than numpy has
+    except (ValueError, OverflowError, TypeError) as error:  # more dimensions or elements than numpy has
         raise NoPlainTensorError(f"has {len(shape)} dimensions that no array can have") from error
 
 
