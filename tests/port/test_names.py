@@ -168,3 +168,13 @@ def test_head_and_prefix_are_no_options_of_orbax_folders(tiny_orbax):
     for option in ("head", "prefix"):
         with pytest.raises(InputError, match=f"{option}='x': must be None"):
             read_weights(tiny_orbax, **{option: "x"})
+
+
+def test_an_encoder_without_norm_and_head_is_a_backbone(tiny, tmp_path):
+    """As segmentation_models_pytorch saves timm's features."""
+    state = {name: tensor for name, tensor in tiny.items() if name.split(".")[0] not in ("norm", "head")}
+    state = under("encoder.model.", state) | {"decoder.blocks.0.conv1.0.weight": torch.ones(8, 8, 3, 3)}
+    torch.save(state, tmp_path / "a.pth")
+    ported = port(read_weights(tmp_path / "a.pth"))
+    assert ported.model.num_classes is None
+    assert ported.not_ported == ("decoder.blocks.0.conv1.0.weight",)
