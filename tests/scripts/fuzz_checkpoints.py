@@ -12,6 +12,7 @@ import argparse
 import collections
 import io
 import json
+import logging
 import os
 import pickletools
 import resource
@@ -238,6 +239,7 @@ def memory(entry: str) -> int:
 def run_child(originals: Path, first: int, count: int, seed: int) -> None:
     """Reads the variants from `first` on, and prints the figures."""
     import encodings.cp437  # noqa: F401 - zipfile's for names
+    import gc
     import shutil
 
     from twins_jax.errors import InputError
@@ -247,6 +249,9 @@ def run_child(originals: Path, first: int, count: int, seed: int) -> None:
     kinds = [kind for kind, share in FORMATS.items() for _ in range(share)]
     for name in ("zip", "legacy", "safetensors", "orbax"):  # imports what is imported when it is needed
         port(read_weights(originals / name))
+    warnings.simplefilter("ignore")
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    sys.unraisablehook = lambda _: None
     watch = Watch()
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, ((memory("VmSize") << 20) + MEMORY, hard))
@@ -275,6 +280,8 @@ def run_child(originals: Path, first: int, count: int, seed: int) -> None:
             outcome = "crashed"
             found.append(f"{number} {kind}: {error!r:.300}")
         finally:
+            if kind == "orbax":
+                gc.collect()  # its dropped coroutines, whose errors Python would write, with source lines, at any time
             watch.events = ()
         slowest = max(slowest, time.monotonic() - start)
         counts[f"{kind} {outcome}"] += 1
