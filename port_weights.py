@@ -7,7 +7,7 @@ import sys
 import warnings
 
 from twins_jax.command_line import Parser
-from twins_jax.errors import InputError
+from twins_jax.errors import InputError, shown_list
 from twins_jax.paths import target_path, weights_source
 
 DESCRIPTION = """\
@@ -36,6 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("dst", metavar="DST", nargs="?", help="what to write")
     parser.add_argument("--model", metavar="NAME", help="the variant (default: read off the weights)")
     parser.add_argument("--ema", action="store_true", help="take the moving average in a training checkpoint")
+    parser.add_argument("--prefix", metavar="TEXT", help="what names begin with (default: found), or a key in SRC")
+    parser.add_argument("--head", metavar="NAME", help="the head's name in SRC (default: head); none: leave it out")
     parser.add_argument("--overwrite", action="store_true", help="replace DST if it exists")
     parser.add_argument("--inspect", action="store_true", help="describe SRC; write nothing")
     parser.add_argument("--verify", action="store_true", help="run both models, timm's and ours, and compare")
@@ -62,7 +64,7 @@ def _inspect(args: argparse.Namespace) -> int:
     from twins_jax.port.describe import describe
     from twins_jax.port.read import read_weights
 
-    weights = read_weights(args.src, ema=args.ema)
+    weights = read_weights(args.src, ema=args.ema, prefix=args.prefix, head=args.head)
     print(describe(weights, port(weights, args.model)))
     return 0
 
@@ -73,7 +75,7 @@ def _port(args: argparse.Namespace) -> int:
     from twins_jax.port.write import check_paths, plan_target, write_target
 
     check_paths(args.src, args.dst, *([args.report] if args.report else []), overwrite=args.overwrite)
-    weights = read_weights(args.src, ema=args.ema)
+    weights = read_weights(args.src, ema=args.ema, prefix=args.prefix, head=args.head)
     ported = port(weights, args.model)
     target = plan_target(weights, ported, args.dst)
     if args.verify:
@@ -85,8 +87,10 @@ def _port(args: argparse.Namespace) -> int:
 
     is_torch, count = weights.layout.is_torch, len(ported.params)
     print(f"{weights.label}: {weights.container} of {weights.layout.label} names: {ported.model.name}")
+    for kind, names in weights.notes:
+        print(f"{kind}: {names}")
     if ported.not_ported:
-        print(f"not ported: {len(ported.not_ported)} tensors: {', '.join(ported.not_ported)}")
+        print(f"not ported: {len(ported.not_ported)} tensors: {shown_list(ported.not_ported)}")
     del weights  # with it, write_target could not let go of what it has written
     write_target(ported, target, args.dst, overwrite=args.overwrite)
     print(f"{args.dst}: {target.label} of {target.layout.label} names: {count} tensors")
@@ -101,7 +105,8 @@ def _verify(args: argparse.Namespace, from_torch: bool) -> int:
     from twins_jax.pretrained import backbone_from_pretrained, from_pretrained
 
     if from_torch:
-        weights, ours, ema = read_weights(args.src, ema=args.ema), args.dst, False
+        weights = read_weights(args.src, ema=args.ema, prefix=args.prefix, head=args.head)
+        ours, ema = args.dst, False
     else:
         weights, ours, ema = read_weights(args.dst), args.src, args.ema
     is_backbone = port(weights, args.model).model.num_classes is None

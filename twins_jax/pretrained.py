@@ -12,12 +12,12 @@ from flax import nnx, traverse_util
 from twins_jax.backbone import TwinsBackbone
 from twins_jax.classifier import TwinsClassifier
 from twins_jax.config import TwinsConfig, TwinsOptions, check_options, variant_config
-from twins_jax.errors import InputError, is_integer, require
+from twins_jax.errors import InputError, is_integer, require, shown_list
 from twins_jax.functional import Params, get_params, merge_model
 from twins_jax.layers import LayerNorm, Linear, check_rngs
 
 if TYPE_CHECKING:
-    from twins_jax.port.convert import Declared, Ported
+    from twins_jax.port.convert import Declared, Ported, Weights
     from twins_jax.port.infer import Inferred
 
 _logger = logging.getLogger(__name__)
@@ -29,20 +29,24 @@ def from_pretrained(
     name: str | None = None,
     num_classes: int | None = None,
     ema: bool = False,
+    prefix: str | None = None,
+    head: str | None = None,
     rngs: nnx.Rngs | None = None,
     **overrides: Unpack[TwinsOptions],
 ) -> TwinsClassifier:
     """Creates a classifier with the weights of a checkpoint.
 
     Args:
-        source: a PyTorch checkpoint (.safetensors; .pth and other files of `torch.save` need torch) with the names of
-            timm or upstream; a Hugging Face snapshot folder, or "hf-hub:" and a repository's name; a model of this
-            project saved by Orbax, as .safetensors or by flax.serialization; a training run's folder (the newest
-            checkpoint is taken), or any folder with one checkpoint in it.
+        source: a PyTorch checkpoint (.safetensors, or .pth and other files of `torch.save`) with the names of timm or
+            upstream, whatever they begin with; a Hugging Face snapshot folder, or "hf-hub:" and a repository's name; a
+            model of this project saved by Orbax, as .safetensors or by flax.serialization; a training run's folder (the
+            newest checkpoint is taken), or any folder with one checkpoint in it.
         name: the variant; read off the weights where it is None.
         num_classes: outputs of the head; read off the weights where it is None. Where it differs from the
             checkpoint's, a fresh head takes the place of the checkpoint's (0: no head).
         ema: take the exponential moving average that a training checkpoint holds beside the weights.
+        prefix: of a file with several models, what the names of the wanted one begin with, or the key that holds it.
+        head: the name of the head in the file, such as "fc", where it is not "head"; "none" leaves it out.
         rngs: `params` stream for a fresh head; needed only for that.
         **overrides: see `TwinsOptions`; `in_channels` and `stage_norms` must be those of the weights. Left out,
             `window_padding` is what the source declares, if it declares any.
@@ -59,11 +63,11 @@ def from_pretrained(
     require("num_classes", num_classes, num_classes is None or is_integer(num_classes, 0), "None or an integer from 0")
     if rngs is not None:
         check_rngs(rngs, "params")
-    check_options(overrides, "name", "num_classes", "ema", "rngs")
-    (model, params, _), declared = _port(source, name, ema)
+    check_options(overrides, "name", "num_classes", "ema", "prefix", "head", "rngs")
+    (model, params, _), weights = _port(source, name, ema, prefix, head)
     if model.num_classes is None:
-        raise InputError(f"{source}: holds a backbone without a classifier: use backbone_from_pretrained")
-    config = _config(model, declared, overrides)
+        raise InputError(f"{source}: holds a backbone without a classifier: use backbone_from_pretrained{weights.hint}")
+    config = _config(model, weights.declared, overrides)
     classes = model.num_classes if num_classes is None else num_classes
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: TwinsClassifier(config, classes, rngs=nnx.Rngs(0))))
     fresh: Params = {}
@@ -77,13 +81,19 @@ def from_pretrained(
                 )
             fresh = {"head": get_params(Linear(config.embed_dims[-1], classes, **config.dtypes, rngs=rngs))}
     classifier: TwinsClassifier = merge_model(graphdef, _to_params(params, config) | fresh)
-    classifier.preprocessing = declared.preprocessing
-    classifier.class_names = declared.class_names if classes == model.num_classes else None
+    classifier.preprocessing = weights.declared.preprocessing
+    classifier.class_names = weights.declared.class_names if classes == model.num_classes else None
     return classifier
 
 
 def backbone_from_pretrained(
-    source: str | os.PathLike[str], *, name: str | None = None, ema: bool = False, **overrides: Unpack[TwinsOptions]
+    source: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    ema: bool = False,
+    prefix: str | None = None,
+    head: str | None = None,
+    **overrides: Unpack[TwinsOptions],
 ) -> TwinsBackbone:
     """Creates a backbone with the weights of a classification, segmentation or detection checkpoint.
 
@@ -95,6 +105,8 @@ def backbone_from_pretrained(
             "backbone.".
         name: the variant; read off the weights where it is None.
         ema: as in `from_pretrained`.
+        prefix: as in `from_pretrained`.
+        head: as in `from_pretrained`; "none" leaves out a head of any name.
         **overrides: see `TwinsOptions`; `in_channels` must be that of the weights, and `window_padding` is as in
             `from_pretrained`. `stage_norms=True` adds fresh norms to weights without any, as upstream starts its dense
             SVT from a classifier's.
@@ -107,11 +119,9 @@ def backbone_from_pretrained(
         InputError: (a ValueError) the source cannot be read, is of no known variant or does not fit it name by name; or
             an argument is not what it must be.
     """
-    check_options(overrides, "name", "ema")
-    (model, params, not_ported), declared = _port(source, name, ema)
-    if not_ported:
-        _logger.warning("%s: %d tensors not ported: %s", source, len(not_ported), ", ".join(not_ported))
-    config = _config(model, declared, overrides)
+    check_options(overrides, "name", "ema", "prefix", "head")
+    (model, params, _), weights = _port(source, name, ema, prefix, head)
+    config = _config(model, weights.declared, overrides)
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: TwinsBackbone(config, rngs=nnx.Rngs(0))))
     fresh: Params = {}
     if config.stage_norms and not model.stage_norms:
@@ -121,17 +131,25 @@ def backbone_from_pretrained(
     return backbone
 
 
-def _port(source: str | os.PathLike[str], name: str | None, ema: bool) -> "tuple[Ported, Declared]":
+def _port(
+    source: str | os.PathLike[str], name: str | None, ema: bool, prefix: str | None, head: str | None
+) -> "tuple[Ported, Weights]":
     is_source = isinstance(source, (str, os.PathLike)) and isinstance(os.fspath(source), str) and os.fspath(source)
     require("source", source, bool(is_source), "the path of a file or folder, or hf-hub: and a repository's name")
     require("ema", ema, isinstance(ema, bool), "True or False")
+    for field, value in (("prefix", prefix), ("head", head)):
+        require(field, value, value is None or (isinstance(value, str) and bool(value)), "None or a name")
     if name is not None:
         variant_config(name)  # raises InputError for one that is not known, before a large file is read
     from twins_jax.port.convert import port
     from twins_jax.port.read import read_weights
 
-    weights = read_weights(source, ema=ema)
-    return port(weights, name), weights.declared
+    weights = read_weights(source, ema=ema, prefix=prefix, head=head)
+    ported = port(weights, name)
+    if ported.not_ported:
+        count, names = len(ported.not_ported), shown_list(ported.not_ported)
+        _logger.warning("%s: %d tensors not ported: %s", source, count, names)
+    return ported, weights
 
 
 def _to_params(params: Mapping[str, np.ndarray], config: TwinsConfig) -> Params:

@@ -3,7 +3,10 @@
 TWINS_MUTATIONS=20000 python -m pytest tests/port/test_mutations.py    # ten times as many
 """
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,42 +15,12 @@ import safetensors.torch
 import torch
 
 import port_weights
+from tests.scripts.fuzz_checkpoints import hot_range, mutate
+from tests.support.paths import ROOT
 from twins_jax.port.safetensors_io import read_safetensors
 
 COUNT = int(os.environ.get("TWINS_MUTATIONS", "2000"))
 FORMATS = {"zip": 8, "legacy": 4, "safetensors": 8}  # twentieths of them
-
-
-def mutate(data: bytes, rng: np.random.Generator, hot: range) -> bytes:
-    """One to three edits, half of them within the hot range, which holds names, shapes and sizes."""
-    for _ in range(rng.integers(1, 4)):
-        span = hot if rng.random() < 0.5 else range(len(data))
-        start = int(rng.integers(span.start, max(span.start + 1, min(span.stop, len(data)))))
-        length = int(rng.choice([1, 2, 4, 8, 64, 4096]))
-        end = start + length
-        chunk = data[start:end]
-        edits = {
-            "flip a bit": bytes([chunk[0] ^ (1 << int(rng.integers(8)))]) + chunk[1:] if chunk else b"",
-            "set bytes": rng.bytes(len(chunk)),
-            "set a digit": str(rng.integers(10)).encode() + chunk[1:],
-            "zero": bytes(len(chunk)),
-            "all ones": b"\xff" * len(chunk),
-            "delete": b"",
-            "insert": rng.bytes(length) + chunk,
-            "repeat": chunk + chunk,
-            "copy from elsewhere": data[(other := int(rng.integers(len(data)))) : other + len(chunk)],
-        }
-        edit = rng.choice(["truncate", *edits])
-        data = data[:start] if edit == "truncate" else data[:start] + edits[edit] + data[end:]
-    return data
-
-
-def hot_range(name: str, data: bytes) -> range:
-    if name == "zip":  # the central directory at the end, of about 100 bytes a tensor
-        return range(data.index(b"PK\x01\x02"), len(data))
-    if name == "safetensors":
-        return range(8 + int.from_bytes(data[:8], "little"))
-    return range(20_000)
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +93,21 @@ def test_damaged_malware(tmp_path, capsys):
             source.write_bytes(mutate(data, np.random.default_rng(seed), range(len(data))))
             assert port_file(source, target, capsys) is None
             assert not marker.exists()
+
+
+def test_nothing_else_happens_while_files_are_read():
+    """A few of the files that the script reads when it is run by hand, in a process of their own."""
+    script = ROOT / "tests" / "scripts" / "fuzz_checkpoints.py"
+    done = subprocess.run(
+        [sys.executable, script, "--count", "200"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads(done.stdout)
+    assert (figures["files"], figures["found"]) == (200, [])
+    assert {"zip refused", "pickle read", "legacy refused", "header refused", "orbax refused"} <= figures[
+        "counts"
+    ].keys()

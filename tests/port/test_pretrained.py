@@ -106,12 +106,16 @@ def test_import_loads_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
-def test_safetensors_are_ported_without_torch(tiny, tmp_path):
+def test_only_writing_torch_files_needs_torch(tiny, tmp_path):
     import safetensors.torch
 
     safetensors.torch.save_file(tiny, tmp_path / "a.safetensors")
+    torch.save({"model": tiny}, tmp_path / "a.pth")
+    torch.save(tiny, tmp_path / "legacy.pth", _use_new_zipfile_serialization=False)
     code = (
-        "import sys; sys.modules['torch'] = None; import port_weights as p;"
+        "import sys; sys.modules['torch'] = None; import port_weights as p, twins_jax;"
+        f"twins_jax.from_pretrained('{tmp_path}/a.pth');"
+        f"twins_jax.from_pretrained('{tmp_path}/legacy.pth');"
         f"assert p.main(['{tmp_path}/a.safetensors', '{tmp_path}/orbax']) == 0;"
         f"assert p.main(['{tmp_path}/orbax', '{tmp_path}/b.safetensors']) == 0;"
         f"sys.exit(p.main(['{tmp_path}/orbax', '{tmp_path}/b.pth']))"

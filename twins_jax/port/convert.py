@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from twins_jax.config import WindowPadding
-from twins_jax.errors import InputError
+from twins_jax.errors import InputError, shown, shown_list
 from twins_jax.fit import misfits
 from twins_jax.port.infer import Inferred, Shape, infer
 from twins_jax.port.rules import LAYOUTS, Layout
@@ -54,12 +55,22 @@ class Weights:
         container: the place in it that held them.
         tensors: name -> array in the file's names, axes and dtypes.
         declared: what the file, or its neighbors, say of them.
+        prefix: what the names began with in the file.
+        left_out: names of the file's tensors without it, and of heads that were not wanted.
+        ignored: names of entries that are known to hold no weights.
+        unread: classes and functions that the file names, whose objects were left alone.
+        heads: modules in the file that may be the classifier's head under another name.
     """
 
     label: str
     container: str
     tensors: Tensors
     declared: Declared = NOTHING_DECLARED
+    prefix: str = ""
+    left_out: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
 
     @functools.cached_property
     def layout(self) -> Layout:
@@ -67,11 +78,30 @@ class Weights:
         known = {layout: sum(layout.to_ours(name) is not None for name in self.tensors) for layout in LAYOUTS}
         layout = max(known, key=lambda layout: known[layout])
         if not known[layout]:
-            names = ", ".join(list(self.tensors)[:3])
+            names = ", ".join(map(shown, list(self.tensors)[:3]))
             raise InputError(
                 f"{self.label}: holds no Twins parameters, but {len(self.tensors)} tensors such as {names}"
             )
         return layout
+
+    @property
+    def notes(self) -> list[tuple[str, str]]:
+        """The parts of the file that are no part of a model, each kind with its name."""
+        entries = Counter(name.rpartition(".")[2] for name in self.ignored)
+        counts = {f"{name} ({count} times)" if count > 1 else name: None for name, count in entries.items()}
+        notes = (("prefix", [self.prefix] if self.prefix else []), ("ignored", counts), ("left unread", self.unread))
+        return [(kind, shown_list(names, 10)) for kind, names in notes if names]
+
+    @property
+    def hint(self) -> str:
+        """What to do about a head under another name; empty if there is none."""
+        if not self.heads:
+            return ""
+        names, first = shown_list(self.heads, 5), shown(self.heads[0])
+        return (
+            f"; {names} {'has' if len(self.heads) == 1 else 'have'} the shape of a classifier's head: head={first!r} "
+            f"(--head {first}) takes it, head='none' (--head none) drops it"
+        )
 
 
 class Ported(NamedTuple):
@@ -81,8 +111,8 @@ class Ported(NamedTuple):
         model: the model.
         params: path -> array in our axes and the file's dtypes; mostly views of the file's tensors. Paths are below
             "backbone/" for a backbone alone, too.
-        not_ported: names of the file's tensors that are no part of the model: heads without rows in the table, and the
-            classifier's tensors that upstream's dense backbones keep.
+        not_ported: names of the file's tensors that are no part of the model: heads without rows in the table, the
+            classifier's tensors that upstream's dense backbones keep, and `Weights.left_out`.
     """
 
     model: Inferred
@@ -125,10 +155,10 @@ def port(weights: Weights, name: str | None = None) -> Ported:
     )
     problems = _problems(weights.tensors, expected, not_ported)
     if problems:
-        message = f"{weights.label}: {len(problems)} tensors do not fit {model.name}"
+        message = f"{weights.label}: {len(problems)} tensors do not fit {model.name}{weights.hint}"
         raise InputError("\n".join([message, *problems]))
     params = {path: np.transpose(weights.tensors[row.name], row.axes) for path, row in transpose.items()}
-    return Ported(model, params, tuple(not_ported))
+    return Ported(model, params, (*not_ported, *weights.left_out))
 
 
 def to_layout(params: Mapping[str, np.ndarray], layout: Layout) -> Tensors:

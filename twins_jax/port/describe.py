@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from twins_jax.errors import shown_list
 from twins_jax.port.convert import Declared, Ported, Weights
 
 PARTS = ("patch_embed", "peg", "blocks")
@@ -34,9 +35,10 @@ def describe(weights: Weights, ported: Ported) -> str:
         "names": weights.layout.label,
         "dtype": _dtypes(params),
     }
+    facts |= dict(weights.notes)
     if ported.not_ported:
-        facts["not ported"] = f"{len(ported.not_ported)} tensors: {', '.join(ported.not_ported)}"
-    lines = [f"{key + ':':12}{value}" for key, value in facts.items()]
+        facts["not ported"] = f"{len(ported.not_ported)} tensors: {shown_list(ported.not_ported)}"
+    lines = [f"{key + ':':13}{value}" for key, value in facts.items()]
 
     parts = "".join(f"{part:>13}" for part in (*PARTS, "total"))
     lines += ["", f"{'':10}{'channels':>9}{'blocks':>8}{parts}  dtype"]

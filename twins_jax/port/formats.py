@@ -3,9 +3,9 @@
 import enum
 
 from twins_jax.errors import InputError, one_line
-from twins_jax.port import msgpack_io, safetensors_io, shards, torch_io
+from twins_jax.port import msgpack_io, safetensors_io, shards, torch_file
 
-HEAD = 256
+HEAD = torch_file.HEAD_BYTES
 """Bytes that are looked at."""
 
 _LEGACY_TORCH = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # the number that torch.save wrote first before 1.6
@@ -28,7 +28,7 @@ def find_format(path: str) -> Format:
     """
     head = _head(path)
     seen = "nor a folder of weights"
-    if head.startswith(torch_io.ZIP_MAGIC) and b".npy" in head:
+    if head.startswith(torch_file.ZIP_MAGIC) and b".npy" in head:
         seen = (
             "but NumPy's: `safetensors.numpy.save_file(dict(numpy.load(FILE)), 'weights.safetensors')` converts it, if "
             "its names are those of a flattened state"
@@ -65,7 +65,7 @@ def _head(path: str) -> bytes:
 
 
 def _find(head: bytes) -> Format | None:
-    if head.startswith((torch_io.ZIP_MAGIC, torch_io.PICKLE_MAGIC)):
+    if torch_file.is_torch_file(head):
         return Format.TORCH
     if shards.is_index(head):
         return Format.INDEX

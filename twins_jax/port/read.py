@@ -1,18 +1,30 @@
 """Reads weights from a source of any kind."""
 
 import os
+from typing import NamedTuple
 
-from twins_jax.errors import InputError
+from twins_jax.errors import InputError, require, shown
 from twins_jax.paths import HUB_PREFIX, weights_source
-from twins_jax.port import hub, msgpack_io, orbax_io, safetensors_io, shards, torch_io
+from twins_jax.port import hub, msgpack_io, names, orbax_io, safetensors_io, shards, torch_io
 from twins_jax.port.convert import NOTHING_DECLARED, Declared, Tensors, Weights
 from twins_jax.port.declared import from_text, read_folder
 from twins_jax.port.folder import find_checkpoint
 from twins_jax.port.formats import Format, find_format
 from twins_jax.port.state_names import select
+from twins_jax.port.torch_io import Contents
 
 
-def read_weights(source: str | os.PathLike[str], *, ema: bool = False) -> Weights:
+class Choice(NamedTuple):
+    """The weights that are wanted of a file with several; see `read_weights`."""
+
+    ema: bool
+    prefix: str | None
+    head: str | None
+
+
+def read_weights(
+    source: str | os.PathLike[str], *, ema: bool = False, prefix: str | None = None, head: str | None = None
+) -> Weights:
     """Reads weights of any layout.
 
     Args:
@@ -21,46 +33,65 @@ def read_weights(source: str | os.PathLike[str], *, ema: bool = False) -> Weight
             model's parameters or state; or a folder with one of these in it, as `twins_jax.port.folder` finds it, such
             as a snapshot of Hugging Face's or a training run's working directory.
         ema: take the exponential moving average of the weights, which training checkpoints hold beside them.
+        prefix: what the names of the wanted tensors begin with in a file with several models, or the key of the dict
+            that holds them.
+        head: the name of the classifier's head in a file, where that is another than "head"; "none" leaves it out.
 
     Raises:
-        InputError: the source is missing or cannot be read, or holds no tensors.
+        InputError: the source is missing or cannot be read, holds no tensors, or several models.
     """
     source = weights_source("source", source)
+    choice = Choice(ema, prefix, head)
     if source.startswith(HUB_PREFIX):
         path = hub.download(source)
-        return _read_file(path, source, ema, hub.read_config(os.path.dirname(path)))
+        return _read_file(path, source, choice, hub.read_config(os.path.dirname(path)))
     if not os.path.isdir(source):
-        return _read_file(source, source, ema)
+        return _read_file(source, source, choice)
     path, is_average = find_checkpoint(source, ema=ema)
     if os.path.isfile(path):
-        return _read_file(path, path, ema, hub.read_config(source))
+        return _read_file(path, path, choice, hub.read_config(source))
+    require("prefix", prefix, prefix is None, "None for an Orbax folder")
+    require("head", head, head is None, "None for an Orbax folder")
     tensors, note = orbax_io.read_params(path, ema=ema and not is_average)
     return Weights(path, f"Orbax folder{note}", tensors, read_folder(path))
 
 
-def _read_file(path: str, label: str, ema: bool, declared: Declared = NOTHING_DECLARED) -> Weights:
+def _read_file(path: str, label: str, choice: Choice, declared: Declared = NOTHING_DECLARED) -> Weights:
     found = find_format(path)
-    tensors, container = _read_tensors(path, found, ema)
+    contents, note = _read_contents(path, found, choice)
     if found is Format.SAFETENSORS:
         declared = declared.or_else(from_text(safetensors_io.read_metadata(path), f"{path}: metadata"))
-    if not tensors:
+    if not contents.tensors:
         raise InputError(f"{label}: holds no tensors")
-    if all(name.startswith("module.") for name in tensors):  # DistributedDataParallel's
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    return Weights(label, container, tensors, declared)
+    # What chose the dict does not choose among its names, too.
+    prefix = None if choice.prefix and contents.container == choice.prefix.rstrip(".") else choice.prefix
+    tidy = names.tidy_names(contents.tensors, label, prefix=prefix, head=choice.head)
+    if choice.head == names.NO_HEAD:
+        declared = declared._replace(num_classes=None, class_names=None)
+    return Weights(
+        label,
+        found.value + note,
+        tidy.tensors,
+        declared,
+        prefix=tidy.prefix,
+        left_out=tidy.left_out,
+        ignored=(*contents.ignored, *tidy.ignored),
+        unread=contents.unread,
+        heads=tidy.heads,
+    )
 
 
-def _read_tensors(path: str, found: Format, ema: bool) -> tuple[Tensors, str]:
-    """Returns the tensors of a file, and the place in it that held them."""
+def _read_contents(path: str, found: Format, choice: Choice) -> tuple[Contents, str]:
+    """Returns the tensors of a file that are wanted, and for people the place in the file that held them."""
     if found is Format.TORCH:
-        tensors, key = torch_io.read_torch(path, ema=ema)
-        return tensors, f"torch file, under {key!r}" if key else "torch file"
+        contents = torch_io.read_torch(path, ema=choice.ema, container=choice.prefix)
+        return contents, f", under {shown(contents.container)!r}" if contents.container else ""
     if found is Format.MSGPACK:
-        tensors, note = msgpack_io.read_msgpack(path, ema=ema)
-        return tensors, found.value + note
-    tensors = shards.read_shards(path, _read_shard) if found is Format.INDEX else safetensors_io.read_safetensors(path)
-    chosen = select(tensors, path, ema=ema)
-    return {ours: tensors[name] for name, ours in chosen.paths.items()}, found.value + chosen.note
+        tensors, note = msgpack_io.read_msgpack(path, ema=choice.ema)
+        return Contents(tensors, "", (), ()), note
+    every = shards.read_shards(path, _read_shard) if found is Format.INDEX else safetensors_io.read_safetensors(path)
+    chosen = select(every, path, ema=choice.ema)
+    return Contents({ours: every[name] for name, ours in chosen.paths.items()}, "", (), ()), chosen.note
 
 
 def _read_shard(path: str) -> Tensors:

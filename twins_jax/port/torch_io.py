@@ -1,184 +1,231 @@
-"""Reads and writes files of torch's own format, tensors only: nothing in them is ever run."""
+"""Finds the state dict in a file of `torch.save`, as numpy arrays, and writes one."""
 
-import argparse
-import contextlib
-import io
-import pickletools
-import warnings
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from twins_jax.errors import InputError, one_line
+from twins_jax.errors import InputError, shown, shown_list
 from twins_jax.port.convert import Tensors
+from twins_jax.port.names import BOOKKEEPING, ambiguous, count_by_prefix
+from twins_jax.port.torch_file import TorchFile, open_torch_file
+from twins_jax.port.torch_tensor import FUNCTIONS, NoPlainTensorError, Tensor, is_known, to_numpy
+from twins_jax.port.unpickle import Placeholder
 
-CONTAINERS = ("model", "state_dict", "model_ema", "state_dict_ema")
-"""The keys under which training scripts (upstream's, timm's, OpenMMLab's) store state dicts, tried in this order."""
+EMA_CONTAINERS = ("model_ema", "state_dict_ema", "ema", "ema_state_dict", "ema_model")
+"""The keys under which training scripts store the exponential moving average of the weights."""
 
-EMA_CONTAINERS = ("model_ema", "state_dict_ema")
-"""Those of them that hold the exponential moving average of the weights."""
+CONTAINERS = ("model", "state_dict", "model_state_dict", "module", "net", "network", *EMA_CONTAINERS)
+"""The keys under which they (upstream's, timm's, OpenMMLab's) store state dicts, in order of preference."""
 
-ZIP_MAGIC = b"PK\x03\x04"  # torch.save since 1.6
-PICKLE_MAGIC = b"\x80"  # torch.save before: pickles in sequence
+MAX_DEPTH = 2
+"""Dicts within dicts, below the whole file, in which state dicts are looked for."""
+
+MAX_MODULES, MAX_MODULE_DEPTH, MAX_PARTS = 8, 32, 20_000
+"""Pickled modules that are looked into, and the bounds of each, which could contain itself."""
 
 
 class Contents(NamedTuple):
-    """A state dict as numpy arrays, and the key it was found under ("" for the whole file)."""
+    """A state dict as numpy arrays.
+
+    Attributes:
+        tensors: name -> array, in the file's names and dtypes (bfloat16 as ml_dtypes has it).
+        container: the key it was found under, such as "model" or "state.model"; "" for the whole file.
+        ignored: names of its entries that are no tensors.
+        unread: classes and functions that the file names; their objects were left alone.
+    """
 
     tensors: Tensors
     container: str
+    ignored: tuple[str, ...]
+    unread: tuple[str, ...]
 
 
-def read_torch(path: str, *, ema: bool = False) -> Contents:
-    """Reads the tensors of a file that `torch.save` wrote.
+class Candidate(NamedTuple):
+    """A dict that may be a state dict: its keys from the whole file on, and its tensors' names."""
+
+    path: tuple[str, ...]
+    entries: Mapping[Any, Any]
+
+
+def read_torch(path: str, *, ema: bool = False, container: str | None = None) -> Contents:
+    """Reads the tensors of a file that `torch.save` wrote, without torch; nothing that the file names is called.
 
     Args:
-        path: an existing file that holds a state dict, or a dict that holds one under one of `CONTAINERS`.
-        ema: take the one under `EMA_CONTAINERS`.
-
-    Returns:
-        Arrays in the file's dtypes (bfloat16 as ml_dtypes has it).
+        path: an existing file that holds a state dict or a pickled module, or a dict with one, which is found by its
+            contents; of several, `CONTAINERS` says which is preferred.
+        ema: take one under `EMA_CONTAINERS`.
+        container: take the one under this key, if there is one.
 
     Raises:
-        InputError: the file is damaged, not a checkpoint, or holds more than tensors and plain values, which loading
-            would have to run; or torch is not installed.
+        InputError: the file is damaged or no checkpoint, holds several models, or a tensor that is no plain array.
+    """
+    file = open_torch_file(path, FUNCTIONS)
+    unread = tuple(name for name in file.names if not is_known(name))
+    found = _choose(list(_candidates(file.value)), path, ema, container)
+    if found is None:
+        note = f"; left unread: {shown_list(unread, 10)}" if unread else ""
+        allowed = f"a state dict, or one under a key such as {CONTAINERS[0]!r}"
+        raise InputError(f"{path}: holds {_kind(file.value)}: must hold {allowed}{note}")
+    tensors, ignored = _read_tensors(file, found.entries)
+    return Contents(tensors, ".".join(found.path), ignored, unread)
+
+
+def _read_tensors(file: TorchFile, entries: Mapping[Any, Any]) -> tuple[Tensors, tuple[str, ...]]:
+    tensors: Tensors = {}
+    storages: dict[str, np.ndarray] = {}
+    ignored = []
+    for name, value in entries.items():
+        label = shown(name) if isinstance(name, str) else f"a key of type {type(name).__name__}"
+        if not (isinstance(name, str) and _is_array(value)):
+            ignored.append(label)
+            continue
+        try:
+            if not isinstance(value, Tensor):
+                raise NoPlainTensorError(f"is of {shown(value.name)}")
+            tensors[name] = to_numpy(file, value, storages)
+        except NoPlainTensorError as error:
+            if name.rpartition(".")[2] not in BOOKKEEPING:
+                raise InputError(f"{file.path}: {label} is no plain tensor: it {error}") from error
+            ignored.append(label)
+    return tensors, tuple(ignored)
+
+
+TENSOR_MODULES = ("torch._utils.", "torch._tensor.", "torch.Tensor")
+"""Modules whose functions make tensors."""
+
+
+def _candidates(value: Any) -> Iterator[Candidate]:
+    """Yields the dicts within a value, near ones first, each of them once; a pickled module as its state dict."""
+    level: list[tuple[tuple[str, ...], Any]] = [((), value)]
+    seen: set[int] = set()
+    modules = 0
+    for _ in range(MAX_DEPTH + 1):
+        below: list[tuple[tuple[str, ...], Any]] = []
+        for path, inner in level:
+            if id(inner) in seen or (modules >= MAX_MODULES and _is_module(inner)):
+                continue
+            seen.add(id(inner))
+            modules += _is_module(inner)
+            entries = _entries(inner)
+            if entries is not None:
+                yield Candidate(path, entries)
+                below += [((*path, key), item) for key, item in entries.items() if _may_hold(key, item)]
+        level = below
+
+
+def _may_hold(key: Any, value: Any) -> bool:
+    return isinstance(key, str) and isinstance(value, (dict, Placeholder))
+
+
+def _is_module(value: Any) -> bool:
+    return isinstance(value, Placeholder) and isinstance(value.state, dict) and "_modules" in value.state
+
+
+def _entries(value: Any) -> Mapping[Any, Any] | None:
+    """The entries of a dict or of an object like one, or the tensors of a pickled module by their names."""
+    if _is_module(value):
+        return dict(_module_tensors(value))
+    if isinstance(value, Placeholder):
+        return value.items or None
+    return value if isinstance(value, dict) else None
+
+
+def _module_tensors(module: Placeholder) -> Iterator[tuple[str, Any]]:
+    """Yields the names and values of a module's state dict."""
+    waiting, count = [("", module, 0)], 0
+    while waiting and count < MAX_PARTS:
+        prefix, inner, depth = waiting.pop()
+        for group in ("_parameters", "_buffers"):
+            for name, value in _items(inner.state, group):
+                count += 1
+                if value is not None:
+                    yield prefix + name, value
+        for name, value in _items(inner.state, "_modules"):
+            count += 1
+            if _is_module(value) and depth < MAX_MODULE_DEPTH and count < MAX_PARTS:
+                waiting.append((f"{prefix}{name}.", value, depth + 1))
+
+
+def _items(state: dict[Any, Any], group: str) -> Iterator[tuple[str, Any]]:
+    entries = state.get(group)
+    for name, value in entries.items() if isinstance(entries, dict) else ():
+        if isinstance(name, str) and len(name) <= MAX_PART:
+            yield name, value
+
+
+MAX_PART = 64
+"""Characters of the longest name of a module or parameter within its parent."""
+
+
+def _choose(candidates: list[Candidate], path: str, ema: bool, container: str | None) -> Candidate | None:
+    """Chooses among the dicts with a backbone's parameters, or else with any tensors; None if there is none."""
+    counts = [(candidate, sum(count_by_prefix(_tensor_names(candidate)).values())) for candidate in candidates]
+    most = max((count for _, count in counts), default=0)
+    models = [candidate for candidate, count in counts if count and 2 * count >= most]
+    if container is not None:
+        chosen = [candidate for candidate in models if ".".join(candidate.path) == container.rstrip(".")]
+        if chosen:
+            return chosen[0]
+    averages = [candidate for candidate in models if set(candidate.path) & set(EMA_CONTAINERS)]
+    if ema and not averages:
+        keys = shown_list([key for key in (candidates[0].entries if candidates else ()) if isinstance(key, str)], 5)
+        raise InputError(f"{path}: has no {' or '.join(EMA_CONTAINERS)} with a model in it, only {keys or 'no names'}")
+    models = averages if ema else [candidate for candidate in models if candidate not in averages] or averages
+    if not models:
+        return min(
+            (candidate for candidate in candidates if any(map(_is_array, candidate.entries.values()))),
+            key=_rank,
+            default=None,
+        )
+    best = min(map(_rank, models))
+    equal = [candidate for candidate in models if _rank(candidate) == best]
+    if len(equal) > 1:
+        raise InputError(f"{path}: {ambiguous(['.'.join(candidate.path) for candidate in equal])}")
+    return equal[0]
+
+
+def _tensor_names(candidate: Candidate) -> Iterator[str]:
+    return (name for name, value in candidate.entries.items() if isinstance(name, str) and _is_array(value))
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, Placeholder) and value.name.startswith(TENSOR_MODULES))
+
+
+def _rank(candidate: Candidate) -> tuple[int, ...]:
+    return tuple(CONTAINERS.index(key) if key in CONTAINERS else len(CONTAINERS) for key in candidate.path)
+
+
+def _kind(value: Any) -> str:
+    """Says in words what a file holds."""
+    if _is_module(value):
+        return f"a pickled module, of {shown(value.name)}, without tensors (save model.state_dict())"
+    if isinstance(value, Placeholder):
+        return f"an object of {shown(value.name)}"
+    return f"a {type(value).__name__} without tensors" if isinstance(value, dict) else f"a {type(value).__name__}"
+
+
+def write_torch(path: str, tensors: Tensors) -> None:
+    """Writes arrays, and empties their dict, as a plain state dict of contiguous tensors with `torch.save`.
+
+    Raises:
+        InputError: torch is not installed.
     """
     try:
         import torch
     except ImportError as error:
         raise InputError(
-            f"{path}: torch is needed to read this format; install it (the extra `torch`); .safetensors need none"
+            f"{path}: torch is needed to write this format; install it (the extra `torch`); .safetensors need none"
         ) from error
-    with open(path, "rb") as file:
-        is_zip = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
-    if is_zip:
-        _check_zip(path)
-    try:
-        # Training scripts store their parsed arguments beside the weights; a Namespace runs nothing when loaded.
-        # torch is given no path: it takes names that end in .safetensors for that format, whatever they hold.
-        with (
-            open(path, "rb") as file,
-            warnings.catch_warnings(),
-            torch.serialization.safe_globals([argparse.Namespace]),
-        ):
-            warnings.simplefilter("ignore")  # what torch warns of (pickle protocols) it also refuses
-            loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # what torch raises depends on the bytes
-        if refused := _refused_globals(path, is_zip):
-            raise InputError(
-                f"{path}: refused, loading it would run code: only tensors and plain values are allowed, "
-                f"found {', '.join(refused)}"
-            ) from error
-        raise InputError(f"{path}: not a readable torch checkpoint: {one_line(error)}") from error
-    return _find_state_dict(loaded, path, ema)
-
-
-def write_torch(path: str, tensors: Tensors) -> None:
-    """Writes arrays, and empties their dict, as a plain state dict of contiguous tensors with `torch.save`."""
-    import torch
-
     torch.save({name: to_torch(np.ascontiguousarray(tensors.pop(name))) for name in list(tensors)}, path)
 
 
-def _check_zip(path: str) -> None:
-    """Compares every byte with the archive's checksums: torch does not."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            # torch.serialization.set_crc32_options(False) writes 0 for every checksum.
-            has_checksums = any(member.CRC for member in archive.infolist())
-            damaged = archive.testzip() if has_checksums else None
-    except Exception as error:  # zipfile and the decompressors raise many kinds, which depend on the bytes
-        raise InputError(f"{path}: damaged or truncated torch checkpoint: {one_line(error)}") from error
-    if damaged is not None:
-        raise InputError(f"{path}: damaged torch checkpoint: {damaged!r} does not match its checksum")
-
-
-ALLOWED_MODULES = ("torch", "collections", "argparse")
-"""Modules of which torch's restricted unpickler allows some names."""
-
-
-def _refused_globals(path: str, is_zip: bool) -> list[str]:
-    """Lists the names that a file's pickles would import beyond those that checkpoints need, without running them."""
-    try:
-        if is_zip:
-            with zipfile.ZipFile(path) as archive:
-                pickles = [archive.read(name) for name in archive.namelist() if name.endswith("data.pkl")]
-        else:
-            with open(path, "rb") as file:
-                pickles = [file.read()]
-    except Exception:  # then the imports are not the fault of the file
-        return []
-    found: dict[str, None] = {}
-    for data in pickles:
-        stream = io.BytesIO(data)
-        with contextlib.suppress(Exception), warnings.catch_warnings():  # the end of the pickles, or damage
-            warnings.simplefilter("ignore")
-            while stream.tell() < len(data):  # the old format has several in sequence
-                found |= dict.fromkeys(_globals(stream))
-    return [name for name in found if name.partition(".")[0] not in ALLOWED_MODULES]
-
-
-def _globals(stream: io.BytesIO) -> list[str]:
-    names, strings = [], ["", ""]
-    for opcode, argument, _ in pickletools.genops(stream):
-        if opcode.name in ("GLOBAL", "INST"):
-            names.append(str(argument).replace(" ", "."))
-        elif opcode.name == "STACK_GLOBAL":
-            names.append(".".join(strings[-2:]))
-        elif isinstance(argument, str):
-            strings.append(argument)
-    return names
-
-
-def _find_state_dict(loaded: Any, path: str, ema: bool) -> Contents:
-    import torch
-
-    container = ""
-    if isinstance(loaded, Mapping):
-        for key in EMA_CONTAINERS if ema else CONTAINERS:
-            if isinstance(loaded.get(key), Mapping):
-                container, loaded = key, loaded[key]
-                break
-    if not isinstance(loaded, Mapping):
-        raise InputError(f"{path}: holds a {type(loaded).__name__}: must hold a state dict, or one under {CONTAINERS}")
-    if ema and not container:
-        raise InputError(f"{path}: has no {' or '.join(EMA_CONTAINERS)}, only {', '.join(map(repr, list(loaded)[:5]))}")
-    others = [repr(name) for name, value in loaded.items() if not (isinstance(name, str) and _is_tensor(value))]
-    if others:
-        raise InputError(
-            f"{path}: holds more than the tensors of a state dict, such as {', '.join(others[:5])}: must hold a state "
-            f"dict, or one under {CONTAINERS}"
-        )
-    tensors = {}
-    for name, tensor in loaded.items():
-        try:
-            tensors[name] = _to_numpy(tensor.detach(), torch.bfloat16)
-        except (RuntimeError, TypeError) as error:
-            raise InputError(f"{path}: {name} is no plain tensor: {one_line(error)}") from error
-    return Contents(tensors, container)
-
-
-def _is_tensor(value: Any) -> bool:
-    import torch
-
-    return isinstance(value, torch.Tensor)
-
-
-def _to_numpy(tensor: Any, bfloat16: Any) -> np.ndarray:
-    import torch
-
-    if tensor.dtype == bfloat16:  # numpy has no bfloat16 of its own: hand the bits over
-        return tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
-    return tensor.numpy()
-
-
 def to_torch(array: np.ndarray) -> Any:
-    """A tensor that shares an array's memory, bfloat16 included."""
+    """A tensor that shares an array's memory, bfloat16 and the 8-bit floats included."""
     import torch
 
-    if array.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+    if hasattr(ml_dtypes, array.dtype.name):  # numpy hands torch the bits, and torch has the dtype under the same name
+        return torch.from_numpy(array.view(f"u{array.dtype.itemsize}")).view(getattr(torch, array.dtype.name))
     return torch.from_numpy(array)

@@ -1,0 +1,163 @@
+"""Brings the names of a file's tensors to those of the table: prefixes, left-over bookkeeping, other names of heads."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from twins_jax.errors import InputError, shown, shown_list
+from twins_jax.port.rules import BACKBONE, TORCH_DENSE
+
+BOOKKEEPING = (
+    "total_ops",  # thop's counts, in every module
+    "total_params",
+    "num_batches_tracked",  # BatchNorm's
+    "n_averaged",  # torch.optim.swa_utils.AveragedModel's
+    "relative_position_index",  # computed from the window's size, in models of windows
+    "relative_coords_table",
+    "attn_mask",
+    "_metadata",  # of PyTorch's state dicts, where a copy has made it an entry
+    "_extra_state",
+)
+"""Last parts of the names of tensors that hold no weights, whatever the model."""
+
+HEAD_PARTS = ("weight", "bias")
+
+NO_HEAD = "none"
+"""The value of `head` that drops a file's head."""
+
+MAX_NAME = 300
+"""Characters of the longest name that is looked at."""
+
+
+class Names(NamedTuple):
+    """A file's tensors under the names of the table.
+
+    Attributes:
+        tensors: name -> array.
+        prefix: what the names of these began with in the file.
+        ignored: names of tensors that are known to hold no weights.
+        left_out: names of tensors that do not begin with the prefix, or belong to a head that is not wanted.
+        heads: modules that may be the classifier's head under another name.
+    """
+
+    tensors: dict[str, np.ndarray]
+    prefix: str
+    ignored: tuple[str, ...]
+    left_out: tuple[str, ...]
+    heads: tuple[str, ...]
+
+
+def tidy_names(
+    tensors: Mapping[str, np.ndarray], label: str, *, prefix: str | None = None, head: str | None = None
+) -> Names:
+    """Finds the one prefix under which a file's names are a Twins backbone's in PyTorch, and takes it off.
+
+    Any text that ends in a dot can be the prefix. "backbone." stays where it is the last part of it, for it marks the
+    checkpoints of dense tasks; with `head` it goes, too. A file without such names keeps its names.
+
+    Args:
+        tensors: name -> array, as a file has them.
+        label: the file, for errors.
+        prefix: the prefix; found where it is None.
+        head: the name of the classifier's head, which becomes "head" (other tensors of a head's shape are left out); or
+            `NO_HEAD`, to leave out all of them.
+
+    Raises:
+        InputError: several prefixes each have a model; or no tensors begin with `prefix`, or have the name `head`.
+    """
+    ignored = tuple(name for name in tensors if name.rpartition(".")[2] in BOOKKEEPING)
+    kept = {name: tensor for name, tensor in tensors.items() if name not in set(ignored)}
+    found = _find_prefix(kept, label) if prefix is None else _check_prefix(kept, label, prefix)
+    stripped = found if head else found.removesuffix(TORCH_DENSE.prefix)
+    heads = find_heads(kept, found)
+    inside = {name.removeprefix(stripped): tensor for name, tensor in kept.items() if name.startswith(stripped)}
+    left_out = [name for name in kept if not name.startswith(stripped)]
+    if head:
+        own = f"{stripped}head"
+        wanted = _check_head(kept, label, head, stripped, [own, *heads]) if head != NO_HEAD else ""
+        taken = {f"{wanted}.{part}": f"head.{part}" for part in HEAD_PARTS if f"{wanted}.{part}" in kept}
+        others = {f"{module}.{part}" for module in (own, *heads) for part in HEAD_PARTS} - taken.keys()
+        inside = {name: array for name, array in inside.items() if stripped + name not in (others | taken.keys())}
+        inside |= {ours: kept[name] for name, ours in taken.items()}
+        left_out = [name for name in kept if name in others or (name in left_out and name not in taken)]
+        heads = ()
+    return Names(inside, stripped, ignored, tuple(left_out), heads)
+
+
+_BACKBONE_NAME = re.compile(
+    r"(.*\.)?(?:"
+    + "|".join(
+        re.sub(r"\\\{\w\\\}", "(?:0|[1-9][0-9]*)", re.escape(f"{module}.{leaf.torch}"))
+        for module, _, leaves in BACKBONE
+        for leaf in leaves
+    )
+    + ")",
+    re.DOTALL,
+)
+
+
+def count_by_prefix(names: Iterable[str]) -> Counter[str]:
+    """Counts the names of a backbone's parameters, by what stands before them."""
+    matches = (_BACKBONE_NAME.fullmatch(name) for name in names if len(name) <= MAX_NAME)
+    return Counter(match[1] or "" for match in matches if match)
+
+
+def find_heads(tensors: Mapping[str, np.ndarray], prefix: str = "") -> tuple[str, ...]:
+    """Finds modules with a classifier's shapes, weight [classes, C] and bias [classes], that the table does not know.
+
+    Args:
+        tensors: name -> array.
+        prefix: what the names of the backbone begin with; its last stage's channels are C.
+    """
+    last = tensors.get(f"{prefix}pos_block.3.proj.0.bias")
+    if last is None:
+        return ()
+    modules = [name.removesuffix(".weight") for name in tensors if name.endswith(".weight")]
+    return tuple(
+        module
+        for module in modules
+        if tensors[f"{module}.weight"].shape[1:] == last.shape
+        and (bias := tensors.get(f"{module}.bias")) is not None
+        and bias.shape == tensors[f"{module}.weight"].shape[:1]
+        and module != f"{prefix}head"
+        and not module.startswith(tuple(f"{prefix}{part}" for part in BACKBONE_PARTS))
+    )
+
+
+BACKBONE_PARTS = tuple(dict.fromkeys(f"{module.partition('.')[0]}." for module, _, _ in BACKBONE))
+
+
+def _find_prefix(tensors: Mapping[str, np.ndarray], label: str) -> str:
+    counts = count_by_prefix(tensors)
+    most = max(counts.values(), default=0)
+    found = [prefix for prefix, count in counts.items() if 2 * count >= most]
+    if len(found) > 1:
+        raise InputError(f"{label}: {ambiguous(found)}")
+    return found[0] if found else ""
+
+
+def ambiguous(prefixes: list[str]) -> str:
+    """The message for a file with several models, and how to choose one."""
+    names = ", ".join(repr(shown(prefix)) for prefix in prefixes[:5])
+    last = shown(prefixes[-1])
+    return f"holds {len(prefixes)} models, under {names}: choose one with prefix={last!r} (--prefix {last})"
+
+
+def _check_prefix(tensors: Mapping[str, np.ndarray], label: str, prefix: str) -> str:
+    prefix = f"{prefix}." if prefix and not prefix.endswith(".") else prefix
+    counts = count_by_prefix(tensors)
+    if prefix not in counts:
+        known = ", ".join(repr(shown(key)) for key, _ in counts.most_common(5)) or "none is there"
+        raise InputError(f"prefix={prefix!r}: {label} has no Twins parameters under it: must be one of {known}")
+    return prefix
+
+
+def _check_head(tensors: Mapping[str, np.ndarray], label: str, head: str, prefix: str, known: list[str]) -> str:
+    for module in (f"{prefix}{head}", head):
+        if f"{module}.weight" in tensors:
+            return module
+    found = shown_list([name for name in known if f"{name}.weight" in tensors]) or "none is there"
+    raise InputError(f"head={head!r}: {label} has no such tensors: must be one of {found}; or {NO_HEAD!r}")
