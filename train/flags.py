@@ -153,4 +153,4 @@ def _unboxed(text: str) -> str:
 
 
 def _is_rule(line: str) -> bool:
-    return not line.strip("─- ")
+    return not line.strip("─-╰╯ ")

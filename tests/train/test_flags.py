@@ -138,6 +138,7 @@ def test_wrong_values_of_flags(name: str, text: str) -> None:
         ("port_weights", ["a", ""], "DST=''"),
         ("main", ["--batch_size", "1048577"], "batch_size=1048577"),
         ("main", ["--eval_batch_size", "2147483647"], "eval_batch_size=2147483647"),
+        ("main", ["--workdir"], "error: Missing value for argument '--workdir'. Expected 1 values.\n"),
         ("main", ["digit"], "did you mean digits?"),
     ],
 )
