@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from twins_jax.errors import InputError, require
+from twins_jax.errors import InputError, require, shown
 
 Shape = tuple[int, ...]
 V = TypeVar("V", bound=nnx.Variable[Any])
@@ -25,7 +25,7 @@ def misfits(found: Mapping[str, object], expected: Mapping[str, object]) -> dict
         name -> a line for an error: missing names first, then those left over, then other shapes. Empty if all fits.
     """
     lines = {name: f"  - {name} {shape} is missing" for name, shape in expected.items() if name not in found}
-    lines |= {name: f"  + {name} {shape} is left over" for name, shape in found.items() if name not in expected}
+    lines |= {name: f"  + {shown(name)} {shape} is left over" for name, shape in found.items() if name not in expected}
     return lines | {
         name: f"  ! {name} has shape {found[name]}, expected {shape}"
         for name, shape in expected.items()

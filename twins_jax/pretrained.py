@@ -137,8 +137,8 @@ def _port(
     is_source = isinstance(source, (str, os.PathLike)) and isinstance(os.fspath(source), str) and os.fspath(source)
     require("source", source, bool(is_source), "the path of a file or folder, or hf-hub: and a repository's name")
     require("ema", ema, isinstance(ema, bool), "True or False")
-    for field, value in (("prefix", prefix), ("head", head)):
-        require(field, value, value is None or (isinstance(value, str) and bool(value)), "None or a name")
+    require("prefix", prefix, prefix is None or isinstance(prefix, str), "None, or text, which may be empty")
+    require("head", head, head is None or (isinstance(head, str) and head != ""), "None or a module's name")
     if name is not None:
         variant_config(name)  # raises InputError for one that is not known, before a large file is read
     from twins_jax.port.convert import port

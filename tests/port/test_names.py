@@ -49,6 +49,7 @@ def test_two_models_are_an_error_that_names_both_and_the_choice(arrays):
     state = under("student.", arrays) | under("teacher.backbone.", arrays)
     with pytest.raises(InputError, match=r"holds 2 models, under 'student\.', 'teacher\.backbone\.': choose one with"):
         tidy_names(state, "file")
+    assert tidy_names(arrays | state, "file", prefix="").prefix == ""
     names = tidy_names(state, "file", prefix="student")
     assert (names.prefix, len(names.left_out)) == ("student.", len(arrays))
     with pytest.raises(
@@ -162,6 +163,11 @@ def test_a_backbone_in_a_user_s_classifier_with_its_own_head(tiny, tmp_path):
     with pytest.raises(InputError, match=r"use backbone_from_pretrained; fc has the shape .* head='fc' \(--head fc\)"):
         twins_jax.from_pretrained(tmp_path / "a.pth")
     assert twins_jax.from_pretrained(tmp_path / "a.pth", head="fc").num_classes == 5
+
+
+def test_head_is_no_option_of_files_with_our_names(tiny_orbax):
+    with pytest.raises(InputError, match="head='none': must be None for file, which has no names of PyTorch's"):
+        tidy_names(read_weights(tiny_orbax).tensors, "file", head="none")
 
 
 def test_head_and_prefix_are_no_options_of_orbax_folders(tiny_orbax):

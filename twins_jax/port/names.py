@@ -75,6 +75,8 @@ def tidy_names(
     heads = find_heads(kept, found)
     inside = {name.removeprefix(stripped): tensor for name, tensor in kept.items() if name.startswith(stripped)}
     left_out = [name for name in kept if not name.startswith(stripped)]
+    if head and not count_by_prefix(kept):
+        raise InputError(f"head={head!r}: must be None for {label}, which has no names of PyTorch's")
     if head:
         own = f"{stripped}head"
         wanted = _check_head(kept, label, head, stripped, [own, *heads]) if head != NO_HEAD else ""
