@@ -1,6 +1,7 @@
 """The output of a run, whose loss does not end it."""
 
 import contextlib
+import logging
 import sys
 import warnings
 from collections.abc import Iterator
@@ -13,13 +14,16 @@ from twins_jax.ending import drop
 def lasting_output() -> Iterator[None]:
     """Lets prints go nowhere once stdout or stderr fails: a closed terminal, `| head`, a full disk under a log file.
 
-    A warning takes one line.
+    A warning takes one line. Libraries print nothing beside the exceptions that they raise: Orbax's threads would print
+    hundreds of lines about one failed write.
     """
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     with (
         contextlib.redirect_stdout(_Lasting(sys.stdout)),
         contextlib.redirect_stderr(_Lasting(sys.stderr)),
     ):
-        format_before = warnings.formatwarning
+        format_before, hook_before = warnings.formatwarning, sys.unraisablehook
 
         def on_one_line(
             message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
@@ -28,11 +32,11 @@ def lasting_output() -> Iterator[None]:
                 return f"warning: {message}\n"
             return format_before(message, category, filename, lineno, line)
 
-        warnings.formatwarning = on_one_line
+        warnings.formatwarning, sys.unraisablehook = on_one_line, lambda _: None
         try:
             yield
         finally:
-            warnings.formatwarning = format_before
+            warnings.formatwarning, sys.unraisablehook = format_before, hook_before
 
 
 class _Lasting:

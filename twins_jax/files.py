@@ -69,8 +69,9 @@ def storage_failure(error: BaseException) -> str:
     while cause:
         if isinstance(cause, OSError) and cause.errno in _STORAGE_FAILURES:
             return f"{cause.filename}: {cause.strerror}" if cause.filename else f"{cause.strerror}"
-        if any(os.strerror(number) in str(cause) for number in _STORAGE_FAILURES):
-            return one_line(cause)
+        for number in _STORAGE_FAILURES:
+            if os.strerror(number) in str(cause):
+                return os.strerror(number)
         cause = cause.__cause__ or cause.__context__
     return ""
 
