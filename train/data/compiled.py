@@ -31,6 +31,8 @@ class _Cache(FunctionCache):
         try:
             return super().load_overload(sig, target_context)
         except Exception:  # unpickling damaged files raises any kind
+            with contextlib.suppress(Exception):
+                self.flush()  # to save anew
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
