@@ -43,14 +43,19 @@ class Checkpoints:
         workdir: of the run.
         config: the steps that write checkpoints, and the checkpoints to keep.
         best_metric: the figure of an evaluation whose largest value marks one more checkpoint to keep.
+
+    Raises:
+        InputError: the folder of checkpoints, or a file in it, is something else.
     """
 
     def __init__(self, workdir: Path, config: CheckpointConfig, best_metric: str) -> None:
         self._workdir = workdir.absolute()
+        folder = self._workdir / "checkpoints"
+        _check_readable(folder)
         self._best_metric = best_metric
         self._best = _Best()
         self._manager = _Manager(
-            self._workdir / "checkpoints",
+            folder,
             item_handlers={name: ocp.StandardCheckpointHandler() for name in ITEMS}
             | {"data": grain.checkpoint.CheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
@@ -204,6 +209,19 @@ class _Best(preservation_policy.PreservationPolicy):
         evaluated = (step for step in steps if step in self.values)
         best = max(evaluated, key=lambda step: (self.values[step], step), default=-1)
         return [step == best for step in steps]
+
+
+def _check_readable(folder: Path) -> None:
+    """Raises InputError for damage with which Orbax cannot list the checkpoints; `restore` copes with the rest."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: must be a folder; move it away to go on")
+    for path in folder.glob("*/_CHECKPOINT_METADATA"):
+        try:
+            content = json.loads(path.read_text())
+        except (OSError, ValueError):
+            continue
+        if not isinstance(content, dict):
+            raise InputError(f"{path}: damaged; move {path.parent} away to go on from the checkpoint before")
 
 
 def _restore_position(folder: Path, data: grain.DatasetIterator) -> None:
