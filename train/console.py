@@ -1,6 +1,7 @@
 """The output of a run, whose loss does not end it."""
 
 import contextlib
+import io
 import logging
 import sys
 import warnings
@@ -40,10 +41,10 @@ def lasting_output() -> Iterator[None]:
 
 
 class _Lasting:
-    """A text stream."""
+    """A text stream; None stands for one that was closed before Python started."""
 
     def __init__(self, stream: Any) -> None:
-        self._stream = stream
+        self._stream = stream or io.StringIO()
 
     def write(self, text: str) -> int:
         try:

@@ -4,6 +4,7 @@ import io
 import signal
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -161,15 +162,18 @@ class Full(io.StringIO):
         raise BrokenPipeError(32, "Broken pipe", text)
 
 
-def test_output_that_nobody_reads_does_not_end_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("make", [Full, lambda: None], ids=["broken", "closed"])
+def test_output_that_nobody_reads_does_not_end_a_run(
+    make: Callable[[], io.StringIO | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def run(config: RunConfig) -> dict[str, Any]:  # noqa: ARG001 - run's
         print("step 1")  # noqa: T201
         warnings.warn("slow", stacklevel=2)
         return {"top1": 0.5}
 
     monkeypatch.setattr(train.loop, "run", run)
-    monkeypatch.setattr(sys, "stdout", Full())
-    monkeypatch.setattr(sys, "stderr", Full())
+    monkeypatch.setattr(sys, "stdout", make())
+    monkeypatch.setattr(sys, "stderr", make())
     assert main([]) == 0
 
 
