@@ -7,6 +7,7 @@ import sys
 import warnings
 
 from twins_jax.command_line import Parser
+from twins_jax.ending import command_line
 from twins_jax.errors import InputError, shown_list
 from twins_jax.paths import target_path, weights_source
 
@@ -26,9 +27,10 @@ Class names, preprocessing and window_padding, which a training run or a snapsho
 
 EPILOG = """\
 Exit codes: 0: all that was asked for is done and, with --verify, held; 1: --verify found a difference;
-2: an error, named on one line, and nothing written."""
+2: an error, named on one line, and nothing written; 130: stopped by Ctrl-C, and nothing written."""
 
 
+@command_line
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     parser = Parser(DESCRIPTION, epilog=EPILOG)
@@ -49,14 +51,10 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("DST is missing (or --inspect)")
     if args.report is not None and not args.verify:
         parser.error("--report is of --verify")
-    try:
-        args.src = weights_source("SRC", args.src)
-        args.dst = None if args.dst is None else str(target_path("DST", args.dst))
-        args.report = None if args.report is None else str(target_path("--report", args.report, "file"))
-        return _inspect(args) if args.inspect else _port(args)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    args.src = weights_source("SRC", args.src)
+    args.dst = None if args.dst is None else str(target_path("DST", args.dst))
+    args.report = None if args.report is None else str(target_path("--report", args.report, "file"))
+    return _inspect(args) if args.inspect else _port(args)
 
 
 def _inspect(args: argparse.Namespace) -> int:

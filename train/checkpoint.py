@@ -5,7 +5,7 @@ import dataclasses
 import json
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,6 +20,7 @@ from jax.tree_util import keystr, tree_flatten_with_path, tree_unflatten
 from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
 
 from twins_jax.errors import InputError, one_line, require
+from twins_jax.files import storage_failure
 from twins_jax.fit import misfits
 from twins_jax.port.orbax_io import checksum
 
@@ -42,14 +43,19 @@ class Checkpoints:
         workdir: of the run.
         config: the steps that write checkpoints, and the checkpoints to keep.
         best_metric: the figure of an evaluation whose largest value marks one more checkpoint to keep.
+
+    Raises:
+        InputError: the folder of checkpoints, or a file in it, is something else.
     """
 
     def __init__(self, workdir: Path, config: CheckpointConfig, best_metric: str) -> None:
         self._workdir = workdir.absolute()
+        folder = self._workdir / "checkpoints"
+        _check_readable(folder)
         self._best_metric = best_metric
         self._best = _Best()
         self._manager = _Manager(
-            self._workdir / "checkpoints",
+            folder,
             item_handlers={name: ocp.StandardCheckpointHandler() for name in ITEMS}
             | {"data": grain.checkpoint.CheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
@@ -62,7 +68,7 @@ class Checkpoints:
         )
         for step in self._manager.all_steps():
             with contextlib.suppress(Exception):  # not evaluated, or damaged, which is `restore`'s to report
-                self._best.values[step] = self._manager.metadata(step).custom_metadata[best_metric]
+                self._best.values[step] = float(self._manager.metadata(step).custom_metadata[best_metric])
 
     def is_due(self, step: int) -> bool:
         """True if the state after `step` steps must be saved."""
@@ -71,7 +77,11 @@ class Checkpoints:
     def save(
         self, state: TrainState, step: int, data: grain.DatasetIterator, evaluation: Mapping[str, float] | None
     ) -> None:
-        """Saves the state after `step` steps, unless that is done already; `evaluation` is the step's, if any."""
+        """Saves the state after `step` steps, unless that is done already; `evaluation` is the step's, if any.
+
+        Raises:
+            InputError: this save or the one before cannot be written, now or when the context is left.
+        """
         if step == self._manager.latest_step():
             return
         items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
@@ -79,8 +89,9 @@ class Checkpoints:
         about: dict[str, Any] = {"checksums": {name: int(_checksum(tree)) for name, tree in _items(state).items()}}
         if evaluation:
             about[self._best_metric] = self._best.values[step] = evaluation[self._best_metric]
-        self._manager.directory.mkdir(parents=True, exist_ok=True)
-        self._manager.save(step, args=args, custom_metadata=about, force=True)
+        with self._failures_named():
+            self._manager.directory.mkdir(parents=True, exist_ok=True)
+            self._manager.save(step, args=args, custom_metadata=about, force=True)
 
     def restore(self, state: TrainState, data: grain.DatasetIterator | None) -> TrainState | None:
         """Restores the newest readable checkpoint; reports newer ones that are not, and moves them to WORKDIR/damaged.
@@ -160,7 +171,24 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._manager.close()
+        try:
+            with self._failures_named():
+                self._manager.close()
+        except InputError:
+            if not isinstance(error, InputError):  # it has told of the same failure
+                raise
+
+    @contextlib.contextmanager
+    def _failures_named(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if not (cause := storage_failure(error)):
+                raise
+            raise InputError(
+                f"{self._manager.directory}: could not be written: {cause}; the checkpoints before are kept: "
+                "make room, and start the same command again"
+            ) from error
 
 
 @dataclasses.dataclass
@@ -181,6 +209,19 @@ class _Best(preservation_policy.PreservationPolicy):
         evaluated = (step for step in steps if step in self.values)
         best = max(evaluated, key=lambda step: (self.values[step], step), default=-1)
         return [step == best for step in steps]
+
+
+def _check_readable(folder: Path) -> None:
+    """Raises InputError for damage with which Orbax cannot list the checkpoints; `restore` copes with the rest."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: must be a folder; move it away to go on")
+    for path in folder.glob("*/_CHECKPOINT_METADATA"):
+        try:
+            content = json.loads(path.read_text())
+        except (OSError, ValueError):
+            continue
+        if not isinstance(content, dict):
+            raise InputError(f"{path}: damaged; move {path.parent} away to go on from the checkpoint before")
 
 
 def _restore_position(folder: Path, data: grain.DatasetIterator) -> None:

@@ -1,10 +1,12 @@
 """Several processes as one run, on JAX's own distributed runtime."""
 
+import contextlib
 import ctypes
 import os
 import signal
+import threading
 from collections.abc import Callable
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, NoReturn
 
 import jax
@@ -136,31 +138,70 @@ def sum_over_processes(count: int) -> int:
 
 
 class StopRequest:
-    """A request to stop by SIGTERM, which schedulers send before they take a machine away.
+    """A request to stop: SIGTERM of a scheduler, SIGINT of Ctrl-C, SIGHUP of a terminal that is closed.
 
-    A context manager. With several processes JAX's preemption service listens for the signal and makes them agree on a
-    step; alone, this does.
+    A context manager. A SIGINT after the first signal ends the process at once. With several processes JAX's preemption
+    service listens for SIGTERM, makes them agree on a step, and is told of the other signals; alone, this does.
+
+    Attributes:
+        signum: the signal that this process received, or SIGTERM.
     """
 
     def __init__(self) -> None:
+        self.signum = signal.SIGTERM
         self._received = False
+        self._agreed = jax.process_count() > 1  # by JAX's service
+        self._previous: dict[signal.Signals, Any] = {}
+        self._reader: threading.Thread | None = None
 
     def requested(self, step: int) -> bool:
         """True if the run stops after this step: the same in all processes, which must all ask after every step."""
-        if jax.process_count() > 1:
+        if self._agreed:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._received
 
     def __enter__(self) -> "StopRequest":
-        if jax.process_count() == 1:
-            self._previous = signal.signal(signal.SIGTERM, self._receive)
+        if threading.current_thread() is not threading.main_thread():
+            return self  # of a larger program, whose signals are its own
+        # A thread reads the signals' numbers: Python's handlers wait for the main thread, which may compile long.
+        self._numbers, self._wake = os.pipe()
+        os.set_blocking(self._wake, False)
+        self._previous_wake = signal.set_wakeup_fd(self._wake)
+        for signum in (signal.SIGINT, signal.SIGHUP) if self._agreed else _STOP_SIGNALS:
+            if signal.getsignal(signum) is not signal.SIG_IGN:  # as under nohup
+                self._previous[signum] = signal.signal(signum, lambda *_: None)
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if jax.process_count() == 1:
-            signal.signal(signal.SIGTERM, self._previous)
+        if not self._reader:
+            return
+        for signum, previous in self._previous.items():
+            signal.signal(signum, previous)
+        signal.set_wakeup_fd(self._previous_wake)
+        os.close(self._wake)
+        self._reader.join()
+        os.close(self._numbers)
 
-    def _receive(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002 - signal gives both
-        self._received = True
+    def _read(self) -> None:
+        while number := os.read(self._numbers, 1):
+            if (signum := signal.Signals(number[0])) in self._previous:
+                self._receive(signum)
+
+    def _receive(self, signum: signal.Signals) -> None:
+        if self._received:
+            if signum == signal.SIGINT:
+                os._exit(128 + signum)
+            return
+        self.signum, self._received = signum, True
+        if signum == signal.SIGINT:
+            with contextlib.suppress(OSError):
+                os.write(2, b"\nSIGINT: the run saves and stops after this step; a second one stops it at once\n")
+        if self._agreed:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

@@ -13,14 +13,14 @@ import jax
 import numpy as np
 
 from twins_jax import InputError, Params
-from twins_jax.errors import require
+from twins_jax.errors import one_line, require
 from twins_jax.paths import target_path
 
 from . import flops
 from .checkpoint import Checkpoints
 from .config import RunConfig
 from .distributed import StopRequest, initialize, is_main_process, on_main_process, sum_over_processes, to_global
-from .errors import DivergedError, PreemptedError
+from .errors import DivergedError, IncompleteError, PreemptedError
 from .evaluate import MAX_IN_FLIGHT, evaluate, make_eval_step
 from .experiment import Experiment, build
 from .lock import owned_by_run
@@ -42,7 +42,8 @@ def run(config: RunConfig) -> dict[str, Any]:
     Raises:
         InputError: a setting, the data or a checkpoint is not what it must be.
         DivergedError: a loss or gradient, or the loss of an evaluation, is not finite.
-        PreemptedError: SIGTERM came; the state is saved.
+        PreemptedError: SIGTERM, SIGINT or SIGHUP came; the state is saved.
+        IncompleteError: the report or the profile failed; holds the last evaluation.
     """
     initialize(config.distributed)
     processes = jax.process_count()
@@ -132,9 +133,13 @@ def _train(
             if not pending:
                 last_log = time.perf_counter()  # the steps' time leaves out evaluation and saving
             if preempted and not is_last:
-                raise PreemptedError(f"SIGTERM: saved step {step} of {total} in {workdir}; start again to go on")
+                message = f"{stop.signum.name}: saved step {step} of {total} in {workdir}; start again to go on"
+                raise PreemptedError(message, stop.signum)
     # A run that found all its steps done has not evaluated yet.
-    return _final(experiment, workdir, state, evaluation or _evaluate(experiment, state))
+    final = _final(experiment, workdir, state, evaluation or _evaluate(experiment, state))
+    if profiler.failure:
+        raise IncompleteError(f"profile: {profiler.failure}", final)
+    return final
 
 
 def _evaluate_only(config: RunConfig, workdir: Path) -> dict[str, Any]:
@@ -156,11 +161,15 @@ def _evaluate_only(config: RunConfig, workdir: Path) -> dict[str, Any]:
 
 
 def _final(experiment: Experiment, workdir: Path, state: TrainState, evaluation: dict[str, Any]) -> dict[str, Any]:
+    final = {**evaluation, "step": int(state.step)}
     if experiment.config.report:
-        report = experiment.task.report(workdir / "report")
-        step = make_eval_step(report, experiment.graphdef, experiment.mesh)
-        evaluate(report, step, state.params, state.batch_stats, _eval_batches(experiment, "writing the report,"))
-    return {**evaluation, "step": int(state.step)}
+        try:
+            report = experiment.task.report(workdir / "report")
+            step = make_eval_step(report, experiment.graphdef, experiment.mesh)
+            evaluate(report, step, state.params, state.batch_stats, _eval_batches(experiment, "writing the report,"))
+        except Exception as error:  # whatever it is, it must not hide the result
+            raise IncompleteError(f"report: {one_line(error)}", final) from error
+    return final
 
 
 def _evaluate(experiment: Experiment, state: TrainState) -> dict[str, Any]:

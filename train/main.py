@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,19 +10,21 @@ from typing import Any
 import jax
 
 from twins_jax.command_line import suggest
+from twins_jax.ending import command_line, say
 from twins_jax.errors import InputError, one_line, require
 from twins_jax.paths import source_path
 
 from .config import RunConfig
+from .console import lasting_output
 from .distributed import exit_lost_process, expect_exit, lost_connection
-from .errors import DivergedError, PreemptedError
+from .errors import DivergedError, IncompleteError, PreemptedError
 from .extra import TRAINING, check_installed
 from .recipes import DEFAULT, RECIPES
 from .record import CONFIG, default_settings
 
-EXIT_BAD_INPUT = 2
+EXIT_FAILED = 1
 EXIT_DIVERGED = 3
-EXIT_PREEMPTED = 75  # EX_TEMPFAIL: start the same command again
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL: start the same command again. Of other signals 128 more than their number
 
 
 def parse(arguments: Sequence[str]) -> RunConfig:
@@ -113,37 +116,49 @@ def _with_record(recipe: RunConfig, source: _Source) -> RunConfig:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs and returns the exit code: 0, or one of this module's `EXIT_` constants.
+    """Runs and returns the exit code: 0, or the one that `docs/training.md` names.
 
     The arguments are the command line's where none are given.
 
     With several processes it does not return where another one is lost: see `train.distributed.EXIT_LOST_PROCESS`.
     """
     try:
-        config = parse(sys.argv[1:] if arguments is None else arguments)
+        with lasting_output():
+            code = _run(sys.argv[1:] if arguments is None else arguments)
+    except Exception:
+        expect_exit(EXIT_FAILED)
+        raise
+    if code:
+        expect_exit(code)
+    return code
+
+
+@command_line
+def _run(arguments: Sequence[str]) -> int:
+    code = 0
+    try:
+        config = parse(arguments)
         check_installed(*TRAINING, purpose="training", extra="train")
         from .loop import run  # late, so that --help does not wait for the data and checkpoint libraries
 
         final = run(config)
-    except InputError as error:
-        return _end(error, EXIT_BAD_INPUT)
+    except IncompleteError as error:
+        say(f"error: {error}")
+        final, code = error.final, EXIT_FAILED
     except DivergedError as error:
-        return _end(error, EXIT_DIVERGED)
+        say(f"error: {error}")
+        return EXIT_DIVERGED
     except PreemptedError as error:
-        return _end(error, EXIT_PREEMPTED)
+        say(str(error))
+        return EXIT_PREEMPTED if error.signum == signal.SIGTERM else 128 + error.signum
+    except InputError:
+        raise
     except Exception as error:
         if jax.process_count() > 1 and lost_connection(error):
             exit_lost_process(one_line(error))
-        expect_exit(1)
         raise
     if jax.process_index() == 0:
         print("final: " + json.dumps(final))
-    return 0
-
-
-def _end(error: Exception, code: int) -> int:
-    print(error if code == EXIT_PREEMPTED else f"error: {error}", file=sys.stderr)
-    expect_exit(code)
     return code
 
 

@@ -1,34 +1,52 @@
 """Writes metrics to `metrics.jsonl` and TensorBoard."""
 
 import json
+import shutil
+import warnings
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-from tensorboardX import SummaryWriter
-
+from twins_jax.errors import InputError, one_line
 from twins_jax.files import write_text
+
+from .tensorboard import TensorBoard
 
 
 class MetricWriter:
     """Appends metrics to WORKDIR/metrics.jsonl and to TensorBoard event files in WORKDIR/tensorboard.
 
     A context manager. Lines of steps after `start_step` are dropped first: a run that was cut off had gone beyond the
-    checkpoint from which this one goes on, and repeats those steps.
+    checkpoint from which this one goes on, and repeats those steps. Of a file with more damage than a cut last line,
+    the good lines are kept, with a warning, and a copy goes to WORKDIR/damaged.
+
+    Raises:
+        InputError: metrics.jsonl cannot be read or written, then or later. Event files that fail only warn.
     """
 
     def __init__(self, workdir: Path, start_step: int) -> None:
         self._path = workdir / "metrics.jsonl"
         if self._path.exists():
             _keep_lines_until(self._path, start_step)
-        self._file = self._path.open("a")
-        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+        try:
+            self._file = self._path.open("ab", buffering=0)  # each line is written at once, and none is left to close
+        except OSError as error:
+            raise self._failure(error) from error
+        self._tensorboard = TensorBoard(workdir / "tensorboard", start_step)
 
     def write(self, step: int, split: str, values: dict[str, float | int]) -> None:
         """Writes a line {"step": ..., "split": ..., **values}, and a TensorBoard scalar `split/name` for each value."""
-        self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+        line = json.dumps({"step": step, "split": split, **values}) + "\n"
+        try:
+            written = self._file.write(line.encode())
+            if written != len(line):  # a disk that is almost full takes a part
+                self._file.write(line.encode()[written:])
+        except OSError as error:
+            raise self._failure(error) from error
+        self._tensorboard.write(step, {f"{split}/{name}": value for name, value in values.items()})
+
+    def _failure(self, error: OSError) -> InputError:
+        return InputError(f"{self._path}: could not be written: {error.strerror}")
 
     def __enter__(self) -> "MetricWriter":
         return self
@@ -41,12 +59,30 @@ class MetricWriter:
 
 
 def _keep_lines_until(path: Path, step: int) -> None:
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            break  # the line that was being written when the run was cut off
-        if record["step"] <= step:
-            kept.append(line + "\n")
+    if not path.is_file():
+        raise InputError(f"{path}: must be a file; move it away to go on")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {one_line(error)}") from error
+    *lines, last = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")  # some editors put a mark at the beginning
+    records = [(line, _step(line)) for line in lines if line.strip()]
+    damaged = sum(found is None for _, found in records)
+    if damaged:
+        copy = path.parent / "damaged" / path.name
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, copy)
+        warnings.warn(f"{path}: {damaged} damaged line(s) are left out; a copy of the file is {copy}", stacklevel=3)
+    records.append((last, _step(last)))  # it was being written when the run was cut off
+    kept = [line.strip().decode() + "\n" for line, found in records if found is not None and found <= step]
     write_text(path, "".join(kept))
+
+
+def _step(line: bytes) -> int | None:
+    """Returns the step of a line, or None of one that no run has written."""
+    try:
+        record: Any = json.loads(line.decode())
+    except ValueError:
+        return None
+    step = record.get("step") if isinstance(record, dict) else None
+    return step if type(step) is int and isinstance(record.get("split"), str) else None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from twins_jax.ending import command_line
 from twins_jax.errors import InputError
 from twins_jax.files import staged
 from twins_jax.paths import source_path, target_path
@@ -72,25 +73,22 @@ def draw(metrics: Path, picture: Path) -> None:
     plt.close(figure)
 
 
+@command_line
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs and returns the exit code: 0, or 2 for input that the caller can correct.
 
     The arguments are the command line's where none are given.
     """
-    try:
-        check_installed("tyro", purpose="drawing", extra="plot")
-        import tyro
+    check_installed("tyro", purpose="drawing", extra="plot")
+    import tyro
 
-        from .flags import read_flags
+    from .flags import read_flags
 
-        positional = tyro.conf.PositionalRequiredArgs[Arguments]
-        words = sys.argv[1:] if arguments is None else arguments
-        config = read_flags(positional, words, prog=f"python -m {__package__}.plot")
-        check_installed("matplotlib", purpose="drawing", extra="plot")
-        draw(source_path("metrics", config.metrics), target_path("picture", config.picture, "file"))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    positional = tyro.conf.PositionalRequiredArgs[Arguments]
+    words = sys.argv[1:] if arguments is None else arguments
+    config = read_flags(positional, words, prog=f"python -m {__package__}.plot")
+    check_installed("matplotlib", purpose="drawing", extra="plot")
+    draw(source_path("metrics", config.metrics), target_path("picture", config.picture, "file"))
     return 0
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from twins_jax.ending import command_line
 from twins_jax.errors import InputError, require
 from twins_jax.paths import source_path, target_path
 
@@ -51,40 +52,37 @@ def prepare(dataset: str, tars: Path, data_dir: str) -> Path:
     return folder
 
 
+@command_line
 def main(arguments: Sequence[str]) -> int:
     """Prepares the data set that the arguments name; returns the exit code: 0, or 2 after an error of the user's."""
     purpose = "preparing a data set"
-    try:
-        check_installed("tyro", purpose=purpose, extra="prepare")
-        import tyro
+    check_installed("tyro", purpose=purpose, extra="prepare")
+    import tyro
 
-        from .flags import read_flags
+    from .flags import read_flags
 
-        @dataclasses.dataclass(frozen=True)
-        class Arguments:
-            """Writes a TFDS data set in the format array_record, which is read without TensorFlow; downloads nothing.
+    @dataclasses.dataclass(frozen=True)
+    class Arguments:
+        """Writes a TFDS data set in the format array_record, which is read without TensorFlow; downloads nothing.
 
-            Needs TensorFlow: the extra `prepare`.
-            """
+        Needs TensorFlow: the extra `prepare`.
+        """
 
-            dataset: tyro.conf.Positional[Literal["imagenet2012"]]
-            """The data set."""
+        dataset: tyro.conf.Positional[Literal["imagenet2012"]]
+        """The data set."""
 
-            tars: str
-            """Folder of ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, as https://image-net.org offers them."""
+        tars: str
+        """Folder of ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, as https://image-net.org offers them."""
 
-            data_dir: str = ""
-            """Folder that holds TFDS data sets, to be given as `data.dir` later (empty: TFDS's own default)."""
+        data_dir: str = ""
+        """Folder that holds TFDS data sets, to be given as `data.dir` later (empty: TFDS's own default)."""
 
-        prog = f"python -m {__package__}.prepare"
-        config = read_flags(Arguments, arguments, prog=prog)
-        tars = source_path("tars", config.tars)
-        data_dir = str(target_path("data_dir", config.data_dir, "folder")) if config.data_dir else ""
-        check_installed("tensorflow_datasets", purpose=purpose, extra="prepare")
-        directory = prepare(config.dataset, tars, data_dir)
-    except InputError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+    prog = f"python -m {__package__}.prepare"
+    config = read_flags(Arguments, arguments, prog=prog)
+    tars = source_path("tars", config.tars)
+    data_dir = str(target_path("data_dir", config.data_dir, "folder")) if config.data_dir else ""
+    check_installed("tensorflow_datasets", purpose=purpose, extra="prepare")
+    directory = prepare(config.dataset, tars, data_dir)
     sys.stdout.write(f"{config.dataset} is in {directory}\n")
     return 0
 

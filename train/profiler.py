@@ -1,16 +1,22 @@
 """A trace of a few training steps."""
 
+import warnings
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import jax
 
+from twins_jax.errors import one_line
+
 
 class Profiler:
     """Traces the steps `FIRST` to `LAST` after the start of a run, or as many as it has, into WORKDIR/profile.
 
-    A context manager; leaving it ends a trace that is under way.
+    A context manager; leaving it ends a trace that is under way. A trace that fails warns and leaves the run alone.
+
+    Attributes:
+        failure: the reason for which no trace was written, or "".
     """
 
     FIRST, LAST = 6, 10  # the first steps still allocate and fill the input queues
@@ -20,12 +26,16 @@ class Profiler:
         self._start = start
         self._enabled = enabled
         self._tracing = False
+        self.failure = ""
 
     def before(self, step: int) -> None:
         """Starts the trace before its first step; to be called before each step."""
         if self._enabled and step - self._start == self.FIRST:
-            jax.profiler.start_trace(str(self._folder))
-            self._tracing = True
+            try:
+                jax.profiler.start_trace(str(self._folder))
+                self._tracing = True
+            except Exception as error:
+                self._fail(error)
 
     def after(self, step: int, metrics: Any) -> None:
         """Ends the trace after its last step, whose metrics it waits for; to be called after each step."""
@@ -35,8 +45,15 @@ class Profiler:
 
     def _stop(self) -> None:
         if self._tracing:
-            jax.profiler.stop_trace()
             self._tracing = False
+            try:
+                jax.profiler.stop_trace()
+            except Exception as error:
+                self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        self.failure = f"{self._folder} could not be written: {one_line(error)}"
+        warnings.warn(self.failure, stacklevel=3)
 
     def __enter__(self) -> "Profiler":
         return self

@@ -1,6 +1,7 @@
 """Writes files and folders that appear complete or not at all."""
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -14,13 +15,18 @@ from twins_jax.errors import InputError, one_line
 def staged(target: str | os.PathLike[str]) -> Iterator[str]:
     """Gives a path to write to beside the target, and renames what was written to the target if all went well.
 
+    A process that is killed leaves a hidden folder .NAME.XXXXXXXX beside the target, which nothing reads.
+
     Args:
-        target: file or folder, which is replaced where it exists.
+        target: file or folder, which is replaced where it exists; what a symbolic link points to, and not the link.
 
     Raises:
-        InputError: writing fails; the target is then as it was.
+        InputError: writing fails, and the target is then as it was; or the target is a device or pipe.
     """
-    parent, name = os.path.split(os.path.abspath(target))
+    given, target = os.fspath(target), os.path.realpath(target)
+    if os.path.lexists(target) and not (os.path.isfile(target) or os.path.isdir(target)):
+        raise InputError(f"{given}: must be a file or a folder, or a new name")
+    parent, name = os.path.split(target)
     aside = ""
     try:
         aside = tempfile.mkdtemp(prefix=f".{name}.", dir=parent)  # the same file system, where renaming is atomic
@@ -38,7 +44,7 @@ def staged(target: str | os.PathLike[str]) -> Iterator[str]:
     except InputError:
         raise
     except Exception as error:  # a full disk is an OSError, a RuntimeError, a ValueError or of the library's own kind
-        raise InputError(f"{os.fspath(target)}: could not be written: {one_line(error)}") from error
+        raise InputError(f"{given}: could not be written: {storage_failure(error) or one_line(error)}") from error
     finally:
         if aside:
             shutil.rmtree(aside, ignore_errors=True)
@@ -52,3 +58,22 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """
     with staged(path) as aside:
         Path(aside).write_text(text, encoding="utf-8")
+
+
+def storage_failure(error: BaseException) -> str:
+    """Returns one line on a full, read-only or broken file system, if that is what an exception comes from, or else "".
+
+    Libraries wrap the system's error in their own, some of them as text alone.
+    """
+    cause: BaseException | None = error
+    while cause:
+        if isinstance(cause, OSError) and cause.errno in _STORAGE_FAILURES:
+            return f"{cause.filename}: {cause.strerror}" if cause.filename else f"{cause.strerror}"
+        for number in _STORAGE_FAILURES:
+            if os.strerror(number) in str(cause):
+                return os.strerror(number)
+        cause = cause.__cause__ or cause.__context__
+    return ""
+
+
+_STORAGE_FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)

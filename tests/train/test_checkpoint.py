@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import re
 import shutil
@@ -15,6 +16,7 @@ import pytest
 from absl import flags
 
 from tests.support import runs
+from tests.support.disk import largest_file
 from train.checkpoint import Checkpoints
 from train.config import CheckpointConfig
 from train.state import TrainState, create_state
@@ -214,6 +216,24 @@ def largest(folder: Path) -> Path:
     return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
 
 
+POSITION = "data/process_0-of-1.json"
+NO_OBJECTS = (b"[]", b"7")
+OTHER_CONTENT = {
+    "a list": b"[]",
+    "a number": b"7",
+    "an object": b"{}",
+    "of NUL bytes": b"\0" * 50,
+    "of another encoding": '{"ä": 1}'.encode("utf-16"),
+    "a folder": None,
+}
+
+
+def overwrite(folder: Path, name: str, content: bytes | None) -> None:
+    path = folder / name
+    path.unlink()
+    path.mkdir() if content is None else path.write_bytes(content)
+
+
 DAMAGE: dict[str, Callable[[Path], None]] = {
     "params truncated": lambda folder: truncate(largest(folder / "params")),
     "params with a wrong bit": lambda folder: flip_a_bit(largest(folder / "params")),
@@ -225,6 +245,15 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
     "index truncated": lambda folder: truncate(folder / "opt_state" / "manifest.ocdbt"),
     "position in the data empty": lambda folder: empty(folder / "data" / "process_0-of-1.json"),
     "metadata empty": lambda folder: empty(folder / "_CHECKPOINT_METADATA"),
+    **{
+        f"{name} {kind}": functools.partial(overwrite, name=name, content=content)
+        for name in ("_CHECKPOINT_METADATA", POSITION, "params/_METADATA")
+        for kind, content in OTHER_CONTENT.items()
+        if name != "_CHECKPOINT_METADATA" or content not in NO_OBJECTS
+    },
+    "position in the data is other JSON": lambda folder: overwrite(
+        folder, "data/process_0-of-1.json", b'{"next_index": "7"}'
+    ),
     "all files empty": empty_all,
     "all files gone": remove_all,
 }
@@ -319,3 +348,40 @@ def test_position_of_another_number_of_workers(three: Path, tmp_path: Path) -> N
     with pytest.raises(InputError, match=r"^data\.workers=0: must be 2, with which .*/3 was written$"):
         restore(workdir)
     assert kept(workdir) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("value", ["0.1", None, [1]])
+def test_a_best_figure_that_is_none_is_left_out(value: Any, workdir: Path) -> None:
+    path = workdir / "checkpoints" / "2" / "_CHECKPOINT_METADATA"
+    metadata = json.loads(path.read_text())
+    metadata["custom_metadata"]["top1"] = value
+    path.write_text(json.dumps(metadata))
+    assert save(workdir, {4: 0.2, 5: 0.2}) == [3, 4, 5]
+
+
+@pytest.mark.parametrize("size", [0, 2000])
+def test_a_full_disk_is_one_error_and_the_last_checkpoint_is_kept(size: int, workdir: Path) -> None:
+    text = rf"^{workdir}/checkpoints: could not be written: File too large; the checkpoints before are kept: make room"
+    checkpoints = Checkpoints(workdir, CheckpointConfig(every_steps=1, keep=1), "top1")
+    checkpoints.restore(state(), data())
+    with largest_file(size), pytest.raises(InputError, match=text), checkpoints:
+        checkpoints.save(state(4), 4, data(40), None)
+    assert kept(workdir) == [1, 2, 3]
+    assert save(workdir, {4: None}, keep=3) == [2, 3, 4]
+    assert_is(restore(workdir)[0], 4)
+
+
+@pytest.mark.parametrize("content", NO_OBJECTS)
+def test_metadata_that_orbax_cannot_list_is_named(content: bytes, workdir: Path) -> None:
+    path = workdir / "checkpoints" / "3" / "_CHECKPOINT_METADATA"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=rf"^{path}: damaged; move {path.parent} away to go on from the checkpoint"):
+        restore(workdir)
+    shutil.rmtree(path.parent)
+    assert_is(restore(workdir)[0], 2)
+
+
+def test_checkpoints_that_are_a_file(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("")
+    with pytest.raises(InputError, match=rf"^{tmp_path}/checkpoints: must be a folder; move it away to go on$"):
+        Checkpoints(tmp_path, CheckpointConfig(), "top1")

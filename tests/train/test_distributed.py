@@ -1,4 +1,9 @@
 import dataclasses
+import os
+import queue
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +18,7 @@ from jax.experimental import multihost_utils
 from tests.support.classification import eval_batches, train_batches
 from train.checkpoint import Checkpoints
 from train.config import CheckpointConfig, DistributedConfig
+from train.distributed import StopRequest
 from train.state import create_state
 from train.tasks.classification.config import ClassificationDataConfig
 from twins_jax import InputError
@@ -77,3 +83,59 @@ def test_saving_does_not_ask_whether_to_stop(tmp_path: Path, monkeypatch: pytest
 def test_coordinator_without_host_or_port(coordinator: str) -> None:
     with pytest.raises(InputError, match=rf"^distributed.coordinator='{coordinator}': must be HOST:PORT"):
         DistributedConfig(coordinator=coordinator, processes=2)
+
+
+def wait_for(stop: StopRequest) -> None:
+    end = time.monotonic() + 10
+    while not stop.requested(1) and time.monotonic() < end:
+        time.sleep(0.001)
+    assert stop.requested(1)
+
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_a_signal_asks_to_stop(signum: signal.Signals, capfd: pytest.CaptureFixture[str]) -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with StopRequest() as stop:
+        assert not stop.requested(1)
+        os.kill(os.getpid(), signum)
+        wait_for(stop)
+        os.kill(os.getpid(), signal.SIGTERM)  # schedulers repeat it
+    assert stop.signum == signum
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+    assert ("SIGINT: the run saves and stops after this step" in capfd.readouterr().err) == (signum == signal.SIGINT)
+
+
+@pytest.mark.parametrize("first", SIGNALS)
+def test_ctrl_c_after_a_signal_ends_at_once(first: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    codes: queue.Queue[int] = queue.Queue()
+    monkeypatch.setattr(os, "_exit", codes.put)
+    with StopRequest() as stop:
+        os.kill(os.getpid(), first)
+        wait_for(stop)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert codes.get(timeout=10) == 130
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert not stop.requested(1)
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
+def test_a_run_in_a_thread_leaves_signals_alone() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+
+    def run() -> list[Any]:
+        with StopRequest():
+            return [signal.getsignal(number) for number in SIGNALS]
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(run).result() == before

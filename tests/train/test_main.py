@@ -1,4 +1,10 @@
+import contextlib
 import dataclasses
+import io
+import signal
+import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +13,7 @@ from flax import traverse_util
 
 import train.loop
 from train.config import RunConfig
-from train.errors import DivergedError, PreemptedError
+from train.errors import DivergedError, IncompleteError, PreemptedError
 from train.main import main, parse
 from train.recipes import RECIPES, digits
 from twins_jax import InputError
@@ -111,10 +117,14 @@ def test_unknown_recipe(capsys: pytest.CaptureFixture[str]) -> None:
         (InputError("data: bad"), 2, "error: data: bad\n"),
         (DivergedError("step 3: loss nan"), 3, "error: step 3: loss nan\n"),
         (PreemptedError("SIGTERM: saved step 5"), 75, "SIGTERM: saved step 5\n"),
+        (PreemptedError("SIGINT: saved step 5", signal.SIGINT), 130, "SIGINT: saved step 5\n"),
+        (PreemptedError("SIGHUP: saved step 5", signal.SIGHUP), 129, "SIGHUP: saved step 5\n"),
+        (KeyboardInterrupt(), 130, "stopped by SIGINT\n"),
+        (OSError(28, "No space left on device", "a/b"), 2, "error: a/b: No space left on device\n"),
     ],
 )
 def test_exit_codes(
-    error: Exception, code: int, prefix: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: BaseException, code: int, prefix: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(config: RunConfig) -> dict[str, Any]:  # noqa: ARG001 - run's
         raise error
@@ -134,6 +144,48 @@ def test_success(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     monkeypatch.setattr(train.loop, "run", lambda config: {"top1": 0.5, "step": config.steps})
     assert main(["--steps", "4"]) == 0
     assert capsys.readouterr().out == 'final: {"top1": 0.5, "step": 4}\n'
+
+
+def test_a_result_is_printed_though_something_after_it_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(config: RunConfig) -> dict[str, Any]:  # noqa: ARG001 - run's
+        raise IncompleteError("report: No space left on device", {"top1": 0.5})
+
+    monkeypatch.setattr(train.loop, "run", fail)
+    assert main([]) == 1
+    assert capsys.readouterr() == ('final: {"top1": 0.5}\n', "error: report: No space left on device\n")
+
+
+class Full(io.StringIO):
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(32, "Broken pipe", text)
+
+
+@pytest.mark.parametrize("make", [Full, lambda: None], ids=["broken", "closed"])
+def test_output_that_nobody_reads_does_not_end_a_run(
+    make: Callable[[], io.StringIO | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(config: RunConfig) -> dict[str, Any]:  # noqa: ARG001 - run's
+        print("step 1")  # noqa: T201
+        warnings.warn("slow", stacklevel=2)
+        return {"top1": 0.5}
+
+    monkeypatch.setattr(train.loop, "run", run)
+    monkeypatch.setattr(sys, "stdout", make())
+    monkeypatch.setattr(sys, "stderr", make())
+    assert main([]) == 0
+
+
+def test_a_warning_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(config: RunConfig) -> dict[str, Any]:  # noqa: ARG001 - run's
+        return {"text": warnings.formatwarning("the checkpoint is damaged", UserWarning, "x.py", 1)}
+
+    monkeypatch.setattr(train.loop, "run", run)
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        assert main([]) == 0
+    assert output.getvalue() == 'final: {"text": "warning: the checkpoint is damaged\\n"}\n'
 
 
 @pytest.mark.parametrize(

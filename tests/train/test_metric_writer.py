@@ -1,3 +1,4 @@
+import contextlib
 import json
 import math
 import struct
@@ -5,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 
+from tests.support.disk import largest_file
 from train.metric_writer import MetricWriter
+from twins_jax import InputError
 
 
 def write(workdir: Path, start: int, *records: tuple[int, str, dict[str, Any]]) -> None:
@@ -82,3 +86,72 @@ def test_tensorboard_drops_what_a_rerun_will_do_again(tmp_path: Path) -> None:
     # TensorBoard forgets the steps from a restart's on.
     restarts = [event.step for event in events(tmp_path) if event.session_log.status == event.session_log.START]
     assert restarts[-1] == 5
+
+
+GOOD = b"".join(json.dumps(record).encode() + b"\n" for record in as_lines(*RECORDS))
+DAMAGE = {
+    "empty": (b"", 0, False),
+    "cut": (GOOD[:-9], 3, False),
+    "a line that is other JSON": (b'[]\n"x"\n7\nnull\n' + GOOD, 4, True),
+    "a line without a step": (b'{"split": "train"}\n' + GOOD, 4, True),
+    "a step that is no number": (b'{"split": "train", "step": "2"}\n{"split": "eval", "step": true}\n' + GOOD, 4, True),
+    "NUL bytes in the middle": (GOOD[:50] + b"\0" * 20 + GOOD[50:], 3, True),
+    "NUL bytes at the end": (GOOD + b"\0" * 20, 4, False),
+    "NUL bytes alone": (b"\0" * 100 + b"\n", 0, True),
+    "UTF-16": (GOOD.decode().encode("utf-16"), 0, True),
+    "Latin-1": (GOOD.replace(b"loss", b"l\xf6ss", 1), 3, True),
+    "line ends of another system": (b"\xef\xbb\xbf" + GOOD.replace(b"\n", b"\r\n"), 4, False),
+    "empty lines": (GOOD.replace(b"\n", b"\n\n"), 4, False),
+}
+
+
+@pytest.mark.parametrize(("content", "kept", "warns"), DAMAGE.values(), ids=DAMAGE)
+def test_damaged_metrics(content: bytes, kept: int, warns: bool, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(content)
+    expects = pytest.warns(UserWarning, match=r"metrics\.jsonl: \d+ damaged line\(s\) are left out; a copy ")
+    with expects if warns else contextlib.nullcontext():
+        write(tmp_path, 8, (9, "train", {"loss": 4.0}))
+    assert len(lines(tmp_path)) == kept + 1
+    assert all(line in [*as_lines(*RECORDS), *as_lines((9, "train", {"loss": 4.0}))] for line in lines(tmp_path))
+    copy = tmp_path / "damaged" / "metrics.jsonl"
+    assert (copy.read_bytes() if copy.exists() else None) == (content if warns else None)
+
+
+def test_metrics_that_are_no_file(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(InputError, match=rf"^{tmp_path}/metrics.jsonl: must be a file; move it away to go on$"):
+        MetricWriter(tmp_path, 0)
+
+
+def test_a_full_disk_ends_the_run_and_the_next_goes_on(tmp_path: Path) -> None:
+    with MetricWriter(tmp_path, 0) as writer, largest_file(70):
+        writer.write(*RECORDS[0])
+        with pytest.raises(InputError, match=rf"^{tmp_path}/metrics.jsonl: could not be written: File too large$"):
+            writer.write(*RECORDS[1])
+    write(tmp_path, 2, RECORDS[1])
+    assert lines(tmp_path) == as_lines(*RECORDS[:2])
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+@pytest.mark.parametrize("damage", ["no folder", "full disk at the start", "full disk later"])
+def test_event_files_only_warn(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    if damage == "no folder":
+        (tmp_path / "tensorboard").write_text("")
+    if damage == "full disk at the start":
+        monkeypatch.setattr(EventsWriter, "__init__", full)
+
+    def run() -> None:
+        with MetricWriter(tmp_path, 0) as writer:
+            writer.write(*RECORDS[0])
+            if damage == "full disk later":
+                monkeypatch.setattr(EventsWriter, "write_event", full)
+            for _ in range(20):  # tensorboardX alone would wait forever after ten
+                writer.write(*RECORDS[1])
+
+    with pytest.warns(UserWarning, match=rf"^{tmp_path}/tensorboard: no more TensorBoard events: ") as caught:
+        run()
+    assert [warning.category for warning in caught].count(UserWarning) == 1
+    assert len(lines(tmp_path)) == 21

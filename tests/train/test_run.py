@@ -167,6 +167,14 @@ def test_rerun_of_a_finished_run_only_evaluates(alone: Alone, rerun: RunMain, tm
     alone.assert_same_end(workdir)
 
 
+def test_a_report_that_fails_does_not_hide_the_result(alone: Alone, rerun: RunMain, tmp_path: Path) -> None:
+    workdir = alone.copy_until(STEPS, tmp_path / "run")
+    (workdir / "report").write_text("in the place of the folder")
+    code, output, errors = rerun(workdir, "--report")
+    assert (code, last_line(output)) == (1, alone.final)
+    assert re.search(rf"^error: report: .*{workdir}/report", errors, re.MULTILINE)
+
+
 def test_rerun_goes_on_and_profiles(alone: Alone, rerun: RunMain, tmp_path: Path) -> None:
     workdir = alone.copy_until(8, tmp_path / "run")
     code, output, _ = rerun(workdir, "--profile")

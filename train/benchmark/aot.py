@@ -16,6 +16,7 @@ import jax
 from flax import nnx
 
 from twins_jax import get_batch_stats, get_params
+from twins_jax.ending import command_line
 from twins_jax.errors import InputError, one_line, require
 from twins_jax.sharding import make_mesh
 
@@ -31,7 +32,6 @@ from ..step import make_train_step
 from ..task import DatasetInfo
 from ..validation import MAX_INT
 from .collectives import Traffic, read_traffic
-from .command import command
 from .results import check_out, write_figures
 from .tpu import Chip, topology_devices
 
@@ -238,7 +238,7 @@ def _arguments(config: RunConfig) -> Arguments:
     return arguments
 
 
-@command
+@command_line
 def main(arguments: Sequence[str]) -> int:
     """Compiles, prints a table, writes JSON if asked, and returns the exit code: 0, 1 or 2."""
     jax.config.update("jax_platforms", "cpu")  # the program is compiled only, even on a machine with chips

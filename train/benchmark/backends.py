@@ -4,6 +4,7 @@ import dataclasses
 import multiprocessing
 import os
 import resource
+import signal
 import statistics
 import sys
 import time
@@ -11,6 +12,8 @@ import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from twins_jax.errors import InputError
 
 if TYPE_CHECKING:
     from twins_jax.config import AttentionImplementation
@@ -72,7 +75,11 @@ class Worker:
 
     def start(self) -> dict[str, Any]:
         """Builds the side and calls it once; returns its figures."""
+        # Ctrl-C is for the process that started this one, and kills it: the new one starts and works with the signal
+        # blocked.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         self._process.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return self._answer()
 
     def time(self, seconds: float) -> float:
@@ -94,7 +101,9 @@ class Worker:
     def _answer(self) -> Any:
         while not self._connection.poll(1.0):
             if not self._process.is_alive():
-                raise RuntimeError(f"{self.side} ended with exit code {self._process.exitcode}")
+                code = self._process.exitcode
+                why = "; the kernel does that where memory runs out" if code == -signal.SIGKILL else ""
+                raise InputError(f"{self.side} ended with exit code {code}{why}")
         return self._connection.recv()
 
 

@@ -1,34 +1,13 @@
-"""The parts that the command lines of the benchmarks share."""
+"""The flags that the command lines of the benchmarks share."""
 
 import argparse
-import functools
-import sys
-from collections.abc import Callable, Sequence
 
 from twins_jax import list_models
 from twins_jax.config import MIN_IMAGE_SIZE
-from twins_jax.errors import InputError, require
-
-EXIT_BAD_INPUT = 2
+from twins_jax.errors import require
 
 MAX_BATCH, MAX_IMAGE_SIZE, MAX_SECONDS = 2**20, 2**14, 3600
 """Bounds of a case to measure: more is a slip of the finger."""
-
-Main = Callable[[Sequence[str]], int]
-
-
-def command(main: Main) -> Main:
-    """Makes a `main` print an InputError as one line on stderr, and return the exit code 2 for it."""
-
-    @functools.wraps(main)
-    def run(arguments: Sequence[str]) -> int:
-        try:
-            return main(arguments)
-        except InputError as error:
-            sys.stderr.write(f"error: {error}\n")
-            return EXIT_BAD_INPUT
-
-    return run
 
 
 def check_cases(args: argparse.Namespace) -> None:

@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from twins_jax.ending import command_line
 from twins_jax.errors import require
 from twins_jax.paths import check_path, source_path
 
 from ..extra import TRAINING, check_installed
 from ..recipes.imagenet import imagenet_svt_small
 from ..validation import check_types
-from .command import command
 from .results import check_out, write_figures
 
 PURPOSE = "measuring the input pipeline"
@@ -50,7 +50,7 @@ class BenchmarkConfig:
         require("passes", self.passes, 2 <= self.passes <= MAX_PASSES, allowed)
 
 
-@command
+@command_line
 def main(arguments: Sequence[str]) -> int:
     """Measures, prints a table, writes JSON and returns the exit code."""
     check_installed("tyro", purpose=PURPOSE, extra="train")

@@ -22,10 +22,11 @@ import jax.numpy as jnp
 from twins_jax import list_models
 from twins_jax.command_line import Parser
 from twins_jax.config import variant_config
+from twins_jax.ending import command_line
 from twins_jax.errors import require
 
 from ..flops import matmul_rate, memory_rate
-from .command import check_cases, command
+from .command import check_cases
 from .layer_costs import Operation, count
 from .layer_times import Timer
 from .results import check_out, write_figures
@@ -55,7 +56,7 @@ DEVICES = {
 }
 
 
-@command
+@command_line
 def main(arguments: Sequence[str]) -> int:
     """Counts, measures if asked, prints tables, writes JSON and returns the exit code: 0, or 2 for bad arguments."""
     args = _parser().parse(arguments)

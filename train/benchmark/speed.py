@@ -25,17 +25,18 @@ from typing import Any, get_args
 from twins_jax import list_models
 from twins_jax.command_line import Parser
 from twins_jax.config import AttentionImplementation
+from twins_jax.ending import command_line
 from twins_jax.errors import require
 
 from .backends import OURS, TIMM, Case, Worker
-from .command import check_cases, command
+from .command import check_cases
 from .results import check_out, write_figures
 
 MODES = ("infer", "train")
 MAX_ROUNDS = 10_000
 
 
-@command
+@command_line
 def main(arguments: Sequence[str]) -> int:
     """Measures, prints a table, writes JSON and returns the exit code: 0, or 2 for a case that cannot be measured."""
     args = _parser().parse(arguments)

@@ -10,11 +10,11 @@ from typing import Any
 
 import grain
 import numpy as np
-from absl import flags
 
 from ..config import DataConfig
 from .damaged import CountedBatches, readable
 from .records import SKIPPED
+from .workers import WorkersDataset
 
 Transforms = Sequence[grain.transforms.Map | grain.transforms.RandomMap]
 
@@ -56,7 +56,8 @@ def train_batches(
     its own label; the iterators have the number of those examples as `skipped`, and in their state.
 
     Raises:
-        InputError: while iterating, if a record cannot be read, or more than `data.max_errors` of them.
+        InputError: while iterating, if a record cannot be read, or more than `data.max_errors` of them, or worker
+            processes cannot go on.
     """
     examples = len(source) * repeats
     if config.on_error == "skip":
@@ -67,7 +68,7 @@ def train_batches(
         dataset = grain.MapDataset.mix([dataset] * repeats)
     # The endless stream is dealt out, not the epoch: no example is dropped where the shards do not divide it.
     dataset = dataset.apply(transforms).repeat()[shard::shards]
-    batches = _read(dataset.batch(batch_size, drop_remainder=True), config)
+    batches = _read(dataset, dataset.batch(batch_size, drop_remainder=True), batch_size, config)
     return CountedBatches(batches, math.ceil(examples / shards), config.max_errors)
 
 
@@ -83,14 +84,16 @@ def eval_batches(
     With `data.on_error` = skip the mask is False on the row of a record that cannot be read, too.
 
     Raises:
-        InputError: while iterating, if a record cannot be read, or more than `data.max_errors` of them.
+        InputError: while iterating, if a record cannot be read, or more than `data.max_errors` of them, or worker
+            processes cannot go on.
     """
     examples = len(source)
     if config.on_error == "skip":
         source, transforms = readable(source, transforms)
     dataset = grain.MapDataset.source(source).apply(transforms)[shard::shards]
-    dataset = dataset.batch(batch_size, batch_fn=functools.partial(_padded_batch, batch_size=batch_size))
-    return CountedBatches(_read(dataset, config), math.ceil(examples / shards), config.max_errors)
+    batches = dataset.batch(batch_size, batch_fn=functools.partial(_padded_batch, batch_size=batch_size))
+    counted = _read(dataset, batches, batch_size, config)
+    return CountedBatches(counted, math.ceil(examples / shards), config.max_errors)
 
 
 def _padded_batch(examples: Sequence[dict[str, np.ndarray]], batch_size: int) -> dict[str, np.ndarray]:
@@ -100,12 +103,9 @@ def _padded_batch(examples: Sequence[dict[str, np.ndarray]], batch_size: int) ->
     return {key: np.pad(value, [(0, rows)] + [(0, 0)] * (value.ndim - 1)) for key, value in batch.items()}
 
 
-def _read(dataset: grain.MapDataset, config: DataConfig) -> grain.IterDataset:
+def _read(
+    examples: grain.MapDataset, batches: grain.MapDataset, batch_size: int, config: DataConfig
+) -> grain.IterDataset:
     # A buffer of one batch for each thread keeps them all busy.
-    batches = dataset.to_iter_dataset(grain.ReadOptions(config.threads, prefetch_buffer_size=config.threads))
-    if config.workers:
-        # Grain reads absl flags when it starts processes, and only a main that uses absl has parsed them.
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()
-        batches = batches.mp_prefetch(grain.MultiprocessingOptions(config.workers))
-    return batches
+    dataset = batches.to_iter_dataset(grain.ReadOptions(config.threads, prefetch_buffer_size=config.threads))
+    return WorkersDataset(dataset, config.workers, examples, batch_size) if config.workers else dataset

@@ -6,17 +6,15 @@ release the GIL. The arithmetic, and its order, is that of Pillow's src/libImagi
 
 import math
 
-import numba
 import numpy as np
+
+from .compiled import compiled
 
 FRACTION_BITS = 22
 """Pillow's fixed-point weights: 32 bits less 8 for the pixel and 2 for sums outside [0, 1] (PRECISION_BITS)."""
 
 TILE = 16
 """Rows of a tile of the transposition: its part of the output stays in the first-level cache."""
-
-# Compiled on the first call; later processes read the machine code from the cache beside this file.
-compiled = numba.njit(nogil=True, cache=True)
 
 
 @compiled

@@ -5,6 +5,7 @@ import csv
 import heapq
 import html
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,12 +41,12 @@ class ReportEvaluator:
 
     Args:
         folder: made if missing; an older report in it is replaced.
-        class_names: of the labels.
+        class_names: of the labels. Bytes of folder names that are no UTF-8 appear as replacement characters.
     """
 
     def __init__(self, folder: Path, class_names: Sequence[str]) -> None:
         self._folder = folder
-        self._class_names = class_names
+        self._class_names = [re.sub("[\ud800-\udfff]", "\ufffd", name) for name in class_names]
         self._confusion = np.zeros((len(class_names), len(class_names)), np.int64)
         self._worst: list[Mistake] = []
         self._position = 0

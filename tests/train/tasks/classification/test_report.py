@@ -1,6 +1,7 @@
 """The report on a classifier whose answers are known: the image's first pixel gives the predicted class."""
 
 import csv
+import os
 import re
 
 import jax
@@ -66,3 +67,11 @@ def test_many_classes_list_the_most_frequent_confusions(tmp_path):
     pairs = re.findall(r"<tr><td>([^<]*)<td>taken for ([^<]*)<td>(\d+)", (tmp_path / "index.html").read_text())
     assert pairs == [("class 2", "class 0", "2"), ("class 0", "class 1", "1")]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["confusion.csv", "index.html"]
+
+
+def test_names_that_are_no_utf8(tmp_path):
+    names = [os.fsdecode(b"Kr\xf6te"), "Kröte", "owl"]
+    write_report(tmp_path, names)
+    assert "Kr\ufffdte" in (tmp_path / "index.html").read_text(encoding="utf-8")
+    rows = list(csv.reader((tmp_path / "confusion.csv").open(encoding="utf-8")))
+    assert [row[0] for row in rows[1:]] == ["Kr\ufffdte", "Kröte", "owl"]
