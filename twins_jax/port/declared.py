@@ -8,6 +8,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, get_args
 
 from twins_jax.config import WindowPadding
@@ -31,9 +32,8 @@ def read_folder(folder: str) -> Declared:
     path = os.path.join(folder, CONFIG_FILE)
     if os.path.exists(path):
         return from_json(read_object(path), path)
-    checkpoints, _, _ = os.path.abspath(folder).rsplit(os.sep, 2)  # RUN/checkpoints/STEP/params
-    run, name = os.path.split(checkpoints)
-    return _read_run(run) if name == "checkpoints" else NOTHING_DECLARED
+    checkpoints = Path(os.path.abspath(folder)).parent.parent  # RUN/checkpoints/STEP/params
+    return _read_run(str(checkpoints.parent)) if checkpoints.name == "checkpoints" else NOTHING_DECLARED
 
 
 def from_text(text: str | None, place: str) -> Declared:
