@@ -18,8 +18,8 @@ class InputError(ValueError):
 def require(field: str, value: object, ok: bool, allowed: str) -> None:
     """Raises InputError that names an argument, its value, cut to 300 characters, and what it must be, unless `ok`."""
     if not ok:
-        shown = " ".join(repr(value).split())  # arrays and modules show themselves in many lines
-        raise InputError(f"{field}={shown if len(shown) <= 300 else shown[:300] + '...'}: must be {allowed}")
+        text = " ".join(repr(value).split())  # arrays and modules show themselves in many lines
+        raise InputError(f"{field}={text if len(text) <= 300 else text[:300] + '...'}: must be {allowed}")
 
 
 def is_integer(value: object, least: int) -> bool:

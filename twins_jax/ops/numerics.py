@@ -50,8 +50,8 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: floa
     x = x.astype(wide)
     centered = x - x.mean(axis=-1, keepdims=True)
     normal = centered * lax.rsqrt(jnp.square(centered).mean(axis=-1, keepdims=True) + epsilon)
-    scale, bias = per_channel(scale.astype(wide), x), per_channel(bias.astype(wide), x)
-    return fusion_barrier(normal * scale + bias).astype(dtype)
+    scaled = normal * per_channel(scale.astype(wide), x)
+    return fusion_barrier(scaled + per_channel(bias.astype(wide), x)).astype(dtype)
 
 
 @jax.custom_jvp
