@@ -162,6 +162,7 @@ class Full(io.StringIO):
         raise BrokenPipeError(32, "Broken pipe", text)
 
 
+@pytest.mark.filterwarnings("ignore:slow")
 @pytest.mark.parametrize("make", [Full, lambda: None], ids=["broken", "closed"])
 def test_output_that_nobody_reads_does_not_end_a_run(
     make: Callable[[], io.StringIO | None], monkeypatch: pytest.MonkeyPatch
