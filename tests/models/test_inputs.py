@@ -13,12 +13,13 @@ from flax import nnx
 
 import twins_jax
 from tests.support.compilation import fast_compilation
-from tests.support.models import PCPVT, SVT, classifier, random_array
+from tests.support.models import PCPVT, SVT, classifier, random_array, random_module
 from train.recipes import digits
 from train.task import DatasetInfo
 from train.tasks.classification.metrics import ClassificationEvaluator
 from train.tasks.classification.task import ClassificationTask
 from twins_jax import InputError, TwinsClassifier
+from twins_jax.backbone import Stage
 from twins_jax.config import VARIANTS
 from twins_jax.inputs import as_array
 from twins_jax.preprocess import IMAGENET_MEAN, IMAGENET_STD, normalize
@@ -110,23 +111,22 @@ NO_IMAGES = np.zeros((0, 45, 70, 3), np.float32)
 
 
 def loss(apply: Callable[..., jax.Array], params: Any, images: Any) -> tuple[jax.Array, jax.Array]:
-    logits = apply(params, images, jax.random.key(0))
-    return (logits**2).sum(), logits
+    outputs = apply(params, images, jax.random.key(0))
+    return (outputs**2).sum(), outputs
 
 
-def test_an_empty_batch() -> None:
-    config = dataclasses.replace(SVT, dropout_rate=0.1, drop_path_rate=0.2, window_padding="mask")
-    model = classifier(config)
-    apply, params = twins_jax.split_model(model)
+def test_the_gradients_of_an_empty_batch() -> None:
+    config = dataclasses.replace(SVT, dropout_rate=0.1, window_padding="mask")
+    # The first stage has every kind of layer.
+    stage = random_module(lambda: Stage(0, drop_path_rates=[0.0, 0.2], config=config, rngs=nnx.Rngs(0)))
+    apply, params = twins_jax.split_model(stage)
     with fast_compilation():
         run = jax.jit(jax.value_and_grad(loss, argnums=(1, 2), has_aux=True), static_argnums=0)
-        (value, logits), (gradients, to_images) = run(apply, params, NO_IMAGES)
+        (value, outputs), (gradients, to_images) = run(apply, params, NO_IMAGES)
     assert value == 0
-    assert logits.shape == (0, 10)
+    assert outputs.shape == (0, 11, 17, 16)
     assert to_images.shape == NO_IMAGES.shape
     assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(gradients))
-    maps = model.backbone(NO_IMAGES)  # not jitted
-    assert [m.shape for m in maps] == [(0, 11, 17, 16), (0, 5, 8, 32), (0, 2, 4, 48), (0, 1, 2, 64)]
 
 
 SVTS = ("twins_svt_small", "twins_svt_base", "twins_svt_large")
@@ -143,7 +143,10 @@ def test_an_empty_batch_of_every_variant(name: str, implementation: Any, padding
     # A kind of block once: more of them have the same shapes.
     config = dataclasses.replace(VARIANTS[name], depths=(2, 1, 1, 1), attention_implementation=implementation)
     config = dataclasses.replace(config, window_padding=padding)
-    apply, params = twins_jax.split_model(nnx.eval_shape(lambda: TwinsClassifier(config, 7, rngs=nnx.Rngs(0))))
+    model = nnx.eval_shape(lambda: TwinsClassifier(config, 7, rngs=nnx.Rngs(0)))
+    graphdef, (apply, params) = nnx.graphdef(model), twins_jax.split_model(model)
+    maps = jax.eval_shape(lambda params: twins_jax.merge_model(graphdef, params).backbone(NO_IMAGES), params)
+    assert [m.shape[:3] for m in maps] == [(0, 11, 17), (0, 5, 8), (0, 2, 4), (0, 1, 2)]
     differentiate = functools.partial(jax.value_and_grad(loss, argnums=1, has_aux=True), apply)
     (_, logits), gradients = jax.eval_shape(differentiate, params, NO_IMAGES)
     assert logits.shape == (0, 7)
