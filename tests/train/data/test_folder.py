@@ -3,6 +3,7 @@ import errno
 import os
 import pickle
 import re
+import socket
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -148,7 +149,7 @@ def make(root: Path, *files: str) -> Path:
 def places(source: FolderSource) -> list[tuple[str, int]]:
     """Paths and labels, also of links that lead nowhere."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Path, "read_bytes", lambda path: bytes(path))
+        patch.setattr("train.data.folder.read_image", bytes)
         return [(os.fsdecode(source[i]["image"]), source[i]["label"]) for i in range(len(source))]
 
 
@@ -236,4 +237,23 @@ def test_file_that_cannot_be_read(root: Path) -> None:
     source = FolderSource(root, train=True)
     (root / "train/cat/c.png").unlink()
     with pytest.raises(InputError, match=re.escape(f"{root / 'train/cat/c.png'}: cannot be read: No such file")):
+        source[1]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "socket"])
+def test_link_to_what_has_no_end(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Listed, for each link would cost a system call, and refused at once when read."""
+    link = make(tmp_path, "train/a/1.png") / "train/a/zz.jpg"
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.chdir(tmp_path)  # the path of a socket must be short
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket")
+    link.symlink_to({"device": "/dev/zero"}.get(kind, str(tmp_path / kind)))
+    source = FolderSource(tmp_path, train=True)
+    if kind == "folder":
+        (tmp_path / kind).mkdir()  # after the listing, which would look into it
+    reason = {"folder": "cannot be read: Is a directory", "socket": "cannot be read: .+"}.get(
+        kind, f"is a {kind}; must be a regular file"
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(str(link))}: {reason}$"):
         source[1]
