@@ -1,10 +1,13 @@
-"""Encoded image file -> pixels, the same as PIL decodes.
+"""Image file -> its content -> pixels, the same as PIL decodes.
 
 A file is read as what its first bytes say, whatever its name ends in, and by no readers but those of `FORMATS`: some of
 PIL's others start programs or hold little but history.
 """
 
 import io
+import os
+import stat
+from pathlib import Path
 
 import numpy as np
 import simplejpeg
@@ -20,6 +23,15 @@ names. JPEG covers the MPO files of phones, and PPM covers PBM and PGM."""
 
 MAX_PIXELS = 89_478_485
 """Largest image that is decoded, height x width: a quarter of a gigabyte as RGB (PIL.Image.MAX_IMAGE_PIXELS)."""
+
+MAX_BYTES = 12 * MAX_PIXELS
+"""Largest file that is read, a gibibyte: four samples of 16 bits a pixel, and half as much for all else in the file."""
+
+LARGE_FILE = 1 << 24
+"""Size in bytes above which the first bytes of a file decide if the others are read: few photographs are as large."""
+
+KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+"""Files that can be opened and are not regular ones."""
 
 SAME_COLORS = ("YCbCr", "Gray", "RGB")
 """Color spaces of a JPEG file that simplejpeg converts to the same RGB as PIL: both by libjpeg-turbo."""
@@ -51,6 +63,45 @@ SIGNATURES = {
 """First bytes of files that are found under the names of images, to say what a refused file is."""
 
 
+def read_image(path: Path) -> bytes:
+    """Returns the whole of a regular file of at most `MAX_BYTES`.
+
+    Raises:
+        InputError: the path leads to no file, a file that cannot be read, a pipe or a device, which may have no end,
+            a file of more bytes, or one of more than `LARGE_FILE` that does not start as one of `FORMATS` does. The
+            message starts with the path.
+    """
+    try:
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            status = os.fstat(file.fileno())  # of what is open: a link may lead elsewhere by now
+            if not stat.S_ISREG(status.st_mode):
+                kind = KINDS.get(stat.S_IFMT(status.st_mode), "of another kind")
+                raise InputError(f"{path}: is {kind}; must be a regular file")
+            _check_size(status.st_size, str(path))
+            if status.st_size > LARGE_FILE and not _has_format(start := file.peek(16)):
+                raise InputError(f"{path}: not a readable image: {_describe(start)}")
+            return file.read(status.st_size)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    # Opening a pipe would wait for a writer, and a terminal could take control of the process.
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+
+
+def _check_size(size: int, name: str) -> None:
+    if size > MAX_BYTES:
+        raise InputError(f"{name}: not a readable image: {size:,} bytes; at most {MAX_BYTES:,} are read")
+
+
+def _has_format(start: bytes) -> bool:
+    """True if PIL's reader of one of `FORMATS` would try a file with these first bytes, at least 16."""
+    Image.preinit()  # imports the readers that are not imported above
+    accepts = (Image.OPEN[name][1] for name in FORMATS)
+    return any(accept is None or accept(start[:16]) for accept in accepts)
+
+
 def decode(data: bytes, name: str) -> np.ndarray:
     """Returns the pixels of an encoded image as uint8 [H, W, 3], RGB: those of PIL's `convert("RGB")`, as torchvision.
 
@@ -63,9 +114,11 @@ def decode(data: bytes, name: str) -> np.ndarray:
         name: of the file, for messages.
 
     Raises:
-        InputError: the file is of another format, is damaged or truncated, has more than `MAX_PIXELS`, or samples that
-            do not fit in RGB: signed, floating-point, of 12 or 32 bits, CIELAB. The message starts with `name`.
+        InputError: the file is of another format, is damaged or truncated, has more than `MAX_BYTES` or `MAX_PIXELS`,
+            or samples that do not fit in RGB: signed, floating-point, of 12 or 32 bits, CIELAB. The message starts
+            with `name`.
     """
+    _check_size(len(data), name)
     if data.startswith(b"\xff\xd8\xff"):
         try:
             height, width, colors, _ = simplejpeg.decode_jpeg_header(data)

@@ -10,6 +10,7 @@ import numpy as np
 
 from twins_jax.errors import InputError
 
+from .decode import read_image
 from .records import Record
 
 # torchvision.datasets.folder.IMG_EXTENSIONS: both see the same files.
@@ -63,11 +64,7 @@ class FolderSource:
         label = int(np.searchsorted(self._class_starts, index, side="right")) - 1
         begin, end = self._name_ends[index], self._name_ends[index + 1]
         path = self._dir / self.class_names[label] / os.fsdecode(self._names[begin:end])
-        try:
-            image = path.read_bytes()
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-        return {"image": image, "label": label, "name": str(path)}
+        return {"image": read_image(path), "label": label, "name": str(path)}
 
 
 def _eval_dir(root: Path) -> Path:

@@ -1,7 +1,11 @@
 import io
+import os
+import re
 import subprocess
+import tracemalloc
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +17,7 @@ from tests.scripts.fuzz_images import fuzz
 from tests.support.images import chunk, of_all_kinds, picture, png, saved, tiff
 from tests.support.paths import SHARED_DATA
 from train.data import decode as decode_module
-from train.data.decode import decode
+from train.data.decode import LARGE_FILE, MAX_BYTES, MAX_PIXELS, decode, read_image
 from twins_jax.errors import InputError
 
 IMAGENET_SAMPLE = SHARED_DATA / "imagenet-sample"
@@ -273,3 +277,47 @@ def test_oversized_image(encode: Callable[..., bytes], monkeypatch: pytest.Monke
         InputError, match=r"^some/file: not a readable image: 60 x 50 pixels; at most 2,999 are decoded"
     ):
         decode(data, "some/file")
+
+
+@pytest.mark.parametrize(
+    ("start", "size", "reason"),
+    [
+        (b"\xff\xd8\xff", MAX_BYTES + 1, "1,073,741,821 bytes; at most 1,073,741,820 are read"),
+        (b"", 3 << 30, "3,221,225,472 bytes; at most 1,073,741,820 are read"),
+        (b"", MAX_BYTES, r"unknown format, first bytes b'\\x00"),
+        (b"PK\x03\x04", LARGE_FILE + 1, r"ZIP, first bytes b'PK"),
+    ],
+)
+def test_refused_before_it_is_read(tmp_path: Path, start: bytes, size: int, reason: str) -> None:
+    path = tmp_path / "zz.jpg"
+    path.write_bytes(start)
+    os.truncate(path, size)  # sparse: takes no space
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match=f"^{re.escape(str(path))}: not a readable image: {reason}"):
+            read_image(path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_bound_fits_the_largest_image() -> None:
+    assert MAX_BYTES > 8 * MAX_PIXELS + 2**24  # RGBA of 16 bits, uncompressed
+
+
+@pytest.mark.parametrize("kind", READ)
+def test_large_file_is_read(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check of the first bytes accepts what is decoded."""
+    monkeypatch.setattr(decode_module, "LARGE_FILE", 0)
+    (tmp_path / "file").write_bytes(READ[kind][0])
+    assert read_image(tmp_path / "file") == READ[kind][0]
+
+
+def test_oversized_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data set in array_record hands out whole files."""
+    data = jpeg(picture(8, 8))
+    monkeypatch.setattr(decode_module, "MAX_BYTES", len(data))
+    assert decode(data, "").shape == (8, 8, 3)
+    monkeypatch.setattr(decode_module, "MAX_BYTES", len(data) - 1)
+    with pytest.raises(InputError, match=r"^set\[3\]: not a readable image: \d+ bytes; at most \d+ are read$"):
+        decode(data, "set[3]")

@@ -1,10 +1,12 @@
 import contextlib
 import errno
+import functools
 import os
 import pickle
 import re
+import socket
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -148,7 +150,7 @@ def make(root: Path, *files: str) -> Path:
 def places(source: FolderSource) -> list[tuple[str, int]]:
     """Paths and labels, also of links that lead nowhere."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Path, "read_bytes", lambda path: bytes(path))
+        patch.setattr("train.data.folder.read_image", bytes)
         return [(os.fsdecode(source[i]["image"]), source[i]["label"]) for i in range(len(source))]
 
 
@@ -237,3 +239,28 @@ def test_file_that_cannot_be_read(root: Path) -> None:
     (root / "train/cat/c.png").unlink()
     with pytest.raises(InputError, match=re.escape(f"{root / 'train/cat/c.png'}: cannot be read: No such file")):
         source[1]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "socket"])
+def test_link_to_what_is_no_file(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Listed, for each link would cost a system call, and refused at once when read."""
+    link = make(tmp_path, "train/a/1.png") / "train/a/zz.jpg"
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.chdir(tmp_path)  # the path of a socket must be short
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket")
+    link.symlink_to({"device": "/dev/null"}.get(kind, str(tmp_path / kind)))
+    source = FolderSource(tmp_path, train=True)
+    if kind == "folder":
+        (tmp_path / kind).mkdir()  # after the listing, which would look into it
+    reason = {"folder": "cannot be read: Is a directory", "socket": "cannot be read: .+"}.get(
+        kind, f"is a {kind}; must be a regular file"
+    )
+    monkeypatch.setattr(os, "open", functools.partial(open_at_once, os.open))
+    with pytest.raises(InputError, match=f"^{re.escape(str(link))}: {reason}$"):
+        source[1]
+
+
+def open_at_once(system_open: Callable[..., int], path: Any, flags: int, *arguments: Any) -> int:
+    assert flags & os.O_NONBLOCK  # or the test would wait for a writer of the pipe
+    return system_open(path, flags, *arguments)
