@@ -169,7 +169,7 @@ def test_run_goes_on_after_a_loss_and_preemption(
 
     # The one that the others find each other by; `test_process_that_fails_alone` ends the other one.
     pair = start_pair(MAIN, *arguments)
-    pair.signal_when(lambda: reached(workdir, 5), 0, signal.SIGKILL)
+    pair.signal_when((workdir / "checkpoints" / "4").is_dir, 0, signal.SIGKILL)  # a save ends some steps later
     killed = time.monotonic()
     (victim_code, _, _), (code, _, errors) = pair.end(timeout=600)
     # The loss is noticed after TIMEOUT at the latest, and no process waits for anything after that.
@@ -179,10 +179,10 @@ def test_run_goes_on_after_a_loss_and_preemption(
     assert "Traceback" not in errors
 
     pair = start_pair(MAIN, *arguments)
-    pair.signal_when(lambda: reached(workdir, 10), 1, signal.SIGTERM)
+    pair.signal_when(lambda: reached(workdir, 13), 1, signal.SIGTERM)
     (code, output, errors), (other_code, _, other_errors) = pair.end(timeout=600)
     assert (code, other_code) == (75, 75), errors + other_errors
-    assert "holds step 4 of" in output
+    assert re.search("holds step (4|8) of", output)
     stopped = max(line["step"] for line in lines(workdir))
     for text in (errors, other_errors):
         assert f"SIGTERM: saved step {stopped} of {STEPS}" in text
