@@ -8,7 +8,7 @@ import jax
 
 @contextlib.contextmanager
 def fast_compilation() -> Iterator[None]:
-    """For programs that run a few times, whose exact values are compared with nothing."""
+    """For programs that run a few times, whose rounding is compared with no bound on it."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     try:

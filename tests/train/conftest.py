@@ -13,8 +13,16 @@ from PIL import Image
 import train.loop
 from tests.support import runs, short
 from tests.support.alone import PLAN, Alone, RunMain, call_main
+from tests.support.compilation import fast_compilation
 from train.config import RunConfig
 from train.experiment import Experiment, build
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _fast_compilation() -> Iterator[None]:
+    """Compiling takes most of the time of these tests, and none is of the speed of a program."""
+    with fast_compilation():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -366,7 +366,7 @@ def test_workdir_that_cannot_be_written(rerun: RunMain, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     code, _, errors = rerun(tmp_path / "file" / "run")
     assert code == 2
-    assert errors == f"error: workdir: {tmp_path}/file/run cannot be written: Not a directory\n"
+    assert errors == f"error: workdir='{tmp_path}/file/run': must be a path that can be used: Not a directory\n"
 
 
 def test_compiled_step_donates_its_state_and_nothing_else(alone: Alone, tmp_path: Path) -> None:
