@@ -145,6 +145,11 @@ def test_numbers_of_numpy_are_numbers() -> None:
 MODEL = nnx.eval_shape(lambda: TwinsClassifier(CONFIG, 5, rngs=nnx.Rngs(0)))
 APPLY, PARAMS = twins_jax.split_model(MODEL)
 IMAGES = jnp.zeros((1, 32, 32, 3))
+KEYS_REFUSED = [
+    *(0, nnx.Rngs(0), "key", jnp.zeros(2), [0, 0], np.zeros(2), np.zeros(2, np.int64), np.zeros(2, object)),
+    *(make((n,), dtype=np.uint32) for n in (0, 1, 3, 4) for make in (np.zeros, jnp.zeros)),
+    *(np.uint32(0), np.zeros((2, 2), np.uint32), jax.random.split(jax.random.key(0))),
+]
 WRONG_CALLS: dict[str, tuple[Callable[..., Any], Sequence[Any], str]] = {
     # function, wrong values of its first argument that has one, the argument's name
     "list_models": (twins_jax.list_models, [None, 3, ["twins*"]], "pattern"),
@@ -174,7 +179,7 @@ WRONG_CALLS: dict[str, tuple[Callable[..., Any], Sequence[Any], str]] = {
     "split_model": (twins_jax.split_model, [None, {}, "twins_svt_small"], "model"),
     "merge_model": (lambda value: twins_jax.merge_model(value, PARAMS), [None, MODEL, {}], "graphdef"),
     "batch_stats": (lambda value: twins_jax.merge_model(nnx.graphdef(MODEL), PARAMS, value), [0, []], "batch_stats"),
-    "key": (lambda value: APPLY(PARAMS, IMAGES, value), [0, nnx.Rngs(0), "key", jnp.zeros(2)], "key"),
+    "key": (lambda value: APPLY(PARAMS, IMAGES, value), KEYS_REFUSED, "key"),
     "call": (lambda value: MODEL(IMAGES, rngs=value), [0, "key", nnx.Rngs(params=0)], "rngs"),
     "fsdp": (make_mesh, [True, 1.0, "1", None], "fsdp"),
     "devices": (lambda value: make_mesh(1, value), [[], 1, "cpu", [0]], "devices"),
