@@ -168,18 +168,19 @@ def _check_model(model: nnx.Module) -> None:
     require("model", type(model), isinstance(model, nnx.Module), "a model, an nnx.Module")
 
 
-def _rngs(key: jax.Array | None) -> nnx.Rngs | None:
+def _rngs(key: jax.Array | np.ndarray | None) -> nnx.Rngs | None:
     """Returns the streams of a model's call, from a typed key or the numbers that `jax.random.PRNGKey` makes."""
     if key is None:
         return None
     allowed = "a PRNG key, such as jax.random.key(0)"
     require("key", key, isinstance(key, (jax.Array, np.ndarray)), allowed)
-    typed = key
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        require("key", key, jnp.issubdtype(key.dtype, jnp.uint32), allowed)
+    is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    require("key", key, is_typed or jnp.issubdtype(key.dtype, np.uint32), allowed)
+    typed = key if isinstance(key, jax.Array) else jnp.asarray(native(key))
+    if not is_typed:
         try:
-            typed = jax.random.wrap_key_data(jnp.asarray(native(key) if isinstance(key, np.ndarray) else key))
-        except (TypeError, ValueError):  # a length that is none of the generator's
+            typed = jax.random.wrap_key_data(typed)
+        except (TypeError, ValueError):  # of a length that is not the generator's
             require("key", key, False, allowed)
     require("key", key, typed.ndim == 0, f"{allowed}, and a single one")
     return nnx.Rngs(dropout=typed)
