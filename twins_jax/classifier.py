@@ -5,7 +5,7 @@ from flax import nnx
 
 from twins_jax.backbone import TwinsBackbone
 from twins_jax.config import TwinsConfig, check_config
-from twins_jax.errors import is_integer, require
+from twins_jax.errors import MAX_INT, is_integer, require
 from twins_jax.layers import LayerNorm, Linear
 from twins_jax.preprocess import Preprocessing
 
@@ -28,7 +28,7 @@ class TwinsClassifier(nnx.Module):
 
     def __init__(self, config: TwinsConfig, num_classes: int, *, rngs: nnx.Rngs) -> None:
         check_config(config)
-        require("num_classes", num_classes, is_integer(num_classes, 0), "an integer from 0")
+        require("num_classes", num_classes, is_integer(num_classes, 0), f"an integer from 0 to {MAX_INT}")
         require(
             "stage_norms", config.stage_norms, not config.stage_norms, "False: a classifier norms the last map itself"
         )

@@ -18,6 +18,21 @@ StageInts = tuple[int, int, int, int]
 MIN_IMAGE_SIZE = 32
 """The four stages reduce an image by 4, 2, 2 and 2: a smaller side would leave the last one empty."""
 
+MAX_WIDTH = 2**20
+"""Of channels, heads and ratios of the MLPs: no product of them in a kernel's shape overflows JAX's 64 bits."""
+
+MAX_SIDE = 2**10
+"""Of windows, of sub-sampling cells, and of the blocks in a stage, which Python makes one by one."""
+
+_STAGE_FIELDS = {
+    "embed_dims": MAX_WIDTH,
+    "num_heads": MAX_WIDTH,
+    "mlp_ratios": MAX_WIDTH,
+    "depths": MAX_SIDE,
+    "sub_sampling_ratios": MAX_SIDE,
+}
+"""The fields with an integer for each stage, and the largest."""
+
 
 class RuntimeOptions(TypedDict, total=False):
     """The options that leave a model's parameters as they are; the defaults are those of `TwinsConfig`.
@@ -103,17 +118,20 @@ class TwinsConfig:
     remat: bool = False
 
     def __post_init__(self) -> None:
-        for field in ("embed_dims", "num_heads", "mlp_ratios", "depths", "sub_sampling_ratios"):
+        for field, most in _STAGE_FIELDS.items():
             values = getattr(self, field)
-            is_right = isinstance(values, (tuple, list)) and len(values) == 4 and all(is_integer(v, 1) for v in values)
-            require(field, values, is_right, "four positive integers, one for each stage")
+            are_four = isinstance(values, (tuple, list)) and len(values) == 4
+            is_right = are_four and all(is_integer(value, 1, most) for value in values)
+            require(field, values, is_right, f"four positive integers up to {most}, one for each stage")
             self._set(field, tuple(map(int, values)))
         divide = all(dim % heads == 0 for dim, heads in zip(self.embed_dims, self.num_heads, strict=True))
         require("num_heads", self.num_heads, divide, f"divisors of embed_dims, {self.embed_dims}")
         if self.window_size is not None:
-            require("window_size", self.window_size, is_integer(self.window_size, 2), "None or an integer from 2")
+            is_side = is_integer(self.window_size, 2, MAX_SIDE)
+            require("window_size", self.window_size, is_side, f"None or an integer from 2 to {MAX_SIDE}")
             self._set("window_size", int(self.window_size))
-        require("in_channels", self.in_channels, is_integer(self.in_channels, 1), "an integer from 1")
+        is_width = is_integer(self.in_channels, 1, MAX_WIDTH)
+        require("in_channels", self.in_channels, is_width, f"an integer from 1 to {MAX_WIDTH}")
         self._set("in_channels", int(self.in_channels))
         for field in ("drop_path_rate", "dropout_rate"):
             rate = getattr(self, field)

@@ -6,6 +6,9 @@ from collections.abc import Collection, Iterable
 
 import numpy as np
 
+MAX_INT = 2**31 - 1
+"""The largest count that enters a model: sizes of axes are int32 on devices."""
+
 
 class InputError(ValueError):
     """An argument or a file is not what it must be.
@@ -18,13 +21,16 @@ class InputError(ValueError):
 def require(field: str, value: object, ok: bool, allowed: str) -> None:
     """Raises InputError that names an argument, its value, cut to 300 characters, and what it must be, unless `ok`."""
     if not ok:
-        text = " ".join(repr(value).split())  # arrays and modules show themselves in many lines
+        try:
+            text = " ".join(repr(value).split())  # arrays and modules show themselves in many lines
+        except ValueError:  # an integer of more digits than Python shows
+            text = f"<{type(value).__name__}>"
         raise InputError(f"{field}={text if len(text) <= 300 else text[:300] + '...'}: must be {allowed}")
 
 
-def is_integer(value: object, least: int) -> bool:
-    """True for an integer of Python or NumPy from `least` on; a bool is none."""
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and int(value) >= least
+def is_integer(value: object, least: int, most: int = MAX_INT) -> bool:
+    """True for an integer of Python or NumPy from `least` to `most`; a bool is none."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and least <= int(value) <= most
 
 
 def is_number(value: object) -> bool:

@@ -52,10 +52,19 @@ def array_misfits(arrays: Mapping[str, Any], expected: Mapping[str, Shape | None
     lines = misfits(found, wanted)
     for name, shape in wanted.items():
         if name in others:
-            lines[name] = f"  ! {name} holds {others[name]}, expected an array {shape}"
+            lines[name] = f"  ! {name} holds {others[name]}, expected an array {shape}{_as_array_hint(arrays[name])}"
         elif name not in lines and not jnp.issubdtype(arrays[name].dtype, jnp.floating):
             lines[name] = f"  ! {name} has dtype {arrays[name].dtype}, expected floating-point"
+        elif name not in lines and np.ma.is_masked(arrays[name]):
+            lines[name] = f"  ! {name} has masked values, expected all of them"
     return lines
+
+
+def _as_array_hint(value: object) -> str:
+    """Returns how a tensor of PyTorch or a list becomes an array, for the end of a line; "" for other values."""
+    if hasattr(value, "detach"):
+        return ": np.asarray(tensor.detach().float().cpu())"
+    return ": np.asarray(list)" if isinstance(value, (list, tuple)) else ""
 
 
 def by_name(field: str, tree: object) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from twins_jax.backbone import TwinsBackbone
 from twins_jax.classifier import TwinsClassifier
 from twins_jax.errors import InputError, require
 from twins_jax.fit import array_misfits, by_name, declared_shape
+from twins_jax.inputs import native
 
 Params = dict[str, Any]
 """A nested dict of arrays with string keys only, such as params["backbone"]["stages"]["0"]["peg"]["kernel"]."""
@@ -103,7 +104,10 @@ def merge_model(graphdef: nnx.GraphDef[Any], params: Params, batch_stats: BatchS
         own = {name: v for name, (_, v) in every.items() if isinstance(v, nnx.Param) == (field == "params")}
         shapes = {name: declared_shape(variable) for name, variable in own.items()}
         _refuse(field, array_misfits(arrays, shapes, abstract=True).values())
-        values |= {every[name][0]: array for name, array in arrays.items()}
+        values |= {
+            every[name][0]: native(array) if isinstance(array, (np.ndarray, np.generic)) else array
+            for name, array in arrays.items()
+        }
     nnx.update(model, traverse_util.unflatten_dict(values))
     return model
 
@@ -164,16 +168,22 @@ def _check_model(model: nnx.Module) -> None:
     require("model", type(model), isinstance(model, nnx.Module), "a model, an nnx.Module")
 
 
-def _rngs(key: jax.Array | None) -> nnx.Rngs | None:
-    """Returns the streams of a model's call."""
+def _rngs(key: jax.Array | np.ndarray | None) -> nnx.Rngs | None:
+    """Returns the streams of a model's call, from a typed key or the numbers that `jax.random.PRNGKey` makes."""
     if key is None:
         return None
-    is_key = isinstance(key, (jax.Array, np.ndarray)) and (
-        (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0)
-        or (key.dtype == jnp.uint32 and key.ndim == 1)  # of jax.random.PRNGKey
-    )
-    require("key", key, is_key, "a PRNG key, such as jax.random.key(0)")
-    return nnx.Rngs(dropout=key)
+    allowed = "a PRNG key, such as jax.random.key(0)"
+    require("key", key, isinstance(key, (jax.Array, np.ndarray)), allowed)
+    is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    require("key", key, is_typed or jnp.issubdtype(key.dtype, np.uint32), allowed)
+    typed = key if isinstance(key, jax.Array) else jnp.asarray(native(key))
+    if not is_typed:
+        try:
+            typed = jax.random.wrap_key_data(typed)
+        except (TypeError, ValueError):  # of a length that is not the generator's
+            require("key", key, False, allowed)
+    require("key", key, typed.ndim == 0, f"{allowed}, and a single one")
+    return nnx.Rngs(dropout=typed)
 
 
 def _variables(

@@ -12,7 +12,7 @@ from flax import nnx, traverse_util
 from twins_jax.backbone import TwinsBackbone
 from twins_jax.classifier import TwinsClassifier
 from twins_jax.config import TwinsConfig, TwinsOptions, check_options, variant_config
-from twins_jax.errors import InputError, is_integer, require, shown_list
+from twins_jax.errors import MAX_INT, InputError, is_integer, require, shown_list
 from twins_jax.functional import Params, get_params, merge_model
 from twins_jax.layers import LayerNorm, Linear, check_rngs
 
@@ -60,7 +60,8 @@ def from_pretrained(
         InputError: (a ValueError) the source cannot be read, is of no known variant, does not fit it name by name or
             has no classifier (see `backbone_from_pretrained`); or an argument is not what it must be.
     """
-    require("num_classes", num_classes, num_classes is None or is_integer(num_classes, 0), "None or an integer from 0")
+    is_count = num_classes is None or is_integer(num_classes, 0)
+    require("num_classes", num_classes, is_count, f"None or an integer from 0 to {MAX_INT}")
     if rngs is not None:
         check_rngs(rngs, "params")
     check_options(overrides, "name", "num_classes", "ema", "prefix", "head", "rngs")

@@ -19,7 +19,7 @@ from twins_jax.sharding import make_mesh
 CONFIG = variant_config("twins_svt_tiny")
 
 BAD_ARGUMENTS = [
-    ({"in_channels": 0}, r"in_channels=0: must be an integer from 1"),
+    ({"in_channels": 0}, r"in_channels=0: must be an integer from 1 to 1048576"),
     ({"drop_path_rate": 1.0}, r"drop_path_rate=1.0: must be a rate in \[0, 1\)"),
     ({"drop_path_rate": -0.1}, r"drop_path_rate=-0.1: must be a rate in \[0, 1\)"),
     ({"drop_path_rate": float("nan")}, r"drop_path_rate=nan: must be a rate in \[0, 1\)"),
@@ -35,10 +35,12 @@ BAD_ARGUMENTS = [
     ({"param_dtype": "uint8"}, r"param_dtype='uint8': must be a floating-point dtype"),
     ({"dtype": "float128"}, r"dtype='float128': must be a floating-point dtype"),
     ({"dtype": {}}, r"dtype=\{\}: must be a floating-point dtype"),
-    ({"in_channels": True}, r"in_channels=True: must be an integer from 1"),
-    ({"in_channels": 3.0}, r"in_channels=3.0: must be an integer from 1"),
-    ({"in_channels": "3"}, r"in_channels='3': must be an integer from 1"),
-    ({"in_channels": None}, r"in_channels=None: must be an integer from 1"),
+    ({"in_channels": True}, r"in_channels=True: must be an integer from 1 to 1048576"),
+    ({"in_channels": 3.0}, r"in_channels=3.0: must be an integer from 1 to 1048576"),
+    ({"in_channels": "3"}, r"in_channels='3': must be an integer from 1 to 1048576"),
+    ({"in_channels": None}, r"in_channels=None: must be an integer from 1 to 1048576"),
+    ({"in_channels": 10**12}, r"in_channels=10{12}: must be an integer from 1 to 1048576"),
+    ({"in_channels": 10**30}, r"in_channels=10{30}: must be an integer from 1 to 1048576"),
     ({"drop_path_rate": "0.1"}, r"drop_path_rate='0.1': must be a rate in \[0, 1\)"),
     ({"drop_path_rate": True}, r"drop_path_rate=True: must be a rate in \[0, 1\)"),
     ({"dropout_rate": None}, r"dropout_rate=None: must be a rate in \[0, 1\)"),
@@ -89,10 +91,17 @@ def test_the_nearest_argument_is_named() -> None:
         twins_jax.create_model("twins_svt_small", rngs=nnx.Rngs(0), num_clases=10)  # type: ignore[call-arg]
 
 
-@pytest.mark.parametrize("num_classes", [-1, 10.0, "10", None, True, jnp.ones(())], ids=repr)
+@pytest.mark.parametrize("num_classes", [-1, 10.0, "10", None, True, jnp.ones(()), 2**31, 10**12, 10**30], ids=repr)
 def test_number_of_classes(num_classes: Any) -> None:
-    with pytest.raises(InputError, match=rf"^num_classes={re.escape(repr(num_classes))}: must be an integer from 0$"):
+    with pytest.raises(
+        InputError, match=rf"^num_classes={re.escape(repr(num_classes))}: must be an integer from 0 to 2147483647$"
+    ):
         twins_jax.create_model("twins_svt_tiny", num_classes=num_classes, rngs=nnx.Rngs(0))
+
+
+def test_an_integer_of_more_digits_than_python_shows() -> None:
+    with pytest.raises(InputError, match=r"^num_classes=<int>: must be an integer from 0 to 2147483647$"):
+        TwinsClassifier(CONFIG, 10**9999, rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("rngs", [0, None, "0", nnx.Rngs(dropout=0), nnx.Rngs], ids=lambda rngs: str(rngs)[:12])
@@ -136,6 +145,11 @@ def test_numbers_of_numpy_are_numbers() -> None:
 MODEL = nnx.eval_shape(lambda: TwinsClassifier(CONFIG, 5, rngs=nnx.Rngs(0)))
 APPLY, PARAMS = twins_jax.split_model(MODEL)
 IMAGES = jnp.zeros((1, 32, 32, 3))
+KEYS_REFUSED = [
+    *(0, nnx.Rngs(0), "key", jnp.zeros(2), [0, 0], np.zeros(2), np.zeros(2, np.int64), np.zeros(2, object)),
+    *(make((n,), dtype=np.uint32) for n in (0, 1, 3, 4) for make in (np.zeros, jnp.zeros)),
+    *(np.uint32(0), np.zeros((2, 2), np.uint32), jax.random.split(jax.random.key(0))),
+]
 WRONG_CALLS: dict[str, tuple[Callable[..., Any], Sequence[Any], str]] = {
     # function, wrong values of its first argument that has one, the argument's name
     "list_models": (twins_jax.list_models, [None, 3, ["twins*"]], "pattern"),
@@ -151,7 +165,11 @@ WRONG_CALLS: dict[str, tuple[Callable[..., Any], Sequence[Any], str]] = {
     "backbone_from_pretrained": (twins_jax.backbone_from_pretrained, [None, 3, ""], "source"),
     "name": (lambda value: twins_jax.from_pretrained("w.pth", name=value), ["twins_svt", 3, ""], "name"),
     "ema": (lambda value: twins_jax.from_pretrained("w.pth", ema=value), ["yes", None], "ema"),
-    "head": (lambda value: twins_jax.from_pretrained("w.pth", num_classes=value), [-1, 2.0, "2", True], "num_classes"),
+    "head": (
+        lambda value: twins_jax.from_pretrained("w.pth", num_classes=value),
+        [-1, 2.0, "2", True, 10**30],
+        "num_classes",
+    ),
     "rngs": (lambda value: twins_jax.from_pretrained("w.pth", rngs=value), [0, "0"], "rngs"),
     "option": (lambda value: twins_jax.from_pretrained("w.pth", num_clases=value), [10], "num_clases"),
     "get_params": (twins_jax.get_params, [None, {}, TwinsClassifier], "model"),
@@ -161,7 +179,7 @@ WRONG_CALLS: dict[str, tuple[Callable[..., Any], Sequence[Any], str]] = {
     "split_model": (twins_jax.split_model, [None, {}, "twins_svt_small"], "model"),
     "merge_model": (lambda value: twins_jax.merge_model(value, PARAMS), [None, MODEL, {}], "graphdef"),
     "batch_stats": (lambda value: twins_jax.merge_model(nnx.graphdef(MODEL), PARAMS, value), [0, []], "batch_stats"),
-    "key": (lambda value: APPLY(PARAMS, IMAGES, value), [0, nnx.Rngs(0), "key", jnp.zeros(2)], "key"),
+    "key": (lambda value: APPLY(PARAMS, IMAGES, value), KEYS_REFUSED, "key"),
     "call": (lambda value: MODEL(IMAGES, rngs=value), [0, "key", nnx.Rngs(params=0)], "rngs"),
     "fsdp": (make_mesh, [True, 1.0, "1", None], "fsdp"),
     "devices": (lambda value: make_mesh(1, value), [[], 1, "cpu", [0]], "devices"),
@@ -202,7 +220,18 @@ def test_classifier_with_stage_norms() -> None:
             {"num_heads": (1, 2, 5, 8)},
             r"num_heads=\(1, 2, 5, 8\): must be divisors of embed_dims, \(32, 64, 128, 256\)",
         ),
-        ({"window_size": 1}, r"window_size=1: must be None or an integer from 2"),
+        ({"window_size": 1}, r"window_size=1: must be None or an integer from 2 to 1024$"),
+        ({"window_size": 10**12}, r"window_size=10{12}: must be None or an integer from 2 to 1024$"),
+        *(
+            (
+                {field: (1, 1, 1, 10**12)},
+                rf"{field}=\(1, 1, 1, 10{{12}}\): must be four positive integers up to {most}, ",
+            )
+            for field, most in {
+                **dict.fromkeys(("embed_dims", "num_heads", "mlp_ratios"), 2**20),
+                **dict.fromkeys(("depths", "sub_sampling_ratios"), 2**10),
+            }.items()
+        ),
     ],
     ids=str,
 )

@@ -26,6 +26,13 @@ def changed(**changes: Any) -> dict[str, Any]:
     return params | {"head": head}
 
 
+class Tensor:
+    """PyTorch's, as far as it is asked."""
+
+    def detach(self) -> "Tensor":
+        return self
+
+
 WRONG = {
     "missing": (changed(bias=None), ["  - head/bias (10,) is missing"]),
     "left over": (changed(scale=np.ones(3)), ["  + head/scale (3,) is left over"]),
@@ -36,7 +43,15 @@ WRONG = {
     "shape": (changed(kernel=np.ones((10, 64))), ["  ! head/kernel has shape (10, 64), expected (64, 10)"]),
     "shape that broadcasts": (changed(bias=np.ones(1)), ["  ! head/bias has shape (1,), expected (10,)"]),
     "integers": (changed(bias=np.arange(10)), ["  ! head/bias has dtype int64, expected floating-point"]),
-    "list": (changed(bias=[0.0] * 10), ["  ! head/bias holds list, expected an array (10,)"]),
+    "list": (changed(bias=[0.0] * 10), ["  ! head/bias holds list, expected an array (10,): np.asarray(list)"]),
+    "masked": (
+        changed(bias=np.ma.array(np.ones(10), mask=True)),
+        ["  ! head/bias has masked values, expected all of them"],
+    ),
+    "tensor": (
+        changed(bias=Tensor()),
+        ["  ! head/bias holds Tensor, expected an array (10,): np.asarray(tensor.detach().float().cpu())"],
+    ),
     "text": (changed(bias="zeros"), ["  ! head/bias holds str, expected an array (10,)"]),
     "dict": (
         changed(bias={"value": NAMES["head/bias"]}),
@@ -139,6 +154,16 @@ def test_merge_model_keeps_arrays_as_they_are() -> None:
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), twins_jax.get_params(MODEL))
     merged = twins_jax.merge_model(nnx.graphdef(MODEL), params)
     assert merged.head.kernel.get_value() is params["head"]["kernel"]
+
+
+@pytest.mark.parametrize("dtype", [">f4", np.longdouble])
+def test_arrays_of_numpy_that_jax_does_not_know(dtype: Any) -> None:
+    given = jax.tree.map(lambda x: np.asarray(x).astype(dtype), twins_jax.get_params(MODEL))
+    model = nnx.eval_shape(lambda: TwinsClassifier(PCPVT, 10, rngs=nnx.Rngs(0)))
+    twins_jax.set_params(model, given)
+    for found in (model, twins_jax.merge_model(nnx.graphdef(MODEL), given)):
+        for name, values in named(twins_jax.get_params(found)).items():
+            np.testing.assert_array_equal(jnp.asarray(values), NAMES[name])
 
 
 def test_shapes_fit_abstract_models_only() -> None:

@@ -1,6 +1,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -56,6 +57,25 @@ def test_set_params_puts_in_what_get_params_takes_out() -> None:
     assert actual.keys() == named(expected).keys()
     for path, values in named(expected).items():
         np.testing.assert_array_equal(actual[path], values)
+
+
+class Dropped(nnx.Module):
+    """A Dropout, called as a model."""
+
+    def __init__(self) -> None:
+        self.dropout = nnx.Dropout(0.5)
+
+    def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None) -> jax.Array:
+        return self.dropout(images, rngs=rngs)
+
+
+def test_keys_of_every_form_draw_the_same() -> None:
+    apply, params = twins_jax.split_model(Dropped())
+    old = jax.random.PRNGKey(3)
+    expected = apply(params, jnp.ones(64), jax.random.key(3))
+    assert 0 < jnp.count_nonzero(expected) < 64
+    for key in (old, np.asarray(old), np.asarray(old).astype(">u4")):
+        np.testing.assert_array_equal(apply(params, jnp.ones(64), key), expected)
 
 
 def test_running_statistics_are_split_off() -> None:

@@ -38,7 +38,16 @@ def torch_tensor(images: np.ndarray) -> Any:
     return pytest.importorskip("torch").from_numpy(images.copy())
 
 
+KINDS["big-endian"] = lambda images: images.astype(">f4")
+KINDS["list of big-endian"] = lambda images: list(images.astype(">f4"))
+KINDS["long double"] = lambda images: images.astype(np.longdouble)
+KINDS["nothing masked"] = lambda images: np.ma.array(images, mask=False)
 KINDS["torch"] = torch_tensor
+KINDS["torch, with gradient"] = lambda images: torch_tensor(images).requires_grad_()
+KINDS["torch, computed"] = lambda images: torch_tensor(images).requires_grad_() * 1
+KINDS["list of torch, with gradient"] = lambda images: list(torch_tensor(images).requires_grad_())
+KINDS["torch, postponed sign"] = lambda images: pytest.importorskip("torch")._neg_view(torch_tensor(-images))
+KINDS["torch, imaginary part of a conjugate"] = lambda images: (torch_tensor(-1j * images)).conj().imag
 KINDS["torch, other strides"] = lambda images: torch_tensor(images.transpose(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
@@ -49,13 +58,16 @@ def test_array_likes_become_arrays(kind: Callable[[np.ndarray], Any]) -> None:
     np.testing.assert_array_equal(found, SMALL)
 
 
-def test_bfloat16_of_torch_becomes_an_array() -> None:
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_bfloat16_of_torch_becomes_an_array(requires_grad: bool) -> None:
     torch = pytest.importorskip("torch")
     tensor = torch.from_numpy(SMALL.copy()).bfloat16()
+    np.testing.assert_array_equal(as_array("images", [tensor.requires_grad_(requires_grad)])[0], as_array("", tensor))
+    tensor = tensor.detach().requires_grad_(requires_grad)
     found = as_array("images", tensor)
     assert found.dtype == jnp.bfloat16
     expected = np.asarray(found, np.float32)
-    tensor.zero_()
+    tensor.detach().zero_()
     np.testing.assert_array_equal(np.asarray(found, np.float32), expected)  # a copy
     np.testing.assert_allclose(expected, SMALL, rtol=1 / 256)
 
@@ -67,6 +79,28 @@ def test_what_is_no_array(value: Any) -> None:
     model = nnx.eval_shape(lambda: twins_jax.TwinsBackbone(PCPVT, rngs=nnx.Rngs(0)))
     for call in (model, normalize):
         with pytest.raises(InputError, match=rf"^images: a {type(value).__name__} that is no array of numbers: .+$"):
+            call(value)
+
+
+MASKED = np.ma.array(SMALL, mask=SMALL > 0)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (SMALL.astype(object), r"images.dtype='object': must be a dtype of numbers"),
+        ([SMALL.astype(object)], r"images.dtype='object': must be a dtype of numbers"),
+        (SMALL.astype("U"), r"images.dtype='<U.*': must be a dtype of numbers"),
+        (SMALL.astype("M8[s]"), r"images.dtype='datetime64\[s\]': must be a dtype of numbers"),
+        (MASKED, r"images: has masked values: must be filled first, such as by images.filled\(0\)"),
+        (list(MASKED), r"images: has masked values: must be filled first, .*"),
+        (np.full(SMALL.shape, 2**40 + 9), r"images='0 to 1099511627785': must be integers that int32 holds"),
+    ],
+    ids=["object", "list of object", "text", "dates", "masked", "list of masked", "integers"],
+)
+def test_what_jax_would_change_or_refuse_by_another_name(value: Any, message: str) -> None:
+    for call in (nnx.eval_shape(lambda: twins_jax.TwinsBackbone(PCPVT, rngs=nnx.Rngs(0))), normalize):
+        with pytest.raises(InputError, match=f"^{message}$"):
             call(value)
 
 
