@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from twins_jax.config import RuntimeOptions, TwinsConfig, variant_config
-from twins_jax.errors import InputError, require
+from twins_jax.errors import MAX_INT, InputError, require
 from twins_jax.paths import HUB_PREFIX, check_path
 
-from .validation import MAX_INT, check_types
+from .validation import check_types
 
 if TYPE_CHECKING:
     import optax

@@ -6,10 +6,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is
 
 from jax.typing import DTypeLike
 
-from twins_jax.errors import require
-
-MAX_INT = 2**31 - 1
-"""The largest integer of a setting: shapes and the counter of steps are int32 on devices."""
+from twins_jax.errors import MAX_INT, require
 
 _NAMES = {int: "an integer below 2**31", float: "a number", str: "text", bool: "True or False", NoneType: "None"}
 

@@ -17,7 +17,7 @@ from flax import nnx
 
 from twins_jax import get_batch_stats, get_params
 from twins_jax.ending import command_line
-from twins_jax.errors import InputError, one_line, require
+from twins_jax.errors import MAX_INT, InputError, one_line, require
 from twins_jax.sharding import make_mesh
 
 from ..config import RunConfig
@@ -30,7 +30,6 @@ from ..recipes.imagenet import EVAL_EXAMPLES, TRAIN_EXAMPLES
 from ..state import abstract_state
 from ..step import make_train_step
 from ..task import DatasetInfo
-from ..validation import MAX_INT
 from .collectives import Traffic, read_traffic
 from .results import check_out, write_figures
 from .tpu import Chip, topology_devices
