@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from jax.tree_util import keystr, tree_flatten_with_path, tree_unflatten
 from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
 
-from twins_jax.errors import InputError, one_line, require
+from twins_jax.errors import InputError, one_line
 from twins_jax.files import storage_failure
 from twins_jax.fit import misfits
 from twins_jax.port.orbax_io import checksum
@@ -229,16 +229,7 @@ def _restore_position(folder: Path, data: grain.DatasetIterator) -> None:
     paths = list(folder.glob("process_0-of-*.json"))
     if len(paths) != 1:
         raise OSError("its position in the data is missing")
-    saved = json.loads(paths[0].read_text())
-    found, now = _workers(saved), _workers(data.get_state())
-    # With another number Grain would fail, or go on from a wrong position.
-    require("data.workers", now, now == found, f"{found}, with which {folder.parent} was written")
-    data.set_state(saved)
-
-
-def _workers(state: Mapping[str, Any]) -> int:
-    """Returns the number of processes of an iterator's state; that of one that reads in threads lacks the entry."""
-    return len(state.get("iterators_in_use_states", ()))
+    data.set_state(json.loads(paths[0].read_text()))
 
 
 @jax.jit

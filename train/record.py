@@ -25,8 +25,7 @@ MAY_CHANGE = LENGTH | {
     *("workdir", "eval_only", "allow_changes", "report", "profile", "fsdp"),
     *("distributed.mode", "distributed.coordinator", "distributed.processes", "distributed.process_id"),
     "distributed.timeout_seconds",
-    # The reading of the data: `dataset.json` tells whether a folder elsewhere holds the same. A checkpoint knows the
-    # number of workers that it needs.
+    # The reading of the data: `dataset.json` tells whether a folder elsewhere holds the same.
     *("data.dir", "data.threads", "data.workers", "data.on_error", "data.max_errors"),
     # The files that it writes, and when.
     *("checkpoint.every_steps", "checkpoint.keep"),

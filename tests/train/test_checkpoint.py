@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from absl import flags
 
 from tests.support import runs
 from tests.support.disk import largest_file
@@ -335,19 +334,6 @@ def test_a_save_that_was_cut_off_is_no_checkpoint(workdir: Path) -> None:
     assert save(workdir, {4: None}, keep=2) == [3, 4]
     assert sorted(path.name for path in folder.iterdir()) == ["3", "4"]
     assert_is(restore(workdir)[0], 4)
-
-
-def test_position_of_another_number_of_workers(three: Path, tmp_path: Path) -> None:
-    """Is no damage: the checkpoint stays where it is."""
-    workdir = Path(shutil.copytree(three, tmp_path / "run"))
-    flags.FLAGS.mark_as_parsed()  # Grain reads them when it starts processes
-    options = grain.MultiprocessingOptions(num_workers=2)
-    (two := iter(grain.MapDataset.range(1000).to_iter_dataset().mp_prefetch(options))).close()
-    (path,) = (workdir / "checkpoints" / "3" / "data").glob("*.json")
-    path.write_text(json.dumps(two.get_state()))
-    with pytest.raises(InputError, match=r"^data\.workers=0: must be 2, with which .*/3 was written$"):
-        restore(workdir)
-    assert kept(workdir) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("value", ["0.1", None, [1]])
