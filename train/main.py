@@ -110,6 +110,10 @@ def _with_record(recipe: RunConfig, source: _Source) -> RunConfig:
         path = source_path("config", source.config)
     elif evaluates and (source_path("workdir", workdir) / CONFIG).is_file():
         path = source_path("workdir", workdir) / CONFIG
+        try:
+            return default_settings(path, recipe, workdir=workdir, evaluates=True)
+        except InputError as error:
+            raise InputError(f"{error}; remove it to evaluate with a recipe and flags") from error
     else:
         return recipe
     return default_settings(path, recipe, workdir=workdir, evaluates=evaluates)

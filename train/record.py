@@ -14,6 +14,7 @@ from twins_jax.files import write_text
 from .config import RunConfig
 from .config_file import read_config, read_object
 from .task import DatasetInfo
+from .workdir import holds_checkpoint
 
 CONFIG, DATASET, CHANGES = "config.json", "dataset.json", "config_changes.jsonl"
 
@@ -35,11 +36,6 @@ MAY_CHANGE = LENGTH | {
 
 All others decide the function that the model computes, the order of the data or the steps of the optimizer.
 """
-
-
-def holds_checkpoint(workdir: Path) -> bool:
-    """True if the folder of a run holds a checkpoint, readable or not."""
-    return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
 
 
 class Record:
