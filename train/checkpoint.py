@@ -24,7 +24,7 @@ from twins_jax.fit import misfits
 from twins_jax.port.orbax_io import checksum
 
 from .config import CheckpointConfig
-from .distributed import on_main_process
+from .distributed import is_main_process, on_main_process
 from .errors import IncompleteError
 from .state import TrainState
 from .workdir import CHECKPOINTS, check_folder, holds_checkpoint, new_damaged, try_to_write
@@ -164,21 +164,20 @@ class Checkpoints:
         return dataclasses.replace(state, step=at_step, **trees)
 
     def _report(self, step: int, why: str, *, moves: bool) -> None:
-        def report() -> None:
-            then = f"moved to {self._put_aside(step)}" if moves else "an older one is evaluated"
-            warnings.warn(f"the checkpoint of step {step} cannot be read ({why}): {then}", stacklevel=4)
-
-        on_main_process(report)
+        about = f"the checkpoint of step {step} cannot be read ({why})"
         if moves:
+            on_main_process(lambda: self._put_aside(step, about))
             self._manager.reload()
+        elif is_main_process():
+            warnings.warn(f"{about}: an older one is evaluated", stacklevel=2)
 
-    def _put_aside(self, step: int) -> Path:
+    def _put_aside(self, step: int, about: str) -> None:
         target = new_damaged(self._workdir, str(step))
         try:
             shutil.move(str(self._manager.directory / str(step)), str(target))
         except OSError as error:
             raise InputError(f"{target}: could not be written: {error.strerror or one_line(error)}") from error
-        return target
+        warnings.warn(f"{about}: moved to {target}", stacklevel=2)
 
     def __enter__(self) -> "Checkpoints":
         return self
