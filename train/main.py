@@ -20,7 +20,8 @@ from .distributed import exit_lost_process, expect_exit, lost_connection
 from .errors import DivergedError, IncompleteError, PreemptedError
 from .extra import TRAINING, check_installed
 from .recipes import DEFAULT, RECIPES
-from .record import CONFIG, default_settings
+from .record import default_settings
+from .workdir import CONFIG
 
 EXIT_FAILED = 1
 EXIT_DIVERGED = 3

@@ -14,9 +14,7 @@ from twins_jax.files import write_text
 from .config import RunConfig
 from .config_file import read_config, read_object
 from .task import DatasetInfo
-from .workdir import holds_checkpoint
-
-CONFIG, DATASET, CHANGES = "config.json", "dataset.json", "config_changes.jsonl"
+from .workdir import CHANGES, CONFIG, DATASET, holds_checkpoint
 
 LENGTH = frozenset({"steps", "epochs"})
 """The settings of a run's length. They may change, and with them the learning rates to come: that is recorded."""

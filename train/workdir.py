@@ -7,6 +7,7 @@ from pathlib import Path
 
 from twins_jax.errors import InputError, one_line
 
+CONFIG, DATASET, CHANGES = "config.json", "dataset.json", "config_changes.jsonl"
 METRICS, CHECKPOINTS, DAMAGED = "metrics.jsonl", "checkpoints", "damaged"
 
 
@@ -32,7 +33,10 @@ def check_writable(workdir: Path) -> None:
                 try_to_write(folder)
             except OSError as error:
                 raise InputError(f"{folder}: cannot be written: {error.strerror or one_line(error)}") from error
-    check_file(workdir / METRICS)
+    for name in (CONFIG, DATASET):  # replaced, so their own permissions do not matter
+        _check_kind(workdir / name)
+    for name in (CHANGES, METRICS):
+        check_file(workdir / name)
 
 
 def check_folder(path: Path) -> None:
@@ -43,14 +47,18 @@ def check_folder(path: Path) -> None:
 
 def check_file(path: Path) -> None:
     """Raises InputError if a file exists that cannot be read or written, or if something else is in its place."""
+    _check_kind(path)
     if not path.exists():
         return
-    if not path.is_file():
-        raise InputError(f"{path}: must be a file; move it away to go on")
     try:
         path.open("r+b").close()
     except OSError as error:
         raise InputError(f"{path}: cannot be read and written: {error.strerror or one_line(error)}") from error
+
+
+def _check_kind(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: must be a file; move it away to go on")
 
 
 def try_to_write(folder: Path) -> None:

@@ -49,7 +49,11 @@ def test_a_folder_of_another_user(name: str, forbid: Callable[[Path], None], tmp
 
 @pytest.mark.parametrize(
     ("name", "is_file", "allowed"),
-    [("checkpoints", True, "a folder"), ("damaged", True, "a folder"), ("metrics.jsonl", False, "a file")],
+    [
+        *((name, True, "a folder") for name in ("checkpoints", "damaged")),
+        *((f"{name}.json", False, "a file") for name in ("config", "dataset")),
+        *((f"{name}.jsonl", False, "a file") for name in ("config_changes", "metrics")),
+    ],
 )
 def test_another_kind_of_thing(name: str, is_file: bool, allowed: str, tmp_path: Path) -> None:
     (tmp_path / name).touch() if is_file else (tmp_path / name).mkdir()
