@@ -6,6 +6,13 @@ import logging
 import sys
 import warnings
 
+if __name__ == "__main__":  # Ctrl-C during the imports that follow, which take a second; then `command_line` catches it
+    sys.excepthook = lambda kind, error, trace: (
+        print("stopped by SIGINT", file=sys.stderr)
+        if issubclass(kind, KeyboardInterrupt)
+        else sys.__excepthook__(kind, error, trace)
+    )
+
 from twins_jax.command_line import Parser
 from twins_jax.ending import command_line
 from twins_jax.errors import InputError, shown_list

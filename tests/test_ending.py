@@ -41,7 +41,9 @@ def test_other_ends_are_not_hidden(error: BaseException) -> None:
         fail(error)
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO])
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM]
+)
 def test_storage_failures_are_found_below_other_errors(number: int) -> None:
     cause = OSError(number, os.strerror(number))
     error = RuntimeError("cannot save")

@@ -15,17 +15,19 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax import traverse_util
-from jax.experimental import multihost_utils
 from jax.tree_util import keystr, tree_flatten_with_path, tree_unflatten
 from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
 
-from twins_jax.errors import InputError, one_line, require
+from twins_jax.errors import InputError, one_line
 from twins_jax.files import storage_failure
 from twins_jax.fit import misfits
 from twins_jax.port.orbax_io import checksum
 
 from .config import CheckpointConfig
+from .distributed import is_main_process, on_main_process
+from .errors import IncompleteError
 from .state import TrainState
+from .workdir import CHECKPOINTS, check_folder, holds_checkpoint, new_damaged, try_to_write
 
 Tree = dict[str, Any]
 
@@ -50,7 +52,7 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, config: CheckpointConfig, best_metric: str) -> None:
         self._workdir = workdir.absolute()
-        folder = self._workdir / "checkpoints"
+        folder = self._workdir / CHECKPOINTS
         _check_readable(folder)
         self._best_metric = best_metric
         self._best = _Best()
@@ -91,7 +93,17 @@ class Checkpoints:
             about[self._best_metric] = self._best.values[step] = evaluation[self._best_metric]
         with self._failures_named():
             self._manager.directory.mkdir(parents=True, exist_ok=True)
+            try_to_write(self._manager.directory)
             self._manager.save(step, args=args, custom_metadata=about, force=True)
+
+    def wait(self) -> None:
+        """Waits for the saves that are under way.
+
+        Raises:
+            InputError: one cannot be written.
+        """
+        with self._failures_named():
+            self._manager.wait_until_finished()
 
     def restore(self, state: TrainState, data: grain.DatasetIterator | None) -> TrainState | None:
         """Restores the newest readable checkpoint; reports newer ones that are not, and moves them to WORKDIR/damaged.
@@ -152,18 +164,20 @@ class Checkpoints:
         return dataclasses.replace(state, step=at_step, **trees)
 
     def _report(self, step: int, why: str, *, moves: bool) -> None:
-        target = self._workdir / "damaged" / str(step)
-        if jax.process_index() == 0:
-            then = f"moved to {target}" if moves else "an older one is evaluated"
-            warnings.warn(f"the checkpoint of step {step} cannot be read ({why}): {then}", stacklevel=2)
-        if not moves:
-            return
-        if jax.process_index() == 0:
-            target.parent.mkdir(exist_ok=True)
-            shutil.rmtree(target, ignore_errors=True)  # an earlier damaged checkpoint of the same step
+        about = f"the checkpoint of step {step} cannot be read ({why})"
+        if moves:
+            on_main_process(lambda: self._put_aside(step, about))
+            self._manager.reload()
+        elif is_main_process():
+            warnings.warn(f"{about}: an older one is evaluated", stacklevel=2)
+
+    def _put_aside(self, step: int, about: str) -> None:
+        target = new_damaged(self._workdir, str(step))
+        try:
             shutil.move(str(self._manager.directory / str(step)), str(target))
-        multihost_utils.sync_global_devices(f"put aside {step}")
-        self._manager.reload()
+        except OSError as error:
+            raise InputError(f"{target}: could not be written: {error.strerror or one_line(error)}") from error
+        warnings.warn(f"{about}: moved to {target}", stacklevel=2)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -175,7 +189,7 @@ class Checkpoints:
             with self._failures_named():
                 self._manager.close()
         except InputError:
-            if not isinstance(error, InputError):  # it has told of the same failure
+            if not isinstance(error, (InputError, IncompleteError)):  # they have told of the same failure
                 raise
 
     @contextlib.contextmanager
@@ -185,9 +199,11 @@ class Checkpoints:
         except Exception as error:
             if not (cause := storage_failure(error)):
                 raise
+            folder = self._manager.directory
+            kept = "the checkpoints before are kept: " if holds_checkpoint(self._workdir) else ""
             raise InputError(
-                f"{self._manager.directory}: could not be written: {cause}; the checkpoints before are kept: "
-                "make room, and start the same command again"
+                f"{folder}: could not be written: {cause}; {kept}make room or make it writable, "
+                "and start the same command again"
             ) from error
 
 
@@ -213,13 +229,14 @@ class _Best(preservation_policy.PreservationPolicy):
 
 def _check_readable(folder: Path) -> None:
     """Raises InputError for damage with which Orbax cannot list the checkpoints; `restore` copes with the rest."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: must be a folder; move it away to go on")
+    check_folder(folder)
     for path in folder.glob("*/_CHECKPOINT_METADATA"):
         try:
             content = json.loads(path.read_text())
         except (OSError, ValueError):
             continue
+        except RecursionError:  # brackets in brackets
+            content = None
         if not isinstance(content, dict):
             raise InputError(f"{path}: damaged; move {path.parent} away to go on from the checkpoint before")
 
@@ -229,16 +246,7 @@ def _restore_position(folder: Path, data: grain.DatasetIterator) -> None:
     paths = list(folder.glob("process_0-of-*.json"))
     if len(paths) != 1:
         raise OSError("its position in the data is missing")
-    saved = json.loads(paths[0].read_text())
-    found, now = _workers(saved), _workers(data.get_state())
-    # With another number Grain would fail, or go on from a wrong position.
-    require("data.workers", now, now == found, f"{found}, with which {folder.parent} was written")
-    data.set_state(saved)
-
-
-def _workers(state: Mapping[str, Any]) -> int:
-    """Returns the number of processes of an iterator's state; that of one that reads in threads lacks the entry."""
-    return len(state.get("iterators_in_use_states", ()))
+    data.set_state(json.loads(paths[0].read_text()))
 
 
 @jax.jit

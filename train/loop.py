@@ -27,9 +27,10 @@ from .lock import owned_by_run
 from .metric_writer import MetricWriter
 from .profiler import Profiler
 from .progress import Progress, counted
-from .record import Record, holds_checkpoint
+from .record import Record
 from .state import TrainState
 from .task import Batch, zeros
+from .workdir import check_writable, holds_checkpoint
 
 
 def run(config: RunConfig) -> dict[str, Any]:
@@ -43,7 +44,7 @@ def run(config: RunConfig) -> dict[str, Any]:
         InputError: a setting, the data or a checkpoint is not what it must be.
         DivergedError: a loss or gradient, or the loss of an evaluation, is not finite.
         PreemptedError: SIGTERM, SIGINT or SIGHUP came; the state is saved.
-        IncompleteError: the report or the profile failed; holds the last evaluation.
+        IncompleteError: the last save, the report or the profile failed; holds the last evaluation.
     """
     initialize(config.distributed)
     processes = jax.process_count()
@@ -54,6 +55,7 @@ def run(config: RunConfig) -> dict[str, Any]:
             return _evaluate_only(config, workdir)
     with StopRequest() as stop, owned_by_run(workdir):  # before the compilation, which may take minutes
         record = Record(workdir, config)
+        on_main_process(lambda: check_writable(workdir))
         on_main_process(record.check_settings)
         experiment = build(config)
         on_main_process(lambda: record.check_dataset(experiment.task.info))
@@ -129,7 +131,7 @@ def _train(
                     writer.write(step, "eval", evaluation)
                 progress.log_evaluation(step, evaluation)
             if is_save:
-                checkpoints.save(state, step, data, evaluation)
+                _save(checkpoints, state, step, data, evaluation, is_last=is_last)
             if not pending:
                 last_log = time.perf_counter()  # the steps' time leaves out evaluation and saving
             if preempted and not is_last:
@@ -140,6 +142,26 @@ def _train(
     if profiler.failure:
         raise IncompleteError(f"profile: {profiler.failure}", final)
     return final
+
+
+def _save(
+    checkpoints: Checkpoints,
+    state: TrainState,
+    step: int,
+    data: grain.DatasetIterator,
+    evaluation: dict[str, Any] | None,
+    *,
+    is_last: bool,
+) -> None:
+    """Saves; the failure of the last save keeps the result."""
+    try:
+        checkpoints.save(state, step, data, evaluation)
+        if is_last:
+            checkpoints.wait()
+    except InputError as error:
+        if not (is_last and evaluation):
+            raise
+        raise IncompleteError(str(error), {**evaluation, "step": step}) from error
 
 
 def _evaluate_only(config: RunConfig, workdir: Path) -> dict[str, Any]:

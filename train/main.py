@@ -20,7 +20,8 @@ from .distributed import exit_lost_process, expect_exit, lost_connection
 from .errors import DivergedError, IncompleteError, PreemptedError
 from .extra import TRAINING, check_installed
 from .recipes import DEFAULT, RECIPES
-from .record import CONFIG, default_settings
+from .record import default_settings
+from .workdir import CONFIG
 
 EXIT_FAILED = 1
 EXIT_DIVERGED = 3
@@ -110,6 +111,10 @@ def _with_record(recipe: RunConfig, source: _Source) -> RunConfig:
         path = source_path("config", source.config)
     elif evaluates and (source_path("workdir", workdir) / CONFIG).is_file():
         path = source_path("workdir", workdir) / CONFIG
+        try:
+            return default_settings(path, recipe, workdir=workdir, evaluates=True)
+        except InputError as error:
+            raise InputError(f"{error}; remove it to evaluate with a recipe and flags") from error
     else:
         return recipe
     return default_settings(path, recipe, workdir=workdir, evaluates=evaluates)

@@ -8,9 +8,10 @@ from types import TracebackType
 from typing import Any
 
 from twins_jax.errors import InputError, one_line
-from twins_jax.files import write_text
+from twins_jax.files import staged, write_text
 
 from .tensorboard import TensorBoard
+from .workdir import METRICS, check_file, new_damaged
 
 
 class MetricWriter:
@@ -18,14 +19,15 @@ class MetricWriter:
 
     A context manager. Lines of steps after `start_step` are dropped first: a run that was cut off had gone beyond the
     checkpoint from which this one goes on, and repeats those steps. Of a file with more damage than a cut last line,
-    the good lines are kept, with a warning, and a copy goes to WORKDIR/damaged.
+    the good lines are kept, with a warning, and a copy goes to WORKDIR/damaged, beside those of earlier damage.
 
     Raises:
         InputError: metrics.jsonl cannot be read or written, then or later. Event files that fail only warn.
     """
 
     def __init__(self, workdir: Path, start_step: int) -> None:
-        self._path = workdir / "metrics.jsonl"
+        self._path = workdir / METRICS
+        check_file(self._path)
         if self._path.exists():
             _keep_lines_until(self._path, start_step)
         try:
@@ -59,8 +61,6 @@ class MetricWriter:
 
 
 def _keep_lines_until(path: Path, step: int) -> None:
-    if not path.is_file():
-        raise InputError(f"{path}: must be a file; move it away to go on")
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -69,9 +69,9 @@ def _keep_lines_until(path: Path, step: int) -> None:
     records = [(line, _step(line)) for line in lines if line.strip()]
     damaged = sum(found is None for _, found in records)
     if damaged:
-        copy = path.parent / "damaged" / path.name
-        copy.parent.mkdir(exist_ok=True)
-        shutil.copyfile(path, copy)
+        copy = new_damaged(path.parent, path.name)
+        with staged(copy) as aside:
+            shutil.copyfile(path, aside)
         warnings.warn(f"{path}: {damaged} damaged line(s) are left out; a copy of the file is {copy}", stacklevel=3)
     records.append((last, _step(last)))  # it was being written when the run was cut off
     kept = [line.strip().decode() + "\n" for line, found in records if found is not None and found <= step]
@@ -82,7 +82,7 @@ def _step(line: bytes) -> int | None:
     """Returns the step of a line, or None of one that no run has written."""
     try:
         record: Any = json.loads(line.decode())
-    except ValueError:
+    except (ValueError, RecursionError):  # no UTF-8 or no JSON; brackets in brackets
         return None
     step = record.get("step") if isinstance(record, dict) else None
     return step if type(step) is int and isinstance(record.get("split"), str) else None

@@ -37,7 +37,7 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
         training = [line for line in lines if line["split"] == "train"]
         epochs = {line["step"]: line["epoch"] for line in training}
         evaluations = [{**line, "epoch": epochs[line["step"]]} for line in lines if line["split"] == "eval"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: not the metrics.jsonl of a run: {error}") from error
     if not training:
         raise InputError(f"{path}: holds no line of training yet")

@@ -14,8 +14,7 @@ from twins_jax.files import write_text
 from .config import RunConfig
 from .config_file import read_config, read_object
 from .task import DatasetInfo
-
-CONFIG, DATASET, CHANGES = "config.json", "dataset.json", "config_changes.jsonl"
+from .workdir import CHANGES, CONFIG, DATASET, holds_checkpoint
 
 LENGTH = frozenset({"steps", "epochs"})
 """The settings of a run's length. They may change, and with them the learning rates to come: that is recorded."""
@@ -25,8 +24,7 @@ MAY_CHANGE = LENGTH | {
     *("workdir", "eval_only", "allow_changes", "report", "profile", "fsdp"),
     *("distributed.mode", "distributed.coordinator", "distributed.processes", "distributed.process_id"),
     "distributed.timeout_seconds",
-    # The reading of the data: `dataset.json` tells whether a folder elsewhere holds the same. A checkpoint knows the
-    # number of workers that it needs.
+    # The reading of the data: `dataset.json` tells whether a folder elsewhere holds the same.
     *("data.dir", "data.threads", "data.workers", "data.on_error", "data.max_errors"),
     # The files that it writes, and when.
     *("checkpoint.every_steps", "checkpoint.keep"),
@@ -36,11 +34,6 @@ MAY_CHANGE = LENGTH | {
 
 All others decide the function that the model computes, the order of the data or the steps of the optimizer.
 """
-
-
-def holds_checkpoint(workdir: Path) -> bool:
-    """True if the folder of a run holds a checkpoint, readable or not."""
-    return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
 
 
 class Record:

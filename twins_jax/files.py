@@ -61,7 +61,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def storage_failure(error: BaseException) -> str:
-    """Returns one line on a full, read-only or broken file system, if that is what an exception comes from, or else "".
+    """Returns one line on a file system that is full, broken or closed to us, if that caused an exception, or else "".
 
     Libraries wrap the system's error in their own, some of them as text alone.
     """
@@ -76,4 +76,4 @@ def storage_failure(error: BaseException) -> str:
     return ""
 
 
-_STORAGE_FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+_STORAGE_FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)

@@ -1,8 +1,11 @@
 import dataclasses
+import errno
 import functools
 import json
+import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
-from absl import flags
 
 from tests.support import runs
 from tests.support.disk import largest_file
@@ -292,6 +295,22 @@ def test_the_same_step_damaged_twice(workdir: Path) -> None:
         with pytest.warns(UserWarning, match="the checkpoint of step 3"):
             assert_is(restore(workdir)[0], 2)
         save(workdir, {3: None}, keep=3)
+    assert sorted(path.name for path in (workdir / "damaged").iterdir()) == ["3", "3.1"]
+
+
+@pytest.mark.parametrize("cause", ["a file", "a full disk"])
+def test_no_place_for_a_damaged_one(cause: str, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    truncate(largest(workdir / "checkpoints" / "3" / "params"))
+    if cause == "a file":
+        (workdir / "damaged").touch()
+    else:
+        monkeypatch.setattr(shutil, "move", full)
+    with pytest.raises(InputError, match=rf"^{workdir}/damaged(: must be a folder|/3: could not be written: No space)"):
+        restore(workdir)
+    assert kept(workdir) == [1, 2, 3]
 
 
 def test_damaged_ones_in_a_row(workdir: Path) -> None:
@@ -337,19 +356,6 @@ def test_a_save_that_was_cut_off_is_no_checkpoint(workdir: Path) -> None:
     assert_is(restore(workdir)[0], 4)
 
 
-def test_position_of_another_number_of_workers(three: Path, tmp_path: Path) -> None:
-    """Is no damage: the checkpoint stays where it is."""
-    workdir = Path(shutil.copytree(three, tmp_path / "run"))
-    flags.FLAGS.mark_as_parsed()  # Grain reads them when it starts processes
-    options = grain.MultiprocessingOptions(num_workers=2)
-    (two := iter(grain.MapDataset.range(1000).to_iter_dataset().mp_prefetch(options))).close()
-    (path,) = (workdir / "checkpoints" / "3" / "data").glob("*.json")
-    path.write_text(json.dumps(two.get_state()))
-    with pytest.raises(InputError, match=r"^data\.workers=0: must be 2, with which .*/3 was written$"):
-        restore(workdir)
-    assert kept(workdir) == [1, 2, 3]
-
-
 @pytest.mark.parametrize("value", ["0.1", None, [1]])
 def test_a_best_figure_that_is_none_is_left_out(value: Any, workdir: Path) -> None:
     path = workdir / "checkpoints" / "2" / "_CHECKPOINT_METADATA"
@@ -371,7 +377,32 @@ def test_a_full_disk_is_one_error_and_the_last_checkpoint_is_kept(size: int, wor
     assert_is(restore(workdir)[0], 4)
 
 
-@pytest.mark.parametrize("content", NO_OBJECTS)
+def test_a_first_save_that_fails_promises_no_checkpoints(tmp_path: Path) -> None:
+    with (
+        largest_file(0),
+        pytest.raises(InputError, match=r"written: File too large; make room or make it writable, and start"),
+        Checkpoints(tmp_path, CheckpointConfig(every_steps=1), "top1") as checkpoints,
+    ):
+        checkpoints.save(state(1), 1, data(10), None)
+
+
+def test_a_folder_that_becomes_another_users_ends_the_run_at_once(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without Orbax, which would wait for minutes."""
+
+    def forbidden(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), f"{workdir}/checkpoints/x")
+
+    with Checkpoints(workdir, CheckpointConfig(every_steps=1), "top1") as checkpoints:
+        monkeypatch.setattr(tempfile, "mkdtemp", forbidden)
+        monkeypatch.setattr(ocp.CheckpointManager, "save", None)
+        text = rf"^{workdir}/checkpoints: could not be written: {workdir}/checkpoints/x: Permission denied; the check"
+        with pytest.raises(InputError, match=text):
+            checkpoints.save(state(4), 4, data(40), None)
+
+
+@pytest.mark.parametrize("content", [*NO_OBJECTS, b"[" * 100_000], ids=["list", "number", "brackets"])
 def test_metadata_that_orbax_cannot_list_is_named(content: bytes, workdir: Path) -> None:
     path = workdir / "checkpoints" / "3" / "_CHECKPOINT_METADATA"
     path.write_bytes(content)

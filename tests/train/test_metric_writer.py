@@ -93,6 +93,7 @@ DAMAGE = {
     "empty": (b"", 0, False),
     "cut": (GOOD[:-9], 3, False),
     "a line that is other JSON": (b'[]\n"x"\n7\nnull\n' + GOOD, 4, True),
+    "brackets in brackets": (b"[" * 100_000 + b"\n" + GOOD, 4, True),
     "a line without a step": (b'{"split": "train"}\n' + GOOD, 4, True),
     "a step that is no number": (b'{"split": "train", "step": "2"}\n{"split": "eval", "step": true}\n' + GOOD, 4, True),
     "NUL bytes in the middle": (GOOD[:50] + b"\0" * 20 + GOOD[50:], 3, True),
@@ -115,6 +116,23 @@ def test_damaged_metrics(content: bytes, kept: int, warns: bool, tmp_path: Path)
     assert all(line in [*as_lines(*RECORDS), *as_lines((9, "train", {"loss": 4.0}))] for line in lines(tmp_path))
     copy = tmp_path / "damaged" / "metrics.jsonl"
     assert (copy.read_bytes() if copy.exists() else None) == (content if warns else None)
+
+
+@pytest.mark.filterwarnings("ignore:.* damaged line")
+def test_metrics_damaged_twice(tmp_path: Path) -> None:
+    for content in (b"first\n", b"second\n"):
+        (tmp_path / "metrics.jsonl").write_bytes(content)
+        write(tmp_path, 0)
+    copies = sorted((tmp_path / "damaged").iterdir())
+    assert [path.read_bytes() for path in copies] == [b"first\n", b"second\n"]
+
+
+def test_no_place_for_damaged_metrics(tmp_path: Path) -> None:
+    (tmp_path / "damaged").touch()
+    (tmp_path / "metrics.jsonl").write_bytes(b"7\n")
+    with pytest.raises(InputError, match=rf"^{tmp_path}/damaged: must be a folder; move it away to go on$"):
+        MetricWriter(tmp_path, 0)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b"7\n"
 
 
 def test_metrics_that_are_no_file(tmp_path: Path) -> None:

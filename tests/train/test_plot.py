@@ -19,6 +19,14 @@ def write(path, lines):
     return path
 
 
+@pytest.mark.parametrize("content", ["x", "[]", "7", "{}", "[" * 100_000], ids=range(5))
+def test_other_content_is_named(content, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(content + "\n")
+    with pytest.raises(InputError, match=rf"^{path}: not the metrics.jsonl of a run: "):
+        read_metrics(path)
+
+
 def test_evaluations_get_the_epoch_of_their_step(tmp_path):
     training, evaluations = read_metrics(write(tmp_path / "metrics.jsonl", LINES))
     assert [line["epoch"] for line in training] == [0.5, 1.0]

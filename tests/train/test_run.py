@@ -175,6 +175,20 @@ def test_a_report_that_fails_does_not_hide_the_result(alone: Alone, rerun: RunMa
     assert re.search(rf"^error: report: .*{workdir}/report", errors, re.MULTILINE)
 
 
+@pytest.mark.parametrize("moment", ["save", "wait"])
+def test_a_last_save_that_fails_does_not_hide_the_result(
+    moment: str, alone: Alone, rerun: RunMain, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(*_: Any) -> None:
+        raise twins_jax.InputError("checkpoints: could not be written: No space left on device")
+
+    workdir = alone.copy_until(12, tmp_path / "run")
+    monkeypatch.setattr(Checkpoints, moment, full)
+    code, output, errors = rerun(workdir)
+    assert (code, last_line(output)) == (1, alone.final)
+    assert "error: checkpoints: could not be written: No space left on device\n" in errors
+
+
 def test_rerun_goes_on_and_profiles(alone: Alone, rerun: RunMain, tmp_path: Path) -> None:
     workdir = alone.copy_until(8, tmp_path / "run")
     code, output, _ = rerun(workdir, "--profile")
@@ -206,6 +220,15 @@ def _cut_config(workdir: Path) -> None:
     (workdir / "config.json").write_text('{"workdir":')
 
 
+def _metrics_folder(workdir: Path) -> None:
+    (workdir / "metrics.jsonl").unlink()
+    (workdir / "metrics.jsonl").mkdir()
+
+
+def _damaged_file(workdir: Path) -> None:
+    (workdir / "damaged").touch()
+
+
 @pytest.mark.parametrize(
     ("more", "damage", "message"),
     [
@@ -218,7 +241,9 @@ def _cut_config(workdir: Path) -> None:
         ((), _break_checkpoints, "can be read: step 4: "),
         (("--eval_only",), _break_checkpoints, "can be read: step 4: "),
         ((), _cut_config, "/config.json: is no JSON in UTF-8: "),
-        (("--eval_only",), _cut_config, "/config.json: is no JSON in UTF-8: "),
+        (("--eval_only",), _cut_config, "; remove it to evaluate with a recipe and flags\n"),
+        (("--steps", "20"), _metrics_folder, "/metrics.jsonl: must be a file; move it away to go on\n"),
+        (("--steps", "20"), _damaged_file, "/damaged: must be a folder; move it away to go on\n"),
     ],
 )
 def test_a_start_that_is_refused_changes_nothing(

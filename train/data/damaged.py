@@ -12,6 +12,7 @@ import numpy as np
 from twins_jax.errors import InputError
 
 from .records import SKIPPED, Source
+from .workers import position
 
 MAX_IN_A_ROW = 100
 """Damaged records one after the other that are passed over: more of them are no accident."""
@@ -116,4 +117,4 @@ class CountedIterator(grain.DatasetIterator):
         # A state from before `data.on_error` has no counts; in a run of several processes all get those of process 0.
         batches = dict(state)
         self._read, self.skipped = batches.pop("read", 0), batches.pop(SKIPPED, 0)
-        self._batches.set_state(batches)
+        self._batches.set_state(position(batches))

@@ -8,14 +8,14 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import grain
 import jax
 from absl import flags
 
-from twins_jax.errors import InputError
+from twins_jax.errors import InputError, is_integer
 
 SHARED_MEMORY = "/dev/shm"
 """The file system through which processes hand over batches on Linux; other systems have none."""
@@ -59,12 +59,13 @@ class WorkersDataset(grain.IterDataset):
         if os.path.isdir(SHARED_MEMORY) and len(self._examples):
             example_bytes = sum(array.nbytes for array in jax.tree.leaves(self._examples[0]))
             _check_shared_memory(self._workers, self._batch_size * example_bytes)
-        return _WorkersIterator(iter(self._parent))
+        return _WorkersIterator(iter(self._parent), self._workers)
 
 
 class _WorkersIterator(grain.DatasetIterator):
-    def __init__(self, parent: grain.DatasetIterator) -> None:
+    def __init__(self, parent: grain.DatasetIterator, workers: int) -> None:
         super().__init__(parent)
+        self._workers = workers
         self._started = False
 
     def __next__(self) -> Any:
@@ -81,15 +82,33 @@ class _WorkersIterator(grain.DatasetIterator):
             raise
 
     def get_state(self) -> dict[str, Any]:
-        state: dict[str, Any] = self._parent.get_state()
-        return state
+        return position(self._parent.get_state())
 
     def set_state(self, state: dict[str, Any]) -> None:
-        self._parent.set_state(state)
+        read, workers = state["next_index"], self._workers  # worker i reads the batches i, i + workers, and onward
+        states = [{"next_index": len(range(worker, read, workers))} for worker in range(workers)]
+        turn = {"next_index_in_cycle": read % workers, "iterators_in_use_states": states}
+        self._parent.set_state({**self._parent.get_state(), **turn})
 
     def close(self) -> None:
         super().close()
         self._parent.close()
+
+
+def position(state: Mapping[str, Any]) -> dict[str, int]:
+    """Returns the state of an iterator over batches without worker processes, whatever number of them it is from.
+
+    Args:
+        state: {"next_index": the number of batches that were read}, or Grain's own of an iterator with workers.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    states = state.get("iterators_in_use_states", [state])
+    read = [each.get("next_index") for each in states if each]
+    if not read or not all(is_integer(number, least=0) for number in read):
+        raise ValueError(f"{read}: no position in the data")
+    return {"next_index": sum(read)}
 
 
 def _check_shared_memory(workers: int, batch_bytes: int) -> None:

@@ -126,7 +126,7 @@ def _saved_checksum(folder: str) -> int | None:
         with open(os.path.join(checkpoint, "_CHECKPOINT_METADATA")) as file:
             metadata = json.load(file)
         found: int | None = metadata["custom_metadata"]["checksums"].get(item)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return found
 

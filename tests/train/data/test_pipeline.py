@@ -22,8 +22,8 @@ def config(image_folder: Path) -> ClassificationDataConfig:
     return ClassificationDataConfig(source="folder", dir=str(image_folder), image_size=32, threads=2)
 
 
-def with_workers(config: ClassificationDataConfig) -> ClassificationDataConfig:
-    return ClassificationDataConfig(**{**vars(config), "threads": 1, "workers": 2})
+def with_workers(config: ClassificationDataConfig, workers: int = 2) -> ClassificationDataConfig:
+    return ClassificationDataConfig(**{**vars(config), "threads": 1, "workers": workers})
 
 
 def take(iterator: Iterator[Any], count: int) -> list[dict[str, np.ndarray]]:
@@ -71,22 +71,41 @@ def test_seed_decides(config: ClassificationDataConfig) -> None:
     assert numbers(take(iter(train_batches(config, BATCH, seed=4)), 5)) != numbers(batches)
 
 
-@pytest.mark.parametrize("workers", [False, True])
-def test_restored_iterator_goes_on(config: ClassificationDataConfig, workers: bool) -> None:
+@pytest.mark.parametrize(("workers", "then"), [(0, 0), (2, 0), (2, 3)])
+def test_restored_iterator_goes_on(config: ClassificationDataConfig, workers: int, then: int) -> None:
+    """With any number of workers: the state is the same for all of them."""
     uninterrupted = take(iter(train_batches(config, BATCH, seed=5)), 8)
-    dataset = train_batches(with_workers(config) if workers else config, BATCH, seed=5)
-    iterator = iter(dataset)
+    iterator = iter(train_batches(with_workers(config, workers), BATCH, seed=5))
     assert_equal(take(iterator, 3), uninterrupted[:3])
-    assert len(multiprocessing.active_children()) == (2 if workers else 0)
+    assert len(multiprocessing.active_children()) == workers
     state = json.loads(json.dumps(iterator.get_state()))
+    assert state == {"next_index": 3, "read": 0, "skipped": 0}
     assert_equal(take(iterator, 2), uninterrupted[3:5])
     iterator.close()
     assert not multiprocessing.active_children()
 
-    restored = iter(dataset)
+    restored = iter(train_batches(with_workers(config, then), BATCH, seed=5))
     restored.set_state(state)
+    assert restored.get_state() == state
     assert_equal(take(restored, 5), uninterrupted[3:])
     restored.close()
+
+
+@pytest.mark.parametrize(("read", "expected"), [([2, 1, 1], 4), ([0, 0], 0), ([7], 7)])
+def test_state_of_an_earlier_version_with_workers(
+    config: ClassificationDataConfig, read: list[int], expected: int
+) -> None:
+    """It is Grain's own, with a state for each worker."""
+    states = [{"next_index": number} for number in read]
+    iterator = iter(train_batches(config, BATCH, seed=5))
+    iterator.set_state({"next_index_in_cycle": expected % len(read), "iterators_in_use_states": states})
+    assert iterator.get_state()["next_index"] == expected
+
+
+@pytest.mark.parametrize("state", [{}, {"next_index": "7"}, {"next_index": -1}, {"iterators_in_use_states": [None]}])
+def test_a_state_that_is_none(config: ClassificationDataConfig, state: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="no position in the data"):
+        iter(train_batches(config, BATCH, seed=5)).set_state(state)
 
 
 def augmented(config: ClassificationDataConfig) -> ClassificationDataConfig:
