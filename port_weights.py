@@ -82,6 +82,7 @@ def _port(args: argparse.Namespace) -> int:
     check_paths(args.src, args.dst, *([args.report] if args.report else []), overwrite=args.overwrite)
     weights = read_weights(args.src, ema=args.ema, prefix=args.prefix, head=args.head)
     ported = port(weights, args.model)
+    weights.check_head(ported.model)
     target = plan_target(weights, ported, args.dst)
     if args.verify:
         from twins_jax.port.timm_models import import_timm

@@ -7,7 +7,7 @@ import torch
 import port_weights
 import twins_jax
 from twins_jax.errors import InputError
-from twins_jax.port.convert import port
+from twins_jax.port.convert import Weights, port
 from twins_jax.port.names import tidy_names
 from twins_jax.port.read import read_weights
 
@@ -145,6 +145,43 @@ def test_a_head_of_another_name_is_recognized_taken_and_dropped(tiny, tmp_path, 
     assert (ported.model.num_classes, len(ported.not_ported)) == (0, 2)
     with pytest.raises(InputError, match=r"head='x': .* must be one of .*; or 'none'"):
         read_weights(source, head="x")
+
+
+def test_a_head_outside_the_prefix_is_named_unless_the_call_decides(tiny, tmp_path, capsys):
+    state = renamed(tiny, "classifier", 7)
+    state = {name if name.startswith("classifier") else f"encoder.{name}": tensor for name, tensor in state.items()}
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(InputError, match=r"without a module named head; classifier has .*: head='classifier' \(--head"):
+        twins_jax.from_pretrained(tmp_path / "a.pth")
+    assert port_weights.main([str(tmp_path / "a.pth"), str(tmp_path / "orbax")]) == 2
+    assert "head='classifier'" in capsys.readouterr().err
+    assert port(read_weights(tmp_path / "a.pth", head="classifier")).model.num_classes == 7
+    assert twins_jax.from_pretrained(tmp_path / "a.pth", num_classes=0).num_classes == 0
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("root", ["head", "fc"])
+def test_all_layers_of_a_head_are_dropped_and_none_is_offered_alone(arrays, root, prefix):
+    state = {name: array for name, array in arrays.items() if not name.startswith("head.")}
+    layers = {"0": np.ones((9, 256)), "2": np.ones((4, 9))}
+    state |= {f"{root}.{layer}.weight": array for layer, array in layers.items()}
+    state |= {f"{root}.{layer}.bias": array[:, 0] for layer, array in layers.items()}
+    names = tidy_names(under(prefix, state), "file")
+    weights = Weights("file", "", names.tensors, heads=names.heads, whole_heads=names.whole_heads)
+    assert weights.hint.endswith("but is one layer of several: head='none' (--head none) drops it")
+    names = tidy_names(under(prefix, state), "file", head="none")
+    assert len(names.left_out) == 4
+    assert port(Weights("file", "", names.tensors)).model.num_classes == 0
+
+
+def test_a_head_without_the_final_norm_is_not_offered(tiny, tmp_path):
+    """As mmpretrain saves a classifier."""
+    state = {f"backbone.{name}": value for name, value in tiny.items() if name.split(".")[0] not in ("norm", "head")}
+    torch.save(state | {"head.fc.weight": torch.ones(7, 256), "head.fc.bias": torch.ones(7)}, tmp_path / "a.pth")
+    with pytest.raises(InputError, match="final norm is missing: only backbone_from_pretrained takes it; head='none'"):
+        twins_jax.from_pretrained(tmp_path / "a.pth")
+    for head in (None, "none"):
+        assert port(read_weights(tmp_path / "a.pth", head=head)).model.num_classes is None
 
 
 def test_the_other_of_two_heads_is_left_out(tiny, tmp_path):

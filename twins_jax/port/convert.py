@@ -60,6 +60,7 @@ class Weights:
         ignored: names of entries that are known to hold no weights.
         unread: classes and functions that the file names, whose objects were left alone.
         heads: modules in the file that may be the classifier's head under another name.
+        whole_heads: those of them that are all of their head.
     """
 
     label: str
@@ -71,6 +72,7 @@ class Weights:
     ignored: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
+    whole_heads: tuple[str, ...] = ()
 
     @functools.cached_property
     def layout(self) -> Layout:
@@ -97,11 +99,26 @@ class Weights:
         """What to do about a head under another name; empty if there is none."""
         if not self.heads:
             return ""
-        names, first = shown_list(self.heads, 5), shown(self.heads[0])
-        return (
-            f"; {names} {'has' if len(self.heads) == 1 else 'have'} the shape of a classifier's head: head={first!r} "
-            f"(--head {first}) takes it, head='none' (--head none) drops it"
-        )
+        have = "has" if len(self.heads) == 1 else "have"
+        found = f"; {shown_list(self.heads, 5)} {have} the shape of a classifier's head"
+        drops = "head='none' (--head none) drops it"
+        if not {"norm.weight", "backbone.norm.weight"} & self.tensors.keys():
+            return (
+                f"{found}, but the classifier's final norm is missing: only backbone_from_pretrained takes it; {drops}"
+            )
+        if not self.whole_heads:
+            return f"{found}, but is one layer of several: {drops}"
+        first = shown(self.whole_heads[0])
+        return f"{found}: head={first!r} (--head {first}) takes it, {drops}"
+
+    def check_head(self, model: Inferred) -> None:
+        """Raises InputError for a classifier without a head, where the file has one outside of the model's prefix.
+
+        Args:
+            model: of these weights.
+        """
+        if model.num_classes == 0 and self.heads:
+            raise InputError(f"{self.label}: holds a classifier without a module named head{self.hint}")
 
 
 class Ported(NamedTuple):

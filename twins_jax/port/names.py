@@ -25,6 +25,9 @@ BOOKKEEPING = (
 
 HEAD_PARTS = ("weight", "bias")
 
+HEAD_ROOTS = ("head", "fc", "classifier")
+"""Modules beside a backbone's that are a head whatever their tensors' shapes."""
+
 NO_HEAD = "none"
 """The value of `head` that drops a file's head."""
 
@@ -41,6 +44,7 @@ class Names(NamedTuple):
         ignored: names of tensors that are known to hold no weights.
         left_out: names of tensors that do not begin with the prefix, or belong to a head that is not wanted.
         heads: modules that may be the classifier's head under another name.
+        whole_heads: those of them that are all of their head; others are a layer of a head of several.
     """
 
     tensors: dict[str, np.ndarray]
@@ -48,6 +52,7 @@ class Names(NamedTuple):
     ignored: tuple[str, ...]
     left_out: tuple[str, ...]
     heads: tuple[str, ...]
+    whole_heads: tuple[str, ...]
 
 
 def tidy_names(
@@ -82,11 +87,18 @@ def tidy_names(
         wanted = _check_head(kept, label, head, stripped, [own, *heads]) if head != NO_HEAD else ""
         taken = {f"{wanted}.{part}": f"head.{part}" for part in HEAD_PARTS if f"{wanted}.{part}" in kept}
         others = {f"{module}.{part}" for module in (own, *heads) for part in HEAD_PARTS} - taken.keys()
+        if head == NO_HEAD:
+            roots = tuple(_root(module, stripped) for module in (*(f"{stripped}{name}" for name in HEAD_ROOTS), *heads))
+            others = {name for name in kept if name.startswith(roots)}
         inside = {name: array for name, array in inside.items() if stripped + name not in (others | taken.keys())}
         inside |= {ours: kept[name] for name, ours in taken.items()}
         left_out = [name for name in kept if name in others or (name in left_out and name not in taken)]
         heads = ()
-    return Names(inside, stripped, ignored, tuple(left_out), heads)
+    parts = {f"{module}.{part}" for module in heads for part in HEAD_PARTS}
+    whole = tuple(
+        module for module in heads if all(name in parts for name in kept if name.startswith(_root(module, found)))
+    )
+    return Names(inside, stripped, ignored, tuple(left_out), heads, whole)
 
 
 _BACKBONE_NAME = re.compile(
@@ -127,6 +139,16 @@ def find_heads(tensors: Mapping[str, np.ndarray], prefix: str = "") -> tuple[str
         and module != f"{prefix}head"
         and not module.startswith(tuple(f"{prefix}{part}" for part in BACKBONE_PARTS))
     )
+
+
+def _root(module: str, prefix: str) -> str:
+    """What the names of the whole head that a module is part of begin with: the first part that is not the prefix's."""
+    root = ""
+    for part in module.split("."):
+        root += f"{part}."
+        if not prefix.startswith(root):
+            break
+    return root
 
 
 BACKBONE_PARTS = tuple(dict.fromkeys(f"{module.partition('.')[0]}." for module, _, _ in BACKBONE))

@@ -78,6 +78,7 @@ def _read_file(path: str, label: str, choice: Choice, declared: Declared = NOTHI
         ignored=(*contents.ignored, *tidy.ignored),
         unread=contents.unread,
         heads=tidy.heads,
+        whole_heads=tidy.whole_heads,
     )
 
 
