@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import dataclasses
 import enum
 import os
 import pathlib
@@ -9,6 +10,7 @@ import pickle
 import struct
 import sys
 import tarfile
+import types
 import zipfile
 from io import BytesIO
 
@@ -375,6 +377,64 @@ def test_a_pickled_module_is_its_state_dict(make_model, tiny, tmp_path, is_zip):
     save(torch.nn.ReLU(), tmp_path / "b.pth", is_zip)
     with pytest.raises(InputError, match=r"holds a pickled module, of torch.*ReLU, without tensors \(save model"):
         read_torch(str(tmp_path / "b.pth"))
+
+
+@dataclasses.dataclass
+class Trainer:
+    model: object
+
+
+class Compiled:
+    """Is pickled as `torch.compile`'s modules are: by a call with the module."""
+
+    def __init__(self, module):
+        self.module = module
+
+    def __reduce__(self):
+        return Compiled, (self.module, "context")
+
+
+FURTHER_IN = {
+    "tuple": (lambda state: (state, 3), "0"),
+    "list": (lambda state: [state, {"step": 3}], "0"),
+    "list in a dict": (lambda state: {"models": [state]}, "models.0"),
+    "three deep": (lambda state: {"a": {"b": {"c": state}}}, "a.b.c"),
+    "Namespace": (lambda state: argparse.Namespace(model=state), "model"),
+    "SimpleNamespace": (lambda state: types.SimpleNamespace(model=state), "model"),
+    "dataclass": (lambda state: Trainer(state), "model"),
+    "object in a dict": (lambda state: {"trainer": Trainer([state])}, "trainer.model.0"),
+    "compiled": (lambda state: Compiled(state), ""),
+    "two names": (lambda state: {"student": state, "teacher": state}, "student"),
+}
+
+
+@FORMATS
+@pytest.mark.parametrize("kind", FURTHER_IN)
+def test_state_dicts_are_found_further_in(tmp_path, is_zip, kind):
+    wrap, container = FURTHER_IN[kind]
+    save(wrap(name_first({"x": torch.arange(3)})), tmp_path / "a.pth", is_zip)
+    contents = read_torch(str(tmp_path / "a.pth"))
+    assert contents.container == container
+    np.testing.assert_array_equal(contents.tensors["x"], np.arange(3))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_module_is_its_state_dict(tmp_path):
+    module = torch.nn.Sequential(collections.OrderedDict(blocks=torch.nn.Linear(2, 3)))
+    try:
+        save(torch.compile(module), tmp_path / "a.pth")
+    except Exception as error:  # of versions of torch that cannot pickle it
+        pytest.skip(f"torch does not save it: {type(error).__name__}")
+    assert [name.removeprefix("_orig_mod.") for name in read_torch(str(tmp_path / "a.pth")).tensors] == [
+        "blocks.weight",
+        "blocks.bias",
+    ]
+
+
+def test_a_file_with_tensors_is_not_said_to_have_none(tmp_path):
+    save({3: {"x": torch.ones(1)}}, tmp_path / "a.pth")
+    with pytest.raises(InputError, match="holds a dict with tensors in no state dict: must"):
+        read_torch(str(tmp_path / "a.pth"))
 
 
 def test_keys_that_are_no_names_are_ignored(tmp_path):

@@ -1,5 +1,6 @@
 """Finds the state dict in a file of `torch.save`, as numpy arrays, and writes one."""
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 from twins_jax.errors import InputError, shown, shown_list
 from twins_jax.port.convert import Tensors
 from twins_jax.port.names import BOOKKEEPING, ambiguous, count_by_prefix
-from twins_jax.port.torch_file import TorchFile, open_torch_file
+from twins_jax.port.torch_file import Storage, TorchFile, open_torch_file
 from twins_jax.port.torch_tensor import FUNCTIONS, NoPlainTensorError, Tensor, is_known, to_numpy
 from twins_jax.port.unpickle import Placeholder
 
@@ -19,11 +20,14 @@ EMA_CONTAINERS = ("model_ema", "state_dict_ema", "ema", "ema_state_dict", "ema_m
 CONTAINERS = ("model", "state_dict", "model_state_dict", "module", "net", "network", *EMA_CONTAINERS)
 """The keys under which they (upstream's, timm's, OpenMMLab's) store state dicts, in order of preference."""
 
-MAX_DEPTH = 2
-"""Dicts within dicts, below the whole file, in which state dicts are looked for."""
+MAX_DEPTH = 6
+"""Dicts, lists, tuples and objects within each other, below the whole file, in which state dicts are looked for."""
 
 MAX_MODULES, MAX_MODULE_DEPTH, MAX_PARTS = 8, 32, 20_000
-"""Pickled modules that are looked into, and the bounds of each, which could contain itself."""
+"""Pickled modules that are looked into, the depth of each, which could contain itself, and the parts of all values."""
+
+MAX_ALIASES = 8
+"""Places at which a dict is found again, as one is that is both the model and its moving average."""
 
 
 class Contents(NamedTuple):
@@ -67,7 +71,7 @@ def read_torch(path: str, *, ema: bool = False, container: str | None = None) ->
     if found is None:
         note = f"; left unread: {shown_list(unread, 10)}" if unread else ""
         allowed = f"a state dict, or one under a key such as {CONTAINERS[0]!r}"
-        raise InputError(f"{path}: holds {_kind(file.value)}: must hold {allowed}{note}")
+        raise InputError(f"{path}: holds {_kind(file)}: must hold {allowed}{note}")
     tensors, ignored = _read_tensors(file, found.entries)
     return Contents(tensors, ".".join(found.path), ignored, unread)
 
@@ -99,24 +103,41 @@ TENSOR_MODULES = ("torch._utils.", "torch._tensor.", "torch.Tensor")
 def _candidates(value: Any) -> Iterator[Candidate]:
     """Yields the dicts within a value, near ones first, each of them once; a pickled module as its state dict."""
     level: list[tuple[tuple[str, ...], Any]] = [((), value)]
-    seen: set[int] = set()
-    modules = 0
+    seen: dict[int, Mapping[Any, Any] | None] = {}
+    modules = aliases = 0
     for _ in range(MAX_DEPTH + 1):
         below: list[tuple[tuple[str, ...], Any]] = []
         for path, inner in level:
-            if id(inner) in seen or (modules >= MAX_MODULES and _is_module(inner)):
+            if id(inner) in seen:
+                entries = seen[id(inner)]
+                if entries and aliases < MAX_ALIASES:
+                    aliases += 1
+                    yield Candidate(path, entries)
                 continue
-            seen.add(id(inner))
+            if modules >= MAX_MODULES and _is_module(inner):
+                continue
             modules += _is_module(inner)
-            entries = _entries(inner)
+            seen[id(inner)] = entries = _entries(inner)
             if entries is not None:
                 yield Candidate(path, entries)
-                below += [((*path, key), item) for key, item in entries.items() if _may_hold(key, item)]
+            below += itertools.islice(_parts(path, inner), max(MAX_PARTS - len(below), 0))
         level = below
 
 
-def _may_hold(key: Any, value: Any) -> bool:
-    return isinstance(key, str) and isinstance(value, (dict, Placeholder))
+def _parts(path: tuple[str, ...], value: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yields what a value holds that may be or hold a state dict, and its place; modules hold their tensors alone."""
+    if isinstance(value, dict):
+        yield from (((*path, key), item) for key, item in value.items() if isinstance(key, str) and _may_hold(item))
+    elif isinstance(value, (list, tuple)) and not isinstance(value, Tensor):
+        yield from (((*path, str(index)), item) for index, item in enumerate(value) if _may_hold(item))
+    elif isinstance(value, Placeholder) and not (_is_module(value) or _is_array(value)):
+        # An object's own parts have no names of their own; torch.compile's has its module as an argument.
+        arguments = value.arguments if isinstance(value.arguments, tuple) else ()
+        yield from ((path, part) for part in (value.items, value.state, *arguments) if part and _may_hold(part))
+
+
+def _may_hold(value: Any) -> bool:
+    return isinstance(value, (dict, list, tuple, Placeholder)) and not isinstance(value, (Tensor, Storage))
 
 
 def _is_module(value: Any) -> bool:
@@ -181,7 +202,7 @@ def _choose(candidates: list[Candidate], path: str, ema: bool, container: str | 
         )
     best = min(map(_rank, models))
     equal = [candidate for candidate in models if _rank(candidate) == best]
-    if len(equal) > 1:
+    if len({id(candidate.entries) for candidate in equal}) > 1:
         raise InputError(f"{path}: {ambiguous(['.'.join(candidate.path) for candidate in equal])}")
     return equal[0]
 
@@ -198,13 +219,14 @@ def _rank(candidate: Candidate) -> tuple[int, ...]:
     return tuple(CONTAINERS.index(key) if key in CONTAINERS else len(CONTAINERS) for key in candidate.path)
 
 
-def _kind(value: Any) -> str:
+def _kind(file: TorchFile) -> str:
     """Says in words what a file holds."""
+    value, tensors = file.value, "with tensors in no state dict" if file.spans else "without tensors"
     if _is_module(value):
-        return f"a pickled module, of {shown(value.name)}, without tensors (save model.state_dict())"
+        return f"a pickled module, of {shown(value.name)}, {tensors} (save model.state_dict())"
     if isinstance(value, Placeholder):
-        return f"an object of {shown(value.name)}"
-    return f"a {type(value).__name__} without tensors" if isinstance(value, dict) else f"a {type(value).__name__}"
+        return f"an object of {shown(value.name)} {tensors} (save model.state_dict())"
+    return f"a {type(value).__name__} {tensors}"
 
 
 def write_torch(path: str, tensors: Tensors) -> None:
