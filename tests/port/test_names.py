@@ -34,6 +34,35 @@ def test_any_prefix_is_stripped_and_the_rest_named(arrays, prefix, beside):
     assert names.tensors.keys() == arrays.keys()
 
 
+WRAPPED = {
+    "a compiled block": lambda name: name.replace("blocks.0.0.", "blocks.0.0._orig_mod."),
+    "all compiled": lambda name: name.replace(".", "._orig_mod.", 1),
+    "FSDP within FSDP": lambda name: (
+        f"_fsdp_wrapped_module.{name.replace('blocks.0.0.', 'blocks.0.0._fsdp_wrapped_module.')}"
+    ),
+    "checkpointing in FSDP": lambda name: name.replace(
+        "blocks.0.0.", "blocks.0.0._fsdp_wrapped_module._checkpoint_wrapped_module."
+    ),
+    "DDP of the head": lambda name: name.replace("head.", "head.module."),
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_wrappers_are_taken_out_wherever_they_stand_and_named(arrays, kind):
+    names = tidy_names({WRAPPED[kind](name): array for name, array in arrays.items()}, "file")
+    assert names.tensors.keys() == arrays.keys()
+    assert names.wrappers
+    notes = dict(Weights("file", "", names.tensors, wrappers=names.wrappers).notes)
+    assert notes == {"wrappers taken out of names": ", ".join(names.wrappers)}
+    twice = {"blocks.0.0.norm1.weight": np.ones(3), "blocks.0.0.module.norm1.weight": np.ones(3)}
+    assert tidy_names(twice, "file").tensors == twice  # for the error of a name left over
+
+
+def test_a_wrapped_backbone_still_marks_a_dense_checkpoint(arrays):
+    names = tidy_names(under("backbone._orig_mod.", arrays) | {"decode_head.weight": np.ones(3)}, "file")
+    assert {"backbone.norm.weight", "decode_head.weight"} <= names.tensors.keys()
+
+
 @pytest.mark.parametrize("prefix", ["", "module.", "model._orig_mod."])
 def test_backbone_marks_a_dense_checkpoint_under_any_prefix(arrays, prefix):
     state = under(prefix, under("backbone.", arrays) | {"decode_head.weight": np.ones(3)}) | {

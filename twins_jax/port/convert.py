@@ -61,6 +61,7 @@ class Weights:
         unread: classes and functions that the file names, whose objects were left alone.
         heads: modules in the file that may be the classifier's head under another name.
         whole_heads: those of them that are all of their head.
+        wrappers: parts of names that wrappers of modules had put in, and were taken out.
     """
 
     label: str
@@ -73,6 +74,7 @@ class Weights:
     unread: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
     whole_heads: tuple[str, ...] = ()
+    wrappers: tuple[str, ...] = ()
 
     @functools.cached_property
     def layout(self) -> Layout:
@@ -91,7 +93,12 @@ class Weights:
         """The parts of the file that are no part of a model, each kind with its name."""
         entries = Counter(name.rpartition(".")[2] for name in self.ignored)
         counts = {f"{name} ({count} times)" if count > 1 else name: None for name, count in entries.items()}
-        notes = (("prefix", [self.prefix] if self.prefix else []), ("ignored", counts), ("left unread", self.unread))
+        notes = (
+            ("prefix", [self.prefix] if self.prefix else []),
+            ("wrappers taken out of names", self.wrappers),
+            ("ignored", counts),
+            ("left unread", self.unread),
+        )
         return [(kind, shown_list(names, 10)) for kind, names in notes if names]
 
     @property

@@ -23,6 +23,9 @@ BOOKKEEPING = (
 )
 """Last parts of the names of tensors that hold no weights, whatever the model."""
 
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module")
+"""Names under which wrappers of modules hold what they wrap: torch.compile, FSDP, activation checkpointing, DDP."""
+
 HEAD_PARTS = ("weight", "bias")
 
 HEAD_ROOTS = ("head", "fc", "classifier")
@@ -45,6 +48,7 @@ class Names(NamedTuple):
         left_out: names of tensors that do not begin with the prefix, or belong to a head that is not wanted.
         heads: modules that may be the classifier's head under another name.
         whole_heads: those of them that are all of their head; others are a layer of a head of several.
+        wrappers: parts of names that wrappers of modules had put in, and were taken out.
     """
 
     tensors: dict[str, np.ndarray]
@@ -53,6 +57,7 @@ class Names(NamedTuple):
     left_out: tuple[str, ...]
     heads: tuple[str, ...]
     whole_heads: tuple[str, ...]
+    wrappers: tuple[str, ...]
 
 
 def tidy_names(
@@ -73,6 +78,7 @@ def tidy_names(
     Raises:
         InputError: several prefixes each have a model; or no tensors begin with `prefix`, or have the name `head`.
     """
+    tensors, wrappers = _unwrap(tensors)
     ignored = tuple(name for name in tensors if name.rpartition(".")[2] in BOOKKEEPING)
     kept = {name: tensor for name, tensor in tensors.items() if name not in set(ignored)}
     found = _find_prefix(kept, label) if prefix is None else _check_prefix(kept, label, prefix)
@@ -98,8 +104,10 @@ def tidy_names(
     whole = tuple(
         module for module in heads if all(name in parts for name in kept if name.startswith(_root(module, found)))
     )
-    return Names(inside, stripped, ignored, tuple(left_out), heads, whole)
+    return Names(inside, stripped, ignored, tuple(left_out), heads, whole, wrappers)
 
+
+BACKBONE_PARTS = tuple(dict.fromkeys(f"{module.partition('.')[0]}." for module, _, _ in BACKBONE))
 
 _BACKBONE_NAME = re.compile(
     r"(.*\.)?(?:"
@@ -115,8 +123,27 @@ _BACKBONE_NAME = re.compile(
 
 def count_by_prefix(names: Iterable[str]) -> Counter[str]:
     """Counts the names of a backbone's parameters, by what stands before them."""
-    matches = (_BACKBONE_NAME.fullmatch(name) for name in names if len(name) <= MAX_NAME)
+    matches = (_BACKBONE_NAME.fullmatch(without_wrappers(name)) for name in names if len(name) <= MAX_NAME)
     return Counter(match[1] or "" for match in matches if match)
+
+
+_WRAPPED = re.compile(rf"(?:^|(?<=\.))(?:{'|'.join((*BACKBONE_PARTS, 'backbone.', 'norm.', 'head.'))}).*", re.DOTALL)
+_WRAPPERS = re.compile(rf"(?<=\.)(?:{'|'.join(map(re.escape, WRAPPERS))})\.")
+
+
+def without_wrappers(name: str) -> str:
+    """Takes out what wrappers within a model put into a name; those around the model are left, as its prefix."""
+    match = _WRAPPED.search(name)
+    return name[: match.start()] + _WRAPPERS.sub("", match[0]) if match else name
+
+
+def _unwrap(tensors: Mapping[str, np.ndarray]) -> tuple[Mapping[str, np.ndarray], tuple[str, ...]]:
+    """Returns the tensors under names without wrappers, and these; as they are where two would have one name."""
+    names = {name: without_wrappers(name) for name in tensors}
+    if len(set(names.values())) < len(names):
+        return tensors, ()
+    found = [part for part in WRAPPERS if any(f".{part}." in name for name, plain in names.items() if name != plain)]
+    return {names[name]: tensor for name, tensor in tensors.items()}, tuple(found)
 
 
 def find_heads(tensors: Mapping[str, np.ndarray], prefix: str = "") -> tuple[str, ...]:
@@ -151,9 +178,6 @@ def _root(module: str, prefix: str) -> str:
     return root
 
 
-BACKBONE_PARTS = tuple(dict.fromkeys(f"{module.partition('.')[0]}." for module, _, _ in BACKBONE))
-
-
 def _find_prefix(tensors: Mapping[str, np.ndarray], label: str) -> str:
     counts = count_by_prefix(tensors)
     most = max(counts.values(), default=0)
@@ -171,7 +195,7 @@ def ambiguous(prefixes: list[str]) -> str:
 
 
 def _check_prefix(tensors: Mapping[str, np.ndarray], label: str, prefix: str) -> str:
-    prefix = f"{prefix}." if prefix and not prefix.endswith(".") else prefix
+    prefix = without_wrappers(f"{prefix}." if prefix and not prefix.endswith(".") else prefix)
     counts = count_by_prefix(tensors)
     if prefix not in counts:
         known = ", ".join(repr(shown(key)) for key, _ in counts.most_common(5)) or "none is there"

@@ -79,6 +79,7 @@ def _read_file(path: str, label: str, choice: Choice, declared: Declared = NOTHI
         unread=contents.unread,
         heads=tidy.heads,
         whole_heads=tidy.whole_heads,
+        wrappers=tidy.wrappers,
     )
 
 
