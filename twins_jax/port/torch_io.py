@@ -9,7 +9,9 @@ import numpy as np
 
 from twins_jax.errors import InputError, shown, shown_list
 from twins_jax.port.convert import Tensors
-from twins_jax.port.names import BOOKKEEPING, ambiguous, count_by_prefix
+from twins_jax.port.names import BOOKKEEPING, HEAD_PARTS, ambiguous, count_by_prefix
+from twins_jax.port.numpy_array import NAMES as NUMPY_NAMES
+from twins_jax.port.numpy_array import is_numpy_array, rebuild
 from twins_jax.port.torch_file import Storage, TorchFile, open_torch_file
 from twins_jax.port.torch_tensor import FUNCTIONS, NoPlainTensorError, Tensor, is_known, to_numpy
 from twins_jax.port.unpickle import Placeholder
@@ -66,13 +68,14 @@ def read_torch(path: str, *, ema: bool = False, container: str | None = None) ->
         InputError: the file is damaged or no checkpoint, holds several models, or a tensor that is no plain array.
     """
     file = open_torch_file(path, FUNCTIONS)
-    unread = tuple(name for name in file.names if not is_known(name))
     found = _choose(list(_candidates(file.value)), path, ema, container)
+    tensors, ignored = _read_tensors(file, found.entries) if found else ({}, ())
+    understood = NUMPY_NAMES if found and any(map(is_numpy_array, found.entries.values())) else ()
+    unread = tuple(name for name in file.names if not is_known(name) and name not in understood)
     if found is None:
         note = f"; left unread: {shown_list(unread, 10)}" if unread else ""
         allowed = f"a state dict, or one under a key such as {CONTAINERS[0]!r}"
         raise InputError(f"{path}: holds {_kind(file)}: must hold {allowed}{note}")
-    tensors, ignored = _read_tensors(file, found.entries)
     return Contents(tensors, ".".join(found.path), ignored, unread)
 
 
@@ -80,16 +83,22 @@ def _read_tensors(file: TorchFile, entries: Mapping[Any, Any]) -> tuple[Tensors,
     tensors: Tensors = {}
     storages: dict[str, np.ndarray] = {}
     ignored = []
+    has_tensors = any(isinstance(value, Tensor) for value in entries.values())
     for name, value in entries.items():
         label = shown(name) if isinstance(name, str) else f"a key of type {type(name).__name__}"
-        if not (isinstance(name, str) and _is_array(value)):
+        # Beside tensors, a NumPy array under another name is a record of the training.
+        is_record = has_tensors and is_numpy_array(value) and label.rpartition(".")[2] not in HEAD_PARTS
+        if not (isinstance(name, str) and _is_array(value)) or is_record:
             ignored.append(label)
             continue
         try:
+            if is_numpy_array(value):
+                tensors[name] = rebuild(value)
+                continue
             if not isinstance(value, Tensor):
                 raise NoPlainTensorError(f"is of {shown(value.name)}")
             tensors[name] = to_numpy(file, value, storages)
-        except NoPlainTensorError as error:
+        except ValueError as error:
             if name.rpartition(".")[2] not in BOOKKEEPING:
                 raise InputError(f"{file.path}: {label} is no plain tensor: it {error}") from error
             ignored.append(label)
@@ -212,7 +221,8 @@ def _tensor_names(candidate: Candidate) -> Iterator[str]:
 
 
 def _is_array(value: Any) -> bool:
-    return isinstance(value, Tensor) or (isinstance(value, Placeholder) and value.name.startswith(TENSOR_MODULES))
+    is_made = isinstance(value, Placeholder) and (value.name.startswith(TENSOR_MODULES) or is_numpy_array(value))
+    return isinstance(value, Tensor) or is_made
 
 
 def _rank(candidate: Candidate) -> tuple[int, ...]:
