@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 import port_weights
@@ -124,6 +125,41 @@ def test_containers_are_found_by_their_contents(tiny, tmp_path, wrap, ema, conta
     assert weights.container == (f"torch file, under {container!r}" if container else "torch file")
     assert weights.tensors.keys() == tiny.keys()
     assert weights.ignored == (("epoch", "optimizer") if not container else ())
+
+
+@pytest.mark.parametrize("other", ["ema_model.", "model_ema.module.", "ema."])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_an_average_may_be_a_prefix_in_one_state_dict(tiny, tmp_path, other, suffix):
+    state = under("model.", tiny) | under(other, {name: tensor + 1 for name, tensor in tiny.items()})
+    path = tmp_path / f"a{suffix}"
+    torch.save({"state_dict": state}, path) if suffix == ".pth" else safetensors.torch.save_file(state, path)
+    for ema, prefix in ((False, "model."), (True, other)):
+        weights = read_weights(path, ema=ema)
+        assert weights.prefix == prefix
+        np.testing.assert_array_equal(weights.tensors["norm.bias"], tiny["norm.bias"].numpy() + ema)
+
+
+@pytest.mark.parametrize(("model", "average"), [("params", "params_ema"), ("weights", "ema_weights"), ("net", "EMA")])
+def test_an_average_may_be_under_any_key_with_ema(tiny, tmp_path, model, average):
+    torch.save({average: {name: tensor + 1 for name, tensor in tiny.items()}, model: tiny}, tmp_path / "a.pth")
+    for ema in (False, True):
+        weights = read_weights(tmp_path / "a.pth", ema=ema)
+        np.testing.assert_array_equal(weights.tensors["norm.bias"], tiny["norm.bias"].numpy() + ema)
+
+
+def test_one_dict_may_be_the_model_and_its_average(tiny, tmp_path):
+    torch.save({"model": tiny, "model_ema": tiny}, tmp_path / "a.pth")
+    for ema, key in ((False, "model"), (True, "model_ema")):
+        assert read_weights(tmp_path / "a.pth", ema=ema).container.endswith(f"{key!r}")
+
+
+def test_a_classifier_named_backbone_is_one_unless_another_task_stands_beside_it(tiny, tmp_path):
+    state = {"student": under("module.backbone.", tiny), "teacher": under("backbone.", tiny)}
+    torch.save(state, tmp_path / "a.pth")
+    for prefix in ("teacher", "student"):
+        assert port(read_weights(tmp_path / "a.pth", prefix=prefix)).model.num_classes == 10
+    torch.save({"teacher": under("backbone.", tiny) | {"decode_head.weight": torch.ones(3)}}, tmp_path / "b.pth")
+    assert port(read_weights(tmp_path / "b.pth")).model.num_classes is None
 
 
 def test_two_unknown_containers_are_an_error_that_a_prefix_decides(tiny, tmp_path):

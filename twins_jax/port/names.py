@@ -61,12 +61,18 @@ class Names(NamedTuple):
 
 
 def tidy_names(
-    tensors: Mapping[str, np.ndarray], label: str, *, prefix: str | None = None, head: str | None = None
+    tensors: Mapping[str, np.ndarray],
+    label: str,
+    *,
+    prefix: str | None = None,
+    head: str | None = None,
+    ema: bool = False,
 ) -> Names:
     """Finds the one prefix under which a file's names are a Twins backbone's in PyTorch, and takes it off.
 
     Any text that ends in a dot can be the prefix. "backbone." stays where it is the last part of it, for it marks the
-    checkpoints of dense tasks; with `head` it goes, too. A file without such names keeps its names.
+    checkpoints of dense tasks; with `head` it goes, too, and where it is a classifier's and nothing stands beside it. A
+    file without such names keeps its names.
 
     Args:
         tensors: name -> array, as a file has them.
@@ -74,15 +80,19 @@ def tidy_names(
         prefix: the prefix; found where it is None.
         head: the name of the classifier's head, which becomes "head" (other tensors of a head's shape are left out); or
             `NO_HEAD`, to leave out all of them.
+        ema: take a prefix that says it is of a moving average; otherwise they are passed over where others are there.
 
     Raises:
-        InputError: several prefixes each have a model; or no tensors begin with `prefix`, or have the name `head`.
+        InputError: several prefixes each have a model; the prefix is not of a moving average, with `ema`; or no tensors
+            begin with `prefix`, or have the name `head`.
     """
     tensors, wrappers = _unwrap(tensors)
     ignored = tuple(name for name in tensors if name.rpartition(".")[2] in BOOKKEEPING)
     kept = {name: tensor for name, tensor in tensors.items() if name not in set(ignored)}
-    found = _find_prefix(kept, label) if prefix is None else _check_prefix(kept, label, prefix)
-    stripped = found if head else found.removesuffix(TORCH_DENSE.prefix)
+    found = _find_prefix(kept, label, ema) if prefix is None else _check_prefix(kept, label, prefix)
+    if ema and not is_average(found):
+        raise InputError(f"{label}: holds one set of weights, and no moving average beside it")
+    stripped = found if head or _is_classifier(kept, found) else found.removesuffix(TORCH_DENSE.prefix)
     heads = find_heads(kept, found)
     inside = {name.removeprefix(stripped): tensor for name, tensor in kept.items() if name.startswith(stripped)}
     left_out = [name for name in kept if not name.startswith(stripped)]
@@ -178,10 +188,29 @@ def _root(module: str, prefix: str) -> str:
     return root
 
 
-def _find_prefix(tensors: Mapping[str, np.ndarray], label: str) -> str:
-    counts = count_by_prefix(tensors)
+def is_average(place: str) -> bool:
+    """True for a prefix, or for keys joined by dots or slashes, that says that it holds a moving average."""
+    return any("ema" in part.lower().split("_") for part in re.split("[./]", place))
+
+
+def find_prefixes(names: Iterable[str]) -> list[str]:
+    """Finds what the names of each model begin with: of all whose parameters are at least half as many as the most."""
+    counts = count_by_prefix(names)
     most = max(counts.values(), default=0)
-    found = [prefix for prefix, count in counts.items() if 2 * count >= most]
+    return [prefix for prefix, count in counts.items() if 2 * count >= most]
+
+
+def _is_classifier(tensors: Mapping[str, np.ndarray], prefix: str) -> bool:
+    """True if a prefix with "backbone." holds a classifier, and nothing beside it makes it a dense task's."""
+    beside = prefix.removesuffix(TORCH_DENSE.prefix)
+    is_alone = all(name.startswith(prefix) for name in tensors if name.startswith(beside))
+    return is_alone and {f"{prefix}norm.weight", f"{prefix}head.weight"} <= tensors.keys()
+
+
+def _find_prefix(tensors: Mapping[str, np.ndarray], label: str, ema: bool) -> str:
+    found = find_prefixes(tensors)
+    averages = [prefix for prefix in found if is_average(prefix)]
+    found = averages if ema else [prefix for prefix in found if prefix not in averages] or averages
     if len(found) > 1:
         raise InputError(f"{label}: {ambiguous(found)}")
     return found[0] if found else ""

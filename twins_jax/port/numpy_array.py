@@ -49,7 +49,8 @@ def rebuild(value: Placeholder) -> np.ndarray:
         and order in ("C", "F")
     ):
         raise ValueError("is a damaged NumPy array")
-    array = np.frombuffer(data, kind).reshape(shape, order=order)
+    elements = np.frombuffer(data, kind)
+    array = elements.reshape(shape[::-1]).T if order == "F" else elements.reshape(shape)
     return array.astype(kind.newbyteorder("="))
 
 
@@ -58,7 +59,7 @@ def _dtype(value: Any) -> np.dtype[Any]:
         code, state = value.arguments[:1], value.state
         order = state[1] if isinstance(state, tuple) and len(state) > 1 else "="
         if code and isinstance(code[0], str) and code[0] in DTYPES and isinstance(order, str) and order in ORDERS:
-            return np.dtype(code[0]).newbyteorder(order)
+            return np.dtype(order + code[0])
     raise ValueError("is a NumPy array of other than plain numbers")
 
 

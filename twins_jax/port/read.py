@@ -65,7 +65,9 @@ def _read_file(path: str, label: str, choice: Choice, declared: Declared = NOTHI
         raise InputError(f"{label}: holds no tensors")
     # What chose the dict does not choose among its names, too.
     prefix = None if choice.prefix and contents.container == choice.prefix.rstrip(".") else choice.prefix
-    tidy = names.tidy_names(contents.tensors, label, prefix=prefix, head=choice.head)
+    tidy = names.tidy_names(
+        contents.tensors, label, prefix=prefix, head=choice.head, ema=choice.ema and not contents.is_average
+    )
     if choice.head == names.NO_HEAD:
         declared = declared._replace(num_classes=None, class_names=None)
     return Weights(
@@ -90,10 +92,11 @@ def _read_contents(path: str, found: Format, choice: Choice) -> tuple[Contents, 
         return contents, f", under {shown(contents.container)!r}" if contents.container else ""
     if found is Format.MSGPACK:
         tensors, note = msgpack_io.read_msgpack(path, ema=choice.ema)
-        return Contents(tensors, "", (), ()), note
+        return Contents(tensors, "", (), (), choice.ema), note
     every = shards.read_shards(path, _read_shard) if found is Format.INDEX else safetensors_io.read_safetensors(path)
-    chosen = select(every, path, ema=choice.ema)
-    return Contents({ours: every[name] for name, ours in chosen.paths.items()}, "", (), ()), chosen.note
+    ema = choice.ema and not names.count_by_prefix(every)  # `tidy_names` chooses among names of PyTorch's
+    chosen = select(every, path, ema=ema)
+    return Contents({ours: every[name] for name, ours in chosen.paths.items()}, "", (), (), ema), chosen.note
 
 
 def _read_shard(path: str) -> Tensors:

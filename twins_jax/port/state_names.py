@@ -10,6 +10,7 @@ from collections.abc import Container, Iterable
 from typing import NamedTuple
 
 from twins_jax.errors import InputError
+from twins_jax.port.names import is_average
 
 PREFERRED = ("", "params", "model")
 """The places that are taken where several hold a model, in this order."""
@@ -55,7 +56,7 @@ def select(names: Iterable[str], label: str, *, ema: bool = False) -> Selection:
     paths = {name: _path(name) for name in names}
     places = _places(paths.values())
     models = [place for place in places if not _is_moment(place)]
-    averages = [place for place in models if _is_average(place)]
+    averages = [place for place in models if is_average(place)]
     if ema and not averages:
         raise InputError(f"{label}: holds one set of weights, and no moving average beside it")
     if not models:
@@ -102,10 +103,6 @@ def _path(name: str) -> str:
 
 def _is_moment(place: str) -> bool:
     return not set(MOMENTS).isdisjoint(place.split("/"))
-
-
-def _is_average(place: str) -> bool:
-    return any("ema" in part.split("_") for part in place.split("/"))
 
 
 def _is_random_state(path: str, known: Container[str]) -> bool:

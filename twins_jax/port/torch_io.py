@@ -9,7 +9,7 @@ import numpy as np
 
 from twins_jax.errors import InputError, shown, shown_list
 from twins_jax.port.convert import Tensors
-from twins_jax.port.names import BOOKKEEPING, HEAD_PARTS, ambiguous, count_by_prefix
+from twins_jax.port.names import BOOKKEEPING, HEAD_PARTS, ambiguous, count_by_prefix, find_prefixes, is_average
 from twins_jax.port.numpy_array import NAMES as NUMPY_NAMES
 from twins_jax.port.numpy_array import is_numpy_array, rebuild
 from twins_jax.port.torch_file import Storage, TorchFile, open_torch_file
@@ -40,12 +40,14 @@ class Contents(NamedTuple):
         container: the key it was found under, such as "model" or "state.model"; "" for the whole file.
         ignored: names of its entries that are no tensors.
         unread: classes and functions that the file names; their objects were left alone.
+        is_average: whether that key says that it is a moving average.
     """
 
     tensors: Tensors
     container: str
     ignored: tuple[str, ...]
     unread: tuple[str, ...]
+    is_average: bool
 
 
 class Candidate(NamedTuple):
@@ -54,6 +56,11 @@ class Candidate(NamedTuple):
     path: tuple[str, ...]
     entries: Mapping[Any, Any]
 
+    @property
+    def is_average(self) -> bool:
+        """Whether its keys say that it is a moving average."""
+        return any(map(is_average, self.path))
+
 
 def read_torch(path: str, *, ema: bool = False, container: str | None = None) -> Contents:
     """Reads the tensors of a file that `torch.save` wrote, without torch; nothing that the file names is called.
@@ -61,7 +68,7 @@ def read_torch(path: str, *, ema: bool = False, container: str | None = None) ->
     Args:
         path: an existing file that holds a state dict or a pickled module, or a dict with one, which is found by its
             contents; of several, `CONTAINERS` says which is preferred.
-        ema: take one under `EMA_CONTAINERS`.
+        ema: take one under a key with "ema" in it, such as `EMA_CONTAINERS`, or one with names that begin like this.
         container: take the one under this key, if there is one.
 
     Raises:
@@ -76,7 +83,7 @@ def read_torch(path: str, *, ema: bool = False, container: str | None = None) ->
         note = f"; left unread: {shown_list(unread, 10)}" if unread else ""
         allowed = f"a state dict, or one under a key such as {CONTAINERS[0]!r}"
         raise InputError(f"{path}: holds {_kind(file)}: must hold {allowed}{note}")
-    return Contents(tensors, ".".join(found.path), ignored, unread)
+    return Contents(tensors, ".".join(found.path), ignored, unread, found.is_average)
 
 
 def _read_tensors(file: TorchFile, entries: Mapping[Any, Any]) -> tuple[Tensors, tuple[str, ...]]:
@@ -198,7 +205,9 @@ def _choose(candidates: list[Candidate], path: str, ema: bool, container: str | 
         chosen = [candidate for candidate in models if ".".join(candidate.path) == container.rstrip(".")]
         if chosen:
             return chosen[0]
-    averages = [candidate for candidate in models if set(candidate.path) & set(EMA_CONTAINERS)]
+    averages = [candidate for candidate in models if candidate.is_average]
+    if ema and not averages:
+        averages = [candidate for candidate in models if any(map(is_average, find_prefixes(_tensor_names(candidate))))]
     if ema and not averages:
         keys = shown_list([key for key in (candidates[0].entries if candidates else ()) if isinstance(key, str)], 5)
         raise InputError(f"{path}: has no {' or '.join(EMA_CONTAINERS)} with a model in it, only {keys or 'no names'}")
