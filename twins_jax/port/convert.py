@@ -13,7 +13,7 @@ from twins_jax.config import WindowPadding
 from twins_jax.errors import InputError, shown, shown_list
 from twins_jax.fit import misfits
 from twins_jax.port.infer import Inferred, Shape, infer
-from twins_jax.port.rules import LAYOUTS, Layout
+from twins_jax.port.rules import LAYOUTS, OURS, Layout
 from twins_jax.preprocess import Preprocessing
 
 Tensors = dict[str, np.ndarray]
@@ -203,7 +203,7 @@ def to_layout(params: Mapping[str, np.ndarray], layout: Layout) -> Tensors:
 
 def _is_ours(tensor_name: str, layout: Layout) -> bool:
     """True for a name that must be in the table: left over, it means another architecture, not another head."""
-    return tensor_name.startswith(layout.prefix)
+    return tensor_name.startswith("backbone/" if layout is OURS else layout.prefix)
 
 
 def _check_declared(weights: Weights, model: Inferred) -> None:
