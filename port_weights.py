@@ -26,8 +26,8 @@ detection), a Hugging Face snapshot folder, or hf-hub:OWNER/NAME. It becomes an 
 in .safetensors a file of this project's names.
 
 SRC of this project: an Orbax folder, a training run's folder, a .safetensors file or one of flax.serialization. It
-becomes a PyTorch file that timm loads, .safetensors or .pth as DST ends, or with another DST an Orbax folder of the
-parameters alone.
+becomes a PyTorch file that timm loads, .safetensors or .pth (.pt, .bin, .ckpt, .pth.tar) as DST ends, or with another
+DST an Orbax folder of the parameters alone.
 
 Class names, preprocessing and window_padding, which a training run or a snapshot declares, travel with the weights; a
 .pth has no place for them."""
@@ -82,6 +82,7 @@ def _port(args: argparse.Namespace) -> int:
     check_paths(args.src, args.dst, *([args.report] if args.report else []), overwrite=args.overwrite)
     weights = read_weights(args.src, ema=args.ema, prefix=args.prefix, head=args.head)
     ported = port(weights, args.model)
+    weights.check_head(ported.model)
     target = plan_target(weights, ported, args.dst)
     if args.verify:
         from twins_jax.port.timm_models import import_timm

@@ -68,6 +68,8 @@ def from_pretrained(
     (model, params, _), weights = _port(source, name, ema, prefix, head)
     if model.num_classes is None:
         raise InputError(f"{source}: holds a backbone without a classifier: use backbone_from_pretrained{weights.hint}")
+    if num_classes is None:
+        weights.check_head(model)
     config = _config(model, weights.declared, overrides)
     classes = model.num_classes if num_classes is None else num_classes
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: TwinsClassifier(config, classes, rngs=nnx.Rngs(0))))

@@ -53,9 +53,12 @@ def test_round_trip_from_pytorch_is_exact(tiny, tmp_path, dtype, middle, suffix)
 
 @pytest.mark.parametrize(
     ("name", "load"),
-    [("a.PTH", torch.load), ("a.Pt", torch.load), ("a.SafeTensors", safetensors.torch.load_file)],
+    [
+        *(("a.PTH", torch.load), ("a.Pt", torch.load), ("a.SafeTensors", safetensors.torch.load_file)),
+        *(("a.ckpt", torch.load), ("a.pth.tar", torch.load)),
+    ],
 )
-def test_the_ending_of_the_target_may_be_in_upper_case(tiny, tiny_orbax, tmp_path, name, load):
+def test_the_ending_of_the_target_tells_its_format(tiny, tiny_orbax, tmp_path, name, load):
     assert run(tiny_orbax, tmp_path / name) == 0
     assert_same(load(tmp_path / name), tiny)
 

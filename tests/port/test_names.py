@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 import port_weights
 import twins_jax
 from twins_jax.errors import InputError
-from twins_jax.port.convert import port
+from twins_jax.port.convert import Weights, port
 from twins_jax.port.names import tidy_names
 from twins_jax.port.read import read_weights
 
@@ -32,6 +33,35 @@ def test_any_prefix_is_stripped_and_the_rest_named(arrays, prefix, beside):
     names = tidy_names(under(prefix, arrays) | beside, "file")
     assert (names.prefix, names.left_out) == (prefix, tuple(beside))
     assert names.tensors.keys() == arrays.keys()
+
+
+WRAPPED = {
+    "a compiled block": lambda name: name.replace("blocks.0.0.", "blocks.0.0._orig_mod."),
+    "all compiled": lambda name: name.replace(".", "._orig_mod.", 1),
+    "FSDP within FSDP": lambda name: (
+        f"_fsdp_wrapped_module.{name.replace('blocks.0.0.', 'blocks.0.0._fsdp_wrapped_module.')}"
+    ),
+    "checkpointing in FSDP": lambda name: name.replace(
+        "blocks.0.0.", "blocks.0.0._fsdp_wrapped_module._checkpoint_wrapped_module."
+    ),
+    "DDP of the head": lambda name: name.replace("head.", "head.module."),
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_wrappers_are_taken_out_wherever_they_stand_and_named(arrays, kind):
+    names = tidy_names({WRAPPED[kind](name): array for name, array in arrays.items()}, "file")
+    assert names.tensors.keys() == arrays.keys()
+    assert names.wrappers
+    notes = dict(Weights("file", "", names.tensors, wrappers=names.wrappers).notes)
+    assert notes == {"wrappers taken out of names": ", ".join(names.wrappers)}
+    twice = {"blocks.0.0.norm1.weight": np.ones(3), "blocks.0.0.module.norm1.weight": np.ones(3)}
+    assert tidy_names(twice, "file").tensors == twice  # for the error of a name left over
+
+
+def test_a_wrapped_backbone_still_marks_a_dense_checkpoint(arrays):
+    names = tidy_names(under("backbone._orig_mod.", arrays) | {"decode_head.weight": np.ones(3)}, "file")
+    assert {"backbone.norm.weight", "decode_head.weight"} <= names.tensors.keys()
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "model._orig_mod."])
@@ -97,6 +127,41 @@ def test_containers_are_found_by_their_contents(tiny, tmp_path, wrap, ema, conta
     assert weights.ignored == (("epoch", "optimizer") if not container else ())
 
 
+@pytest.mark.parametrize("other", ["ema_model.", "model_ema.module.", "ema."])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_an_average_may_be_a_prefix_in_one_state_dict(tiny, tmp_path, other, suffix):
+    state = under("model.", tiny) | under(other, {name: tensor + 1 for name, tensor in tiny.items()})
+    path = tmp_path / f"a{suffix}"
+    torch.save({"state_dict": state}, path) if suffix == ".pth" else safetensors.torch.save_file(state, path)
+    for ema, prefix in ((False, "model."), (True, other)):
+        weights = read_weights(path, ema=ema)
+        assert weights.prefix == prefix
+        np.testing.assert_array_equal(weights.tensors["norm.bias"], tiny["norm.bias"].numpy() + ema)
+
+
+@pytest.mark.parametrize(("model", "average"), [("params", "params_ema"), ("weights", "ema_weights"), ("net", "EMA")])
+def test_an_average_may_be_under_any_key_with_ema(tiny, tmp_path, model, average):
+    torch.save({average: {name: tensor + 1 for name, tensor in tiny.items()}, model: tiny}, tmp_path / "a.pth")
+    for ema in (False, True):
+        weights = read_weights(tmp_path / "a.pth", ema=ema)
+        np.testing.assert_array_equal(weights.tensors["norm.bias"], tiny["norm.bias"].numpy() + ema)
+
+
+def test_one_dict_may_be_the_model_and_its_average(tiny, tmp_path):
+    torch.save({"model": tiny, "model_ema": tiny}, tmp_path / "a.pth")
+    for ema, key in ((False, "model"), (True, "model_ema")):
+        assert read_weights(tmp_path / "a.pth", ema=ema).container.endswith(f"{key!r}")
+
+
+def test_a_classifier_named_backbone_is_one_unless_another_task_stands_beside_it(tiny, tmp_path):
+    state = {"student": under("module.backbone.", tiny), "teacher": under("backbone.", tiny)}
+    torch.save(state, tmp_path / "a.pth")
+    for prefix in ("teacher", "student"):
+        assert port(read_weights(tmp_path / "a.pth", prefix=prefix)).model.num_classes == 10
+    torch.save({"teacher": under("backbone.", tiny) | {"decode_head.weight": torch.ones(3)}}, tmp_path / "b.pth")
+    assert port(read_weights(tmp_path / "b.pth")).model.num_classes is None
+
+
 def test_two_unknown_containers_are_an_error_that_a_prefix_decides(tiny, tmp_path):
     torch.save({"student": tiny, "teacher": {name: tensor + 1 for name, tensor in tiny.items()}}, tmp_path / "a.pth")
     with pytest.raises(InputError, match="holds 2 models, under 'student', 'teacher': choose one with prefix="):
@@ -147,6 +212,43 @@ def test_a_head_of_another_name_is_recognized_taken_and_dropped(tiny, tmp_path, 
         read_weights(source, head="x")
 
 
+def test_a_head_outside_the_prefix_is_named_unless_the_call_decides(tiny, tmp_path, capsys):
+    state = renamed(tiny, "classifier", 7)
+    state = {name if name.startswith("classifier") else f"encoder.{name}": tensor for name, tensor in state.items()}
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(InputError, match=r"without a module named head; classifier has .*: head='classifier' \(--head"):
+        twins_jax.from_pretrained(tmp_path / "a.pth")
+    assert port_weights.main([str(tmp_path / "a.pth"), str(tmp_path / "orbax")]) == 2
+    assert "head='classifier'" in capsys.readouterr().err
+    assert port(read_weights(tmp_path / "a.pth", head="classifier")).model.num_classes == 7
+    assert twins_jax.from_pretrained(tmp_path / "a.pth", num_classes=0).num_classes == 0
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("root", ["head", "fc"])
+def test_all_layers_of_a_head_are_dropped_and_none_is_offered_alone(arrays, root, prefix):
+    state = {name: array for name, array in arrays.items() if not name.startswith("head.")}
+    layers = {"0": np.ones((9, 256)), "2": np.ones((4, 9))}
+    state |= {f"{root}.{layer}.weight": array for layer, array in layers.items()}
+    state |= {f"{root}.{layer}.bias": array[:, 0] for layer, array in layers.items()}
+    names = tidy_names(under(prefix, state), "file")
+    weights = Weights("file", "", names.tensors, heads=names.heads, whole_heads=names.whole_heads)
+    assert weights.hint.endswith("but is one layer of several: head='none' (--head none) drops it")
+    names = tidy_names(under(prefix, state), "file", head="none")
+    assert len(names.left_out) == 4
+    assert port(Weights("file", "", names.tensors)).model.num_classes == 0
+
+
+def test_a_head_without_the_final_norm_is_not_offered(tiny, tmp_path):
+    """As mmpretrain saves a classifier."""
+    state = {f"backbone.{name}": value for name, value in tiny.items() if name.split(".")[0] not in ("norm", "head")}
+    torch.save(state | {"head.fc.weight": torch.ones(7, 256), "head.fc.bias": torch.ones(7)}, tmp_path / "a.pth")
+    with pytest.raises(InputError, match="final norm is missing: only backbone_from_pretrained takes it; head='none'"):
+        twins_jax.from_pretrained(tmp_path / "a.pth")
+    for head in (None, "none"):
+        assert port(read_weights(tmp_path / "a.pth", head=head)).model.num_classes is None
+
+
 def test_the_other_of_two_heads_is_left_out(tiny, tmp_path):
     state = tiny | {"head_dist.weight": torch.zeros(10, 256), "head_dist.bias": torch.zeros(10)}
     torch.save(state, tmp_path / "a.pth")
@@ -170,10 +272,9 @@ def test_head_is_no_option_of_files_with_our_names(tiny_orbax):
         tidy_names(read_weights(tiny_orbax).tensors, "file", head="none")
 
 
-def test_head_and_prefix_are_no_options_of_orbax_folders(tiny_orbax):
-    for option in ("head", "prefix"):
-        with pytest.raises(InputError, match=f"{option}='x': must be None"):
-            read_weights(tiny_orbax, **{option: "x"})
+def test_head_is_no_option_of_orbax_folders(tiny_orbax):
+    with pytest.raises(InputError, match="head='x': must be None"):
+        read_weights(tiny_orbax, head="x")
 
 
 def test_an_encoder_without_norm_and_head_is_a_backbone(tiny, tmp_path):

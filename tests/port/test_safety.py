@@ -15,6 +15,7 @@ import torch
 import port_weights
 from twins_jax.errors import InputError
 from twins_jax.files import staged
+from twins_jax.port.write import check_paths
 
 
 def run(*arguments):
@@ -80,6 +81,31 @@ def test_plain_pickles_are_refused(tmp_path, capsys, protocol):
 def test_files_that_are_no_checkpoints(tmp_path, capsys, name, contents, message):
     (tmp_path / name).write_bytes(contents)
     assert_refused(capsys, tmp_path, tmp_path / name, tmp_path / "orbax", message=message)
+
+
+@pytest.mark.parametrize("name", ["a.msgpack", "a.npz", "a.H5", "a.tar", "a.safetensor", "a.pht", "a.cpkt"])
+def test_endings_of_other_files_are_no_names_of_folders(tiny_pth, tmp_path, capsys, name):
+    message = "must end in one of .safetensors, .pth, .pt, .bin, .ckpt, .pth.tar, or be the name of an Orbax folder"
+    assert_refused(capsys, tmp_path, tiny_pth, tmp_path / name, message=message)
+
+
+@pytest.mark.parametrize("name", ["folder", "a", "svt.v1", "run-2.5", "tiny.orbax", "step_10.params", ".hidden"])
+def test_other_names_are_of_folders(tmp_path, name):
+    check_paths("source", str(tmp_path / name), overwrite=False)
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_pipe_is_named_and_not_waited_for(tmp_path, capsys, is_link):
+    os.mkfifo(tmp_path / "pipe.pth")
+    (tmp_path / "link.pth").symlink_to("pipe.pth")
+    source = tmp_path / ("link.pth" if is_link else "pipe.pth")
+    descriptor = os.open(tmp_path / "pipe.pth", os.O_RDWR | os.O_NONBLOCK)  # a reader would get what follows
+    os.write(descriptor, b"x" * 1000)
+    try:
+        assert_refused(capsys, tmp_path, source, tmp_path / "orbax", message="is a pipe; must be a regular file")
+    finally:
+        os.close(descriptor)
+    assert_refused(capsys, tmp_path, "/dev/null", tmp_path / "orbax", message="is a device; must be a regular file")
 
 
 def test_other_sources_that_are_no_checkpoints(tmp_path, capsys):

@@ -19,7 +19,7 @@ import twins_jax
 from tests.support.models import SVT, classifier, named
 from twins_jax.config import VARIANTS
 from twins_jax.errors import InputError
-from twins_jax.port.convert import port
+from twins_jax.port.convert import Weights, port
 from twins_jax.port.read import read_weights
 from twins_jax.port.state_names import select
 
@@ -197,7 +197,7 @@ KERNEL = "backbone/stages/0/peg/kernel"
         (
             [f"student/{KERNEL}", f"teacher/{KERNEL}"],
             False,
-            "FILE: holds several models, under 'student', 'teacher': must hold one; save that one alone",
+            "FILE: holds several models, under 'student', 'teacher': choose one with prefix= (--prefix)",
         ),
         ([f"params/{KERNEL}"], True, "FILE: holds one set of weights, and no moving average beside it"),
         ([f"{KERNEL}/value", KERNEL.replace("/", ".")], False, f"FILE: holds two arrays for {KERNEL}"),
@@ -207,6 +207,27 @@ def test_names_that_leave_a_choice_are_refused(names, ema, message):
     with pytest.raises(InputError) as error:
         select(names, "FILE", ema=ema)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize("write", [standard, lambda tree: file(serialization.to_bytes(tree))])
+def test_a_prefix_chooses_among_the_models_of_a_tree(model, tmp_path, write):
+    tree = to_str(params(model))
+    write({"student": tree, "teacher": shifted(tree, 21)})(tmp_path / "saved")
+    found = port(read_weights(tmp_path / "saved", prefix="teacher")).params
+    np.testing.assert_array_equal(found["norm/bias"], tree["norm"]["bias"] + 1)
+    with pytest.raises(
+        InputError, match=r"prefix='x': .* has no such model in it: must be one of 'student', 'teacher'"
+    ):
+        read_weights(tmp_path / "saved", prefix="x")
+
+
+def test_a_backbone_in_a_user_s_own_model_names_the_rest(model):
+    ours = {f"backbone/{path}": array for path, array in named(to_str(params(model))["backbone"]).items()}
+    ported = port(Weights("file", "", ours | {"decoder/conv/kernel": np.ones(3)}))
+    assert ported.params.keys() == ours.keys()
+    assert ported.not_ported == ("decoder/conv/kernel",)
+    with pytest.raises(InputError, match="backbone/gamma"):
+        port(Weights("file", "", ours | {"backbone/gamma": np.ones(3)}))
 
 
 def test_names_of_other_layouts_stay():

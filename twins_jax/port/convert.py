@@ -13,7 +13,7 @@ from twins_jax.config import WindowPadding
 from twins_jax.errors import InputError, shown, shown_list
 from twins_jax.fit import misfits
 from twins_jax.port.infer import Inferred, Shape, infer
-from twins_jax.port.rules import LAYOUTS, Layout
+from twins_jax.port.rules import LAYOUTS, OURS, Layout
 from twins_jax.preprocess import Preprocessing
 
 Tensors = dict[str, np.ndarray]
@@ -60,6 +60,8 @@ class Weights:
         ignored: names of entries that are known to hold no weights.
         unread: classes and functions that the file names, whose objects were left alone.
         heads: modules in the file that may be the classifier's head under another name.
+        whole_heads: those of them that are all of their head.
+        wrappers: parts of names that wrappers of modules had put in, and were taken out.
     """
 
     label: str
@@ -71,6 +73,8 @@ class Weights:
     ignored: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
+    whole_heads: tuple[str, ...] = ()
+    wrappers: tuple[str, ...] = ()
 
     @functools.cached_property
     def layout(self) -> Layout:
@@ -89,7 +93,12 @@ class Weights:
         """The parts of the file that are no part of a model, each kind with its name."""
         entries = Counter(name.rpartition(".")[2] for name in self.ignored)
         counts = {f"{name} ({count} times)" if count > 1 else name: None for name, count in entries.items()}
-        notes = (("prefix", [self.prefix] if self.prefix else []), ("ignored", counts), ("left unread", self.unread))
+        notes = (
+            ("prefix", [self.prefix] if self.prefix else []),
+            ("wrappers taken out of names", self.wrappers),
+            ("ignored", counts),
+            ("left unread", self.unread),
+        )
         return [(kind, shown_list(names, 10)) for kind, names in notes if names]
 
     @property
@@ -97,11 +106,26 @@ class Weights:
         """What to do about a head under another name; empty if there is none."""
         if not self.heads:
             return ""
-        names, first = shown_list(self.heads, 5), shown(self.heads[0])
-        return (
-            f"; {names} {'has' if len(self.heads) == 1 else 'have'} the shape of a classifier's head: head={first!r} "
-            f"(--head {first}) takes it, head='none' (--head none) drops it"
-        )
+        have = "has" if len(self.heads) == 1 else "have"
+        found = f"; {shown_list(self.heads, 5)} {have} the shape of a classifier's head"
+        drops = "head='none' (--head none) drops it"
+        if not {"norm.weight", "backbone.norm.weight"} & self.tensors.keys():
+            return (
+                f"{found}, but the classifier's final norm is missing: only backbone_from_pretrained takes it; {drops}"
+            )
+        if not self.whole_heads:
+            return f"{found}, but is one layer of several: {drops}"
+        first = shown(self.whole_heads[0])
+        return f"{found}: head={first!r} (--head {first}) takes it, {drops}"
+
+    def check_head(self, model: Inferred) -> None:
+        """Raises InputError for a classifier without a head, where the file has one outside of the model's prefix.
+
+        Args:
+            model: of these weights.
+        """
+        if model.num_classes == 0 and self.heads:
+            raise InputError(f"{self.label}: holds a classifier without a module named head{self.hint}")
 
 
 class Ported(NamedTuple):
@@ -179,7 +203,7 @@ def to_layout(params: Mapping[str, np.ndarray], layout: Layout) -> Tensors:
 
 def _is_ours(tensor_name: str, layout: Layout) -> bool:
     """True for a name that must be in the table: left over, it means another architecture, not another head."""
-    return tensor_name.startswith(layout.prefix)
+    return tensor_name.startswith("backbone/" if layout is OURS else layout.prefix)
 
 
 def _check_declared(weights: Weights, model: Inferred) -> None:

@@ -31,12 +31,13 @@ def is_msgpack(head: bytes) -> bool:
     return is_map and _is_text(head, key)
 
 
-def read_msgpack(path: str, *, ema: bool = False) -> tuple[Tensors, str]:
+def read_msgpack(path: str, *, ema: bool = False, prefix: str | None = None) -> tuple[Tensors, str]:
     """Reads the parameters of a model's state, or of a training state with one in it.
 
     Args:
         path: the file.
         ema: take the moving average of the parameters.
+        prefix: the place of the model that is wanted, of several.
 
     Returns:
         path -> array as `twins_jax.port.state_names` finds them; and its note.
@@ -53,7 +54,7 @@ def read_msgpack(path: str, *, ema: bool = False) -> tuple[Tensors, str]:
         names = [name for name in entries if not _is_chunk(name, chunked)] + list(chunked)
         if not find_models(names):  # of another library's names, or no model: to tell which, arrays are enough
             names = [name for name in names if name in chunked or _is_extension(data, entries[name].start)]
-        chosen = select(names, path, ema=ema)
+        chosen = select(names, path, ema=ema, prefix=prefix)
         tensors = {}
         for name, ours in chosen.paths.items():
             try:

@@ -53,12 +53,13 @@ def write_params(folder: str, params: Tensors) -> None:
         checkpointer.save(os.path.abspath(folder), traverse_util.unflatten_dict(arrays, sep="/"))
 
 
-def read_params(folder: str, *, ema: bool = False) -> tuple[Tensors, str]:
+def read_params(folder: str, *, ema: bool = False, prefix: str | None = None) -> tuple[Tensors, str]:
     """Reads a model's parameters in an Orbax folder as host arrays, whatever devices wrote them.
 
     Args:
         folder: one tree that Orbax wrote: of parameters, or of a state with a model in it, which alone is read.
         ema: take the moving average of the parameters.
+        prefix: the place of the model that is wanted, of several.
 
     Returns:
         path -> array, with paths such as "backbone/stages/0/peg/kernel"; and the note of
@@ -73,7 +74,7 @@ def read_params(folder: str, *, ema: bool = False) -> tuple[Tensors, str]:
     folder = os.path.abspath(folder)
     with _readable(folder), ocp.PyTreeCheckpointer() as checkpointer:
         tree = _metadata(checkpointer, folder)
-        chosen = select(_named(tree), folder, ema=ema)
+        chosen = select(_named(tree), folder, ema=ema, prefix=prefix)
         # Orbax skips the placeholders.
         item = tree_map_with_path(lambda path, leaf: leaf if _name(path) in chosen.paths else ocp.PLACEHOLDER, tree)
         restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)

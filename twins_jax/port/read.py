@@ -50,9 +50,8 @@ def read_weights(
     path, is_average = find_checkpoint(source, ema=ema)
     if os.path.isfile(path):
         return _read_file(path, path, choice, hub.read_config(source))
-    require("prefix", prefix, prefix is None, "None for an Orbax folder")
     require("head", head, head is None, "None for an Orbax folder")
-    tensors, note = orbax_io.read_params(path, ema=ema and not is_average)
+    tensors, note = orbax_io.read_params(path, ema=ema and not is_average, prefix=prefix)
     return Weights(path, f"Orbax folder{note}", tensors, read_folder(path))
 
 
@@ -64,8 +63,11 @@ def _read_file(path: str, label: str, choice: Choice, declared: Declared = NOTHI
     if not contents.tensors:
         raise InputError(f"{label}: holds no tensors")
     # What chose the dict does not choose among its names, too.
-    prefix = None if choice.prefix and contents.container == choice.prefix.rstrip(".") else choice.prefix
-    tidy = names.tidy_names(contents.tensors, label, prefix=prefix, head=choice.head)
+    is_chosen = choice.prefix and contents.container == choice.prefix.rstrip(".")
+    prefix = None if is_chosen or not names.count_by_prefix(contents.tensors) else choice.prefix
+    tidy = names.tidy_names(
+        contents.tensors, label, prefix=prefix, head=choice.head, ema=choice.ema and not contents.is_average
+    )
     if choice.head == names.NO_HEAD:
         declared = declared._replace(num_classes=None, class_names=None)
     return Weights(
@@ -78,6 +80,8 @@ def _read_file(path: str, label: str, choice: Choice, declared: Declared = NOTHI
         ignored=(*contents.ignored, *tidy.ignored),
         unread=contents.unread,
         heads=tidy.heads,
+        whole_heads=tidy.whole_heads,
+        wrappers=tidy.wrappers,
     )
 
 
@@ -87,11 +91,12 @@ def _read_contents(path: str, found: Format, choice: Choice) -> tuple[Contents, 
         contents = torch_io.read_torch(path, ema=choice.ema, container=choice.prefix)
         return contents, f", under {shown(contents.container)!r}" if contents.container else ""
     if found is Format.MSGPACK:
-        tensors, note = msgpack_io.read_msgpack(path, ema=choice.ema)
-        return Contents(tensors, "", (), ()), note
+        tensors, note = msgpack_io.read_msgpack(path, ema=choice.ema, prefix=choice.prefix)
+        return Contents(tensors, "", (), (), choice.ema), note
     every = shards.read_shards(path, _read_shard) if found is Format.INDEX else safetensors_io.read_safetensors(path)
-    chosen = select(every, path, ema=choice.ema)
-    return Contents({ours: every[name] for name, ours in chosen.paths.items()}, "", (), ()), chosen.note
+    ema = choice.ema and not names.count_by_prefix(every)  # `tidy_names` chooses among names of PyTorch's
+    chosen = select(every, path, ema=ema, prefix=choice.prefix)
+    return Contents({ours: every[name] for name, ours in chosen.paths.items()}, "", (), (), ema), chosen.note
 
 
 def _read_shard(path: str) -> Tensors:

@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Container, Iterable
 from typing import NamedTuple
 
-from twins_jax.errors import InputError
+from twins_jax.errors import InputError, shown
+from twins_jax.port.names import is_average
 
 PREFERRED = ("", "params", "model")
 """The places that are taken where several hold a model, in this order."""
@@ -37,7 +38,7 @@ class Selection(NamedTuple):
     note: str
 
 
-def select(names: Iterable[str], label: str, *, ema: bool = False) -> Selection:
+def select(names: Iterable[str], label: str, *, ema: bool = False, prefix: str | None = None) -> Selection:
     """Chooses the entries that are a model's parameters.
 
     Random states of `nnx.Rngs` (a `key` beside a `count`) are left out. All other entries at the model's place are
@@ -47,24 +48,31 @@ def select(names: Iterable[str], label: str, *, ema: bool = False) -> Selection:
         names: of all entries, the levels joined by any of the usual separators.
         label: the file or folder, for errors.
         ema: take the moving average of the parameters.
+        prefix: the place of the model that is wanted, its levels joined by dots or slashes.
 
     Raises:
-        InputError: several places hold a model and none is known to be the one; there is no moving average to take; or
-            two entries have one path.
+        InputError: several places hold a model and none is known to be the one; there is no moving average to take; no
+            model is at `prefix`; or two entries have one path.
     """
     paths = {name: _path(name) for name in names}
     places = _places(paths.values())
     models = [place for place in places if not _is_moment(place)]
-    averages = [place for place in models if _is_average(place)]
+    averages = [place for place in models if is_average(place)]
     if ema and not averages:
         raise InputError(f"{label}: holds one set of weights, and no moving average beside it")
     if not models:
         return Selection({name: name for name in paths}, "")
+    if prefix is not None:
+        place = prefix.replace(".", "/").strip("/")
+        if place not in models or (ema and place not in averages):
+            listed = ", ".join(map(repr, map(shown, averages if ema else models)))
+            raise InputError(f"prefix={prefix!r}: {label} has no such model in it: must be one of {listed}")
+        return _below(place, paths, places, label)
     candidates = averages if ema else [place for place in models if place not in averages] or averages
     preferred = [place for place in PREFERRED if place in candidates] or candidates
     if len(preferred) > 1 and preferred[0] not in PREFERRED:
         listed = ", ".join(map(repr, sorted(preferred)))
-        raise InputError(f"{label}: holds several models, under {listed}: must hold one; save that one alone")
+        raise InputError(f"{label}: holds several models, under {listed}: choose one with prefix= (--prefix)")
     return _below(preferred[0], paths, places, label)
 
 
@@ -102,10 +110,6 @@ def _path(name: str) -> str:
 
 def _is_moment(place: str) -> bool:
     return not set(MOMENTS).isdisjoint(place.split("/"))
-
-
-def _is_average(place: str) -> bool:
-    return any("ema" in part.split("_") for part in place.split("/"))
 
 
 def _is_random_state(path: str, known: Container[str]) -> bool:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from typing import NamedTuple
 
-from twins_jax.errors import InputError
+from twins_jax.errors import InputError, did_you_mean
 from twins_jax.files import staged, write_text
 from twins_jax.port.convert import Ported, Tensors, Weights, to_layout
 from twins_jax.port.declared import CONFIG_FILE, to_json
@@ -14,7 +14,15 @@ from twins_jax.port.rules import OURS, OURS_BACKBONE, TORCH, TORCH_DENSE, Layout
 from twins_jax.port.safetensors_io import write_safetensors
 from twins_jax.port.torch_io import write_torch
 
-TORCH_SUFFIXES = (".pth", ".pt", ".bin")
+TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
+SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+"""Endings of the files that are written; all other targets are Orbax folders."""
+
+OTHER_SUFFIXES = (
+    *(".msgpack", ".npz", ".npy", ".h5", ".hdf5", ".keras", ".pkl", ".pickle", ".onnx", ".gguf", ".pb", ".tflite"),
+    *(".json", ".zip", ".tar", ".gz", ".tgz", ".txt"),
+)
+"""Endings of files that are not written: a target with one of them is not meant to be a folder."""
 
 
 class Target(NamedTuple):
@@ -35,10 +43,10 @@ def plan_target(source: Weights, ported: Ported, target: str) -> Target:
     """
     is_backbone = ported.model.num_classes is None
     ours, theirs = (OURS_BACKBONE, TORCH_DENSE) if is_backbone else (OURS, TORCH)
-    suffix = os.path.splitext(target)[1].lower()
+    name = target.lower()
     config = to_json(source.declared, ported.model)
     about = json.dumps(config) if config else None
-    if suffix == ".safetensors":
+    if name.endswith(".safetensors"):
         layout = ours if source.layout.is_torch else theirs
         framework = "pt" if layout.is_torch else "jax"
         return Target(
@@ -46,7 +54,7 @@ def plan_target(source: Weights, ported: Ported, target: str) -> Target:
             layout,
             lambda path, tensors: write_safetensors(path, tensors, framework=framework, about=about),
         )
-    if suffix in TORCH_SUFFIXES:
+    if name.endswith(TORCH_SUFFIXES):
         if source.layout.is_torch:
             raise InputError(
                 f"{target}: must be an Orbax folder, or .safetensors of twins_jax's names: the source holds PyTorch's "
@@ -80,12 +88,23 @@ def write_target(ported: Ported, kind: Target, target: str, *, overwrite: bool =
 
 def check_paths(source: str, target: str, *others: str, overwrite: bool) -> None:
     """Raises InputError, before any work is done, where one of the paths to be written cannot be or is another one."""
+    _check_suffix(target)
     seen = [os.path.realpath(source)]
     for path in (target, *others):
         if os.path.realpath(path) in seen:
             raise InputError(f"{path}: is given twice, and would be overwritten")
         seen.append(os.path.realpath(path))
         check_target(path, overwrite=overwrite)
+
+
+def _check_suffix(target: str) -> None:
+    """Raises InputError for the ending of a file of another kind, or for one that is mistyped."""
+    suffix = os.path.splitext(target)[1].lower()
+    meant = did_you_mean(suffix, SUFFIXES) if suffix else ""
+    if not target.lower().endswith(SUFFIXES) and (suffix in OTHER_SUFFIXES or meant):
+        raise InputError(
+            f"{target}: must end in one of {', '.join(SUFFIXES)}, or be the name of an Orbax folder{meant}"
+        )
 
 
 def check_target(target: str, *, overwrite: bool) -> None:
