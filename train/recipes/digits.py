@@ -7,7 +7,8 @@ from ..tasks.classification.config import ClassificationConfig, ClassificationDa
 def digits() -> ClassificationConfig:
     """twins_svt_tiny on 8x8 digits enlarged to 32x32; held-out top-1 of at least 0.97.
 
-    Command: `python -m train.main`. Nothing is published for it; this command ended with 0.994 on two CPU cores.
+    Command: `python -m train.main`. Nothing is published for it; with the seeds 0 to 3 it ended with a top-1
+    of 0.986, 0.989, 0.994 and 0.980 on the 355 images of evaluation, in a minute or two on two CPU cores.
     """
     return ClassificationConfig(
         workdir="runs/digits",
