@@ -12,6 +12,7 @@ BACKENDS = r"\b(backends?|xla|pallas|triton|cudnn|gpus?|tpus?|cuda|fus(e|ed|es|i
 CPUS = r"cpus?(?![a-z])"
 ALLOWED = {
     "config.py": r"xla|pallas|cudnn|gpus|fused",  # the values of `attention_implementation`, and their meaning
+    "fit.py": "cpu",  # the method of torch's tensors, in the advice to callers
     "port/torch_tensor.py": "cpu",  # within the name of a function of torch's
     "port/timm_models.py": "cuda",  # what some builds of torch lack
 }
