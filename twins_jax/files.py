@@ -5,6 +5,7 @@ import errno
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,7 +48,16 @@ def staged(target: str | os.PathLike[str]) -> Iterator[str]:
         raise InputError(f"{given}: could not be written: {storage_failure(error) or one_line(error)}") from error
     finally:
         if aside:
-            shutil.rmtree(aside, ignore_errors=True)
+            _remove(aside)
+
+
+def _remove(folder: str) -> None:
+    """Removes a folder into which a library's threads may still write after an error, as Orbax's do."""
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not os.path.lexists(folder):
+            return
+        time.sleep(0.05)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
