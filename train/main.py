@@ -9,9 +9,8 @@ from typing import Any
 
 import jax
 
-from twins_jax.command_line import suggest
 from twins_jax.ending import command_line, say
-from twins_jax.errors import InputError, one_line, require
+from twins_jax.errors import InputError, did_you_mean, one_line, require
 from twins_jax.paths import source_path
 
 from .config import RunConfig
@@ -58,7 +57,7 @@ def parse_recipe(arguments: Sequence[str], module: str, wrap: Callable[[RunConfi
     """
     has_recipe = bool(arguments) and not arguments[0].startswith("-")
     name = arguments[0] if has_recipe else DEFAULT.__name__
-    similar = suggest(name, {recipe: recipe for recipe in RECIPES})
+    similar = did_you_mean(name, RECIPES.keys(), most=2)
     require("recipe", name, name in RECIPES, f"one of {', '.join(RECIPES)}{similar}")
     source, flags = _source(arguments[has_recipe:])
     from .flags import read_flags  # late: `_source` says if its library is not installed
@@ -109,15 +108,13 @@ def _with_record(recipe: RunConfig, source: _Source) -> RunConfig:
     workdir, evaluates = source.workdir or recipe.workdir, source.eval_only and not source.init
     if source.config is not None:
         path = source_path("config", source.config)
-    elif evaluates and (source_path("workdir", workdir) / CONFIG).is_file():
-        path = source_path("workdir", workdir) / CONFIG
-        try:
-            return default_settings(path, recipe, workdir=workdir, evaluates=True)
-        except InputError as error:
-            raise InputError(f"{error}; remove it to evaluate with a recipe and flags") from error
-    else:
+        return default_settings(path, recipe, workdir=workdir, evaluates=evaluates)
+    if not evaluates or not (path := source_path("workdir", workdir) / CONFIG).is_file():
         return recipe
-    return default_settings(path, recipe, workdir=workdir, evaluates=evaluates)
+    try:
+        return default_settings(path, recipe, workdir=workdir, evaluates=True)
+    except InputError as error:
+        raise InputError(f"{error}; remove it to evaluate with a recipe and flags") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -127,14 +124,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     With several processes it does not return where another one is lost: see `train.distributed.EXIT_LOST_PROCESS`.
     """
+    code = EXIT_FAILED  # of an exception that nothing below expects, which ends in a traceback
     try:
         with lasting_output():
             code = _run(sys.argv[1:] if arguments is None else arguments)
-    except Exception:
-        expect_exit(EXIT_FAILED)
-        raise
-    if code:
-        expect_exit(code)
+    finally:
+        if code:
+            expect_exit(code)
     return code
 
 

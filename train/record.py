@@ -9,10 +9,10 @@ from typing import Any
 from flax import traverse_util
 
 from twins_jax.errors import InputError
-from twins_jax.files import write_text
+from twins_jax.files import read_object, write_text
 
 from .config import RunConfig
-from .config_file import read_config, read_object
+from .config_file import read_config
 from .task import DatasetInfo
 from .workdir import CHANGES, CONFIG, DATASET, holds_checkpoint
 

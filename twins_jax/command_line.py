@@ -1,12 +1,12 @@
 """The parts that all command lines share: `--version`, errors on one line, and the flag that a misspelled one means."""
 
 import argparse
-import difflib
 from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import NoReturn
 
 from twins_jax import __version__
+from twins_jax.errors import did_you_mean
 
 VERSION = f"twins_jax {__version__}"
 
@@ -32,17 +32,6 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}\n")
 
 
-def suggest(word: str, known: Mapping[str, str]) -> str:
-    """Returns "; did you mean X?" for the known words that are most like a misspelled one, or "" if none is.
-
-    Args:
-        word: the misspelled one.
-        known: known word -> its name in the suggestion.
-    """
-    found = [known[similar] for similar in difflib.get_close_matches(word, known, n=2)]
-    return f"; did you mean {' or '.join(found)}?" if found else ""
-
-
 def explain_unknown(token: str, flags: Collection[str], aliases: Mapping[str, str] = NO_ALIASES) -> str:
     """Explains the first argument that a command does not take.
 
@@ -59,6 +48,6 @@ def explain_unknown(token: str, flags: Collection[str], aliases: Mapping[str, st
         found = [flag for flag in flags if wanted and f".{flag[2:]}".endswith(f".{wanted}")]
         if found:
             return f"unknown flag {token!r}; did you mean {' or '.join(found)}?"
-    similar = suggest(name, {flag[2:]: flag for flag in flags})
-    similar = similar or suggest(end, {flag.rpartition(".")[2]: flag for flag in flags})
+    similar = did_you_mean(name, {flag[2:]: flag for flag in flags}, most=2)
+    similar = similar or did_you_mean(end, {flag.rpartition(".")[2]: flag for flag in flags}, most=2)
     return f"unknown flag {token!r}{similar or '; --help lists all'}"

@@ -186,8 +186,8 @@ def check_options(options: Mapping[str, object], *arguments: str) -> None:
     """
     known = sorted(TwinsOptions.__annotations__)
     for option, value in options.items():
-        nearest = did_you_mean(option, [*known, *arguments])
-        allowed = f"left out, it is no option{nearest}; the options are {', '.join(known)}"
+        similar = did_you_mean(option, [*known, *arguments])
+        allowed = f"left out, it is no option; the options are {', '.join(known)}{similar}"
         require(option, value, option in known, allowed)
 
 
@@ -247,9 +247,7 @@ def variant_config(name: str, **options: Unpack[TwinsOptions]) -> TwinsConfig:
             all names; for an unknown option, and for a field of the architecture, all options.
     """
     names = sorted(VARIANTS)
-    allowed = f"one of {', '.join(names)}"
-    if nearest := did_you_mean(name, names):
-        allowed = f"one of these{nearest}: {', '.join(names)}"
+    allowed = f"one of {', '.join(names)}{did_you_mean(name, names)}"
     require("name", name, isinstance(name, str) and name in VARIANTS, allowed)
     check_options(options)
     return dataclasses.replace(VARIANTS[name], **options)

@@ -2,7 +2,7 @@
 
 import difflib
 import itertools
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
@@ -38,10 +38,17 @@ def is_number(value: object) -> bool:
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
-def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """Returns " (did you mean NAME?)" for the known name that is most like a wrong one; "" where none is like it."""
-    nearest = difflib.get_close_matches(str(name), known, n=1)
-    return f" (did you mean {nearest[0]}?)" if nearest else ""
+def did_you_mean(word: object, known: Iterable[str] | Mapping[str, str], most: int = 1) -> str:
+    """Returns "; did you mean X?", to end a message, for the known words most like a wrong one; "" if none is like it.
+
+    Args:
+        word: the wrong one.
+        known: known words; or known word -> the way to write it in the answer.
+        most: words in the answer, joined by "or".
+    """
+    nearest = difflib.get_close_matches(str(word), known, n=most)
+    written = [known[name] if isinstance(known, Mapping) else name for name in nearest]
+    return f"; did you mean {' or '.join(written)}?" if written else ""
 
 
 def one_line(error: BaseException) -> str:

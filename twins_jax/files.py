@@ -2,12 +2,15 @@
 
 import contextlib
 import errno
+import json
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from twins_jax.errors import InputError, one_line
 
@@ -16,7 +19,8 @@ from twins_jax.errors import InputError, one_line
 def staged(target: str | os.PathLike[str]) -> Iterator[str]:
     """Gives a path to write to beside the target, and renames what was written to the target if all went well.
 
-    A process that is killed leaves a hidden folder .NAME.XXXXXXXX beside the target, which nothing reads.
+    A process that is killed leaves a folder beside the target, hidden and of the target's name. Nothing reads it, and
+    nothing removes it: it could be of another process that still writes.
 
     Args:
         target: file or folder, which is replaced where it exists; what a symbolic link points to, and not the link.
@@ -68,6 +72,38 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """
     with staged(path) as aside:
         Path(aside).write_text(text, encoding="utf-8")
+
+
+def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads a file that holds one JSON object in UTF-8.
+
+    Raises:
+        InputError: it cannot be read, or holds something else.
+    """
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8-sig"))  # some editors put a byte order mark first
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:  # no UTF-8 or no JSON; brackets in brackets
+        raise InputError(f"{path}: is no JSON in UTF-8: {one_line(error)}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: must hold a JSON object, holds {type(value).__name__}")
+    return value
+
+
+def require_regular(path: str | os.PathLike[str], mode: int) -> None:
+    """Raises InputError for a pipe, a device or a folder: to read it could wait forever, or never end.
+
+    Args:
+        path: for the error.
+        mode: as `os.stat` or `os.fstat` gives it.
+    """
+    if not stat.S_ISREG(mode):
+        kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "a device")
+        raise InputError(f"{os.fspath(path)}: is {kind}; must be a regular file")
+
+
+_KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
 
 
 def storage_failure(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Whether a mapping from names to arrays fits a model, and the list of what does not."""
+"""Compares a mapping from names to arrays with a model, and lists all that does not fit."""
 
 from collections.abc import Mapping
 from typing import Any, TypeVar

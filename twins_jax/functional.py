@@ -33,7 +33,7 @@ def get_batch_stats(model: nnx.Module) -> BatchStats:
 
 
 class SetResult(NamedTuple):
-    """What `set_params` left undone.
+    """The names that `set_params` left aside.
 
     Attributes:
         missing: paths of the model's parameters that kept their values.

@@ -1,4 +1,4 @@
-"""What models and preprocessing are called with: converted to arrays of JAX, or refused."""
+"""Arrays that models and preprocessing are called with: converted to those of JAX, or refused."""
 
 from typing import Any
 

@@ -2,15 +2,13 @@
 
 import dataclasses
 import math
-import numbers
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from twins_jax.config import MIN_IMAGE_SIZE
-from twins_jax.errors import require
+from twins_jax.errors import is_integer, is_number, require
 from twins_jax.inputs import as_array
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -81,18 +79,17 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         size, crop, mean, std = self.image_size, self.crop, self.mean, self.std
-        is_size = isinstance(size, int) and size >= MIN_IMAGE_SIZE
-        require("image_size", size, is_size, f"an integer from {MIN_IMAGE_SIZE}")
-        require("crop", crop, _is_number(crop) and 0 < crop <= 1, "a fraction in (0, 1]")
+        require("image_size", size, is_integer(size, MIN_IMAGE_SIZE), f"an integer from {MIN_IMAGE_SIZE}")
+        require("crop", crop, is_number(crop) and 0 < crop <= 1, "a fraction in (0, 1]")
         for field, values, positive in (("mean", mean, False), ("std", std, True)):
-            are_numbers = isinstance(values, tuple | list) and len(values) > 0 and all(map(_is_number, values))
+            are_numbers = (
+                isinstance(values, tuple | list)
+                and len(values) > 0
+                and all(is_number(value) and math.isfinite(value) for value in values)
+            )
             is_right = are_numbers and not (positive and min(values) <= 0)
             require(field, values, is_right, f"a {'positive ' * positive}number for each channel")
             object.__setattr__(self, field, tuple(map(float, values)))
         require("std", std, len(std) == len(mean), f"as long as mean, {len(mean)}")
         allowed = f"one of {', '.join(INTERPOLATIONS)}"
         require("interpolation", self.interpolation, self.interpolation in INTERPOLATIONS, allowed)
-
-
-def _is_number(value: Any) -> bool:
-    return not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(value)

@@ -49,8 +49,11 @@ BAD_ARGUMENTS = [
     ({"attention_implementation": None}, r"attention_implementation=None: must be one of auto, xla, pallas, cudnn"),
     ({"remat": "yes"}, r"remat='yes': must be True or False"),
     ({"stage_norms": 1}, r"stage_norms=1: must be True or False"),
-    ({"drop_path": 0.1}, r"drop_path=0.1: must be left out, .* \(did you mean drop_path_rate\?\); the options are .*"),
-    ({"rng": 0}, r"rng=0: must be left out, it is no option \(did you mean rngs\?\); the options are .*"),
+    (
+        {"drop_path": 0.1},
+        r"drop_path=0.1: must be left out, it is no option; the options are .*; did you mean drop_path_rate\?",
+    ),
+    ({"rng": 0}, r"rng=0: must be left out, it is no option; the options are .*; did you mean rngs\?"),
     ({"nonsense": 1}, r"nonsense=1: must be left out, it is no option; the options are attention_implementation, .*"),
     ({"depths": (1, 1, 1, 1)}, r"depths=\(1, 1, 1, 1\): must be left out, it is no option; the options are .*"),
 ]
@@ -69,7 +72,7 @@ def test_bad_argument(create: Callable[..., nnx.Module], arguments: dict[str, An
 def test_unknown_variant(create: Callable[..., nnx.Module]) -> None:
     with pytest.raises(InputError, match=r"^name='twins_svt_huge': must be one of ") as caught:
         create("twins_svt_huge", rngs=nnx.Rngs(0))
-    assert str(caught.value).endswith(", ".join(twins_jax.list_models()))
+    assert ", ".join(twins_jax.list_models()) in str(caught.value)
 
 
 @pytest.mark.parametrize("name", [None, 3, ["twins_svt_small"], b"twins_svt_small", ""])
@@ -82,12 +85,12 @@ def test_a_variant_that_is_no_name(name: Any) -> None:
     ("name", "nearest"), [("twins_svt_smal", "twins_svt_small"), ("pcpvt_base", "twins_pcpvt_base")]
 )
 def test_the_nearest_variant_is_named(name: str, nearest: str) -> None:
-    with pytest.raises(InputError, match=rf"^name='{name}': must be one of these \(did you mean {nearest}\?\): twins_"):
+    with pytest.raises(InputError, match=rf"^name='{name}': must be one of twins_.*; did you mean {nearest}\?$"):
         twins_jax.create_backbone(name, rngs=nnx.Rngs(0))
 
 
 def test_the_nearest_argument_is_named() -> None:
-    with pytest.raises(InputError, match=r"^num_clases=10: must be left out, .* \(did you mean num_classes\?\); "):
+    with pytest.raises(InputError, match=r"^num_clases=10: must be left out, .*; did you mean num_classes\?$"):
         twins_jax.create_model("twins_svt_small", rngs=nnx.Rngs(0), num_clases=10)  # type: ignore[call-arg]
 
 

@@ -226,7 +226,7 @@ def test_records_of_other_forms(records):
     (root / "config.json").unlink()
     assert read_folder(str(records)) == NOTHING_DECLARED
     (root / "dataset.json").mkdir()
-    with pytest.raises(InputError, match=r"dataset\.json: not readable: "):
+    with pytest.raises(InputError, match=r"dataset\.json: cannot be read: Is a directory"):
         read_folder(str(records))
 
 

@@ -6,7 +6,6 @@ PIL's others start programs or hold little but history.
 
 import io
 import os
-import stat
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ import simplejpeg
 from PIL import Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401
 
 from twins_jax.errors import InputError, one_line
+from twins_jax.files import require_regular
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
 """Formats that are decoded, by PIL's names: those of torchvision's image folders, and GIF, which is found under their
@@ -29,9 +29,6 @@ MAX_BYTES = 12 * MAX_PIXELS
 
 LARGE_FILE = 1 << 24
 """Size in bytes above which the first bytes of a file decide if the others are read: few photographs are as large."""
-
-KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
-"""Files that can be opened and are not regular ones."""
 
 SAME_COLORS = ("YCbCr", "Gray", "RGB")
 """Color spaces of a JPEG file that simplejpeg converts to the same RGB as PIL: both by libjpeg-turbo."""
@@ -74,9 +71,7 @@ def read_image(path: Path) -> bytes:
     try:
         with open(path, "rb", opener=_open_without_waiting) as file:
             status = os.fstat(file.fileno())  # of what is open: a link may lead elsewhere by now
-            if not stat.S_ISREG(status.st_mode):
-                kind = KINDS.get(stat.S_IFMT(status.st_mode), "of another kind")
-                raise InputError(f"{path}: is {kind}; must be a regular file")
+            require_regular(path, status.st_mode)
             _check_size(status.st_size, str(path))
             if status.st_size > LARGE_FILE and not _has_format(start := file.peek(16)):
                 raise InputError(f"{path}: not a readable image: {_describe(start)}")

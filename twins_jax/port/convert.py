@@ -21,7 +21,7 @@ Tensors = dict[str, np.ndarray]
 
 
 class Declared(NamedTuple):
-    """What files beside the weights, or metadata in theirs, say of the model; None for what they leave out.
+    """The model as files beside the weights, or metadata in theirs, describe it; None for what they leave out.
 
     Attributes:
         name: the variant.
@@ -103,7 +103,7 @@ class Weights:
 
     @property
     def hint(self) -> str:
-        """What to do about a head under another name; empty if there is none."""
+        """Advice on a head under another name; empty if there is none."""
         if not self.heads:
             return ""
         have = "has" if len(self.heads) == 1 else "have"

@@ -1,4 +1,4 @@
-"""What travels beside weights: class names, preprocessing, and the option that changes the function they compute.
+"""Class names, preprocessing and `window_padding`, which changes the computed function: they travel beside weights.
 
 One JSON object holds it: timm's `config.json` with one more key, "window_padding". It is the metadata "twins_jax" of a
 .safetensors file, and `config.json` in an Orbax folder. A training run's folder holds the same in files of its own.
@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 from twins_jax.config import WindowPadding
 from twins_jax.errors import InputError, one_line, require
+from twins_jax.files import read_object
 from twins_jax.port.convert import NOTHING_DECLARED, Declared
 from twins_jax.port.infer import Inferred
 from twins_jax.preprocess import Preprocessing
@@ -44,7 +45,9 @@ def from_text(text: str | None, place: str) -> Declared:
         config = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{place}: not readable: {one_line(error)}") from error
-    return from_json(_object(config, place), place)
+    if not isinstance(config, dict):
+        raise InputError(f"{place}: holds no JSON object")
+    return from_json(config, place)
 
 
 def from_json(config: Mapping[str, Any], place: str) -> Declared:
@@ -89,26 +92,6 @@ def to_json(declared: Declared, model: Inferred) -> dict[str, Any] | None:
             "interpolation": images.interpolation,
         }
     return config
-
-
-def read_object(path: str) -> dict[str, Any]:
-    """Reads a JSON file that holds an object.
-
-    Raises:
-        InputError: it is not readable, or holds something else.
-    """
-    try:
-        with open(path, encoding="utf-8") as file:
-            value = json.load(file)
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not readable: {one_line(error)}") from error
-    return _object(value, path)
-
-
-def _object(value: Any, place: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise InputError(f"{place}: holds no JSON object")
-    return value
 
 
 def _read_run(run: str) -> Declared:

@@ -2,16 +2,13 @@
 
 import enum
 import os
-import stat
 
 from twins_jax.errors import InputError, one_line
+from twins_jax.files import require_regular
 from twins_jax.port import msgpack_io, safetensors_io, shards, torch_file
 
 HEAD = torch_file.HEAD_BYTES
 """Bytes that are looked at."""
-
-KINDS = ((stat.S_ISDIR, "folder"), (stat.S_ISFIFO, "pipe"), (stat.S_ISSOCK, "socket"))
-"""What a path may be that is no regular file, and its name for people; all others are devices."""
 
 _LEGACY_TORCH = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # the number that torch.save wrote first before 1.6
 
@@ -63,10 +60,7 @@ def is_weights(path: str) -> bool:
 
 def _head(path: str) -> bytes:
     try:
-        mode = os.stat(path).st_mode  # follows links; to open a pipe could wait forever
-        if not stat.S_ISREG(mode):
-            kind = next((name for is_kind, name in KINDS if is_kind(mode)), "device")
-            raise InputError(f"{path}: is a {kind}; must be a regular file")
+        require_regular(path, os.stat(path).st_mode)  # before it is opened, which waits where it is a pipe
         with open(path, "rb") as file:
             return file.read(HEAD)
     except OSError as error:

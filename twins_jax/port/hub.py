@@ -4,10 +4,11 @@ import logging
 import os
 
 from twins_jax.errors import InputError, one_line
+from twins_jax.files import read_object
 from twins_jax.paths import HUB_PREFIX
 from twins_jax.port import shards
 from twins_jax.port.convert import NOTHING_DECLARED, Declared
-from twins_jax.port.declared import CONFIG_FILE, from_json, read_object
+from twins_jax.port.declared import CONFIG_FILE, from_json
 from twins_jax.port.hub_errors import explain
 
 WEIGHT_FILES = (

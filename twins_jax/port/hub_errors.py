@@ -9,6 +9,25 @@ from twins_jax.errors import one_line
 LOGIN = "set HF_TOKEN, or run `hf auth login`"
 
 
+SEEN = {
+    "HFValidationError": "must be OWNER/NAME or OWNER/NAME@REVISION: {text}",
+    "OfflineModeIsEnabled": (
+        "not in the cache {cache}, and HF_HUB_OFFLINE forbids to download it: unset it, or run "
+        "`hf download {repository}` beforehand"
+    ),
+    "GatedRepoError": (
+        "the repository is gated (HTTP {status}): accept its terms at {endpoint}/{repository}, and " + LOGIN
+    ),
+    "DisabledRepoError": "the repository is disabled (HTTP {status})",
+    "RepositoryNotFoundError": (
+        "the server shows no such repository (HTTP {status}): check the name; for a private one " + LOGIN
+    ),
+    "RevisionNotFoundError": "the repository has no revision {revision!r}",
+    "FileMetadataError": "the answer is not one of a Hugging Face server; check HF_ENDPOINT and proxies: {text}",
+}
+"""The errors of huggingface_hub, by the names of their classes, and the causes that they stand for."""
+
+
 def explain(error: BaseException, repository: str, revision: str | None) -> str:
     """Returns the cause of a failed download, for an error message that begins with the repository's name.
 
@@ -23,31 +42,18 @@ def explain(error: BaseException, repository: str, revision: str | None) -> str:
         if error.__cause__ is not None:
             return explain(error.__cause__, repository, revision)
         return f"not in the cache {constants.HF_HUB_CACHE}"
-    if isinstance(error, errors.HFValidationError):
-        return f"must be OWNER/NAME or OWNER/NAME@REVISION: {one_line(error)}"
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return (
-            f"not in the cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to download it: unset it, or run "
-            f"`hf download {repository}` beforehand"
-        )
-    if isinstance(error, errors.GatedRepoError):
-        return (
-            f"the repository is gated (HTTP {error.response.status_code}): accept its terms at "
-            f"{constants.ENDPOINT}/{repository}, and {LOGIN}"
-        )
-    if isinstance(error, errors.DisabledRepoError):
-        return f"the repository is disabled (HTTP {error.response.status_code})"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return (
-            f"the server shows no such repository (HTTP {error.response.status_code}): check the name; for a private "
-            f"one {LOGIN}"
-        )
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"the repository has no revision {revision!r}"
+    for kind in type(error).__mro__:  # the most special first
+        if seen := SEEN.get(kind.__name__):
+            return seen.format(
+                cache=constants.HF_HUB_CACHE,
+                endpoint=constants.ENDPOINT,
+                repository=repository,
+                revision=revision,
+                status=getattr(getattr(error, "response", None), "status_code", None),
+                text=one_line(error),
+            )
     if isinstance(error, errors.HfHubHTTPError):
         return _explain_status(error)
-    if isinstance(error, errors.FileMetadataError):
-        return f"the answer is not one of a Hugging Face server; check HF_ENDPOINT and proxies: {one_line(error)}"
     return _explain_connection(error, constants) or _explain_files(error, constants) or _any(error)
 
 

@@ -179,7 +179,7 @@ def find_heads(tensors: Mapping[str, np.ndarray], prefix: str = "") -> tuple[str
 
 
 def _root(module: str, prefix: str) -> str:
-    """What the names of the whole head that a module is part of begin with: the first part that is not the prefix's."""
+    """Returns the beginning of the names of the whole head that a module is part of: one part beyond the prefix."""
     root = ""
     for part in module.split("."):
         root += f"{part}."
