@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 import train.loop
 from tests.support import runs, short
 from tests.support.alone import PLAN, Alone, RunMain, call_main
+from tests.support.checkpoints import save
 from tests.support.compilation import fast_compilation
 from train.config import RunConfig
 from train.experiment import Experiment, build
@@ -131,3 +133,15 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(encoded(pixels))
     return root
+
+
+@pytest.fixture(scope="session")
+def three_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("three")
+    assert save(workdir, {1: 0.1, 2: 0.2, 3: 0.3}, keep=3) == [1, 2, 3]
+    return workdir
+
+
+@pytest.fixture
+def workdir(three_checkpoints: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(three_checkpoints, tmp_path / "copy"))
