@@ -110,14 +110,12 @@ def _verify(args: argparse.Namespace, from_torch: bool) -> int:
     from twins_jax.port.verify import verify
     from twins_jax.pretrained import backbone_from_pretrained, from_pretrained
 
-    if from_torch:
-        weights = read_weights(args.src, ema=args.ema, prefix=args.prefix, head=args.head)
-        ours, ema = args.dst, False
-    else:
-        weights, ours, ema = read_weights(args.dst), args.src, args.ema
+    choice = {"ema": args.ema, "prefix": args.prefix, "head": args.head}  # of SRC; DST holds one set of weights
+    weights = read_weights(args.src, **choice) if from_torch else read_weights(args.dst)
     is_backbone = port(weights, args.model).model.num_classes is None
     load = backbone_from_pretrained if is_backbone else from_pretrained
-    report = verify(weights, load(ours, name=args.model, ema=ema), name=args.model)
+    model = load(args.dst, name=args.model) if from_torch else load(args.src, name=args.model, **choice)
+    report = verify(weights, model, name=args.model)
     print(report.to_text())
     if args.report:
         write_text(args.report, json.dumps(report.to_json(), indent=2) + "\n")
@@ -134,8 +132,6 @@ def _print_nothing_but_errors() -> None:
 def command() -> int:
     """Runs as a program of its own; the installed one is `twins-port`."""
     _print_nothing_but_errors()
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names of files may be no text
     return main()
 
 

@@ -137,8 +137,6 @@ def backbone_from_pretrained(
 def _port(
     source: str | os.PathLike[str], name: str | None, ema: bool, prefix: str | None, head: str | None
 ) -> "tuple[Ported, Weights]":
-    is_source = isinstance(source, (str, os.PathLike)) and isinstance(os.fspath(source), str) and os.fspath(source)
-    require("source", source, bool(is_source), "the path of a file or folder, or hf-hub: and a repository's name")
     require("ema", ema, isinstance(ema, bool), "True or False")
     require("prefix", prefix, prefix is None or isinstance(prefix, str), "None, or text, which may be empty")
     require("head", head, head is None or (isinstance(head, str) and head != ""), "None or a module's name")

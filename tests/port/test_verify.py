@@ -173,3 +173,13 @@ def test_verify_needs_one_side_in_pytorch(tiny_orbax, tmp_path, capsys):
     assert run(tiny_orbax, tmp_path / "orbax", "--verify") == 2
     assert "neither SRC nor DST" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("small_inputs")
+def test_the_chosen_one_of_two_models_is_verified(tiny_pth, tmp_path):
+    ours, both = tmp_path / "ours.safetensors", tmp_path / "both.safetensors"
+    assert run(tiny_pth, ours) == 0
+    tensors = {name: np.array(tensor) for name, tensor in read_safetensors(str(ours)).items()}
+    student = {f"student/{name}": np.zeros_like(tensor) for name, tensor in tensors.items()}
+    write_safetensors(str(both), student | {f"teacher/{n}": t for n, t in tensors.items()}, framework="jax")
+    assert run(both, tmp_path / "back.safetensors", "--prefix", "teacher", "--verify") == 0
