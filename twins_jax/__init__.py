@@ -14,6 +14,7 @@ from twins_jax.functional import (
     set_params,
     split_model,
 )
+from twins_jax.preprocess import Preprocessing, preprocess
 from twins_jax.pretrained import backbone_from_pretrained, from_pretrained
 
 __version__ = "0.2.0.dev0"
@@ -22,6 +23,7 @@ __all__ = [
     "BatchStats",
     "InputError",
     "Params",
+    "Preprocessing",
     "TwinsBackbone",
     "TwinsClassifier",
     "TwinsConfig",
@@ -35,6 +37,7 @@ __all__ = [
     "get_params",
     "list_models",
     "merge_model",
+    "preprocess",
     "set_params",
     "split_model",
 ]

@@ -2,14 +2,24 @@
 
 import dataclasses
 import math
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeAlias, Union
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from twins_jax.config import MIN_IMAGE_SIZE
-from twins_jax.errors import is_integer, is_number, require
+from twins_jax.errors import InputError, is_integer, is_number, one_line, require
 from twins_jax.inputs import as_array
+from twins_jax.paths import source_path
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Picture: TypeAlias = Union[str, os.PathLike[str], bytes, np.ndarray, "Image.Image"]
+"""An image as `preprocess` takes it: a path, the bytes of a file, uint8 [H, W, 3] or [H, W] of 0 to 255, or PIL's."""
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -20,14 +30,18 @@ IMAGENET_STD = np.array(_STD, np.float32)
 """Standard deviation of the same."""
 
 
-def normalize(images: jax.Array) -> jax.Array:
-    """Makes images of mean 0 and standard deviation 1 over ImageNet.
+def normalize(
+    images: jax.Array, mean: Sequence[float] | np.ndarray = _MEAN, std: Sequence[float] | np.ndarray = _STD
+) -> jax.Array:
+    """Makes images of mean 0 and standard deviation 1 over ImageNet, or another data set.
 
     Training calls it on the device: a quarter of the bytes crosses to it.
 
     Args:
         images: uint8 [..., H, W, 3], RGB. Integers of another dtype must be known values from 0 to 255. What is no
             array of JAX is converted, as `as_array` does.
+        mean: of red, green and blue in [0, 1].
+        std: standard deviation of the same.
 
     Returns:
         float32 [..., H, W, 3].
@@ -45,7 +59,8 @@ def normalize(images: jax.Array) -> jax.Array:
         require("images", f"{low} to {high}", low >= 0 and high <= 255, "from 0 to 255")
         images = images.astype(jnp.uint8)
     require("images.dtype", str(dtype), images.dtype == jnp.uint8, "uint8, of values from 0 to 255")
-    mean, std = (channels.reshape((1,) * (len(shape) - 1) + (3,)) for channels in (IMAGENET_MEAN, IMAGENET_STD))
+    ones = (1,) * (len(shape) - 1)
+    mean, std = (np.asarray(channels, np.float32).reshape((*ones, 3)) for channels in (mean, std))
     return (images.astype(jnp.float32) / 255.0 - mean) / std
 
 
@@ -93,3 +108,100 @@ class Preprocessing:
         require("std", std, len(std) == len(mean), f"as long as mean, {len(mean)}")
         allowed = f"one of {', '.join(INTERPOLATIONS)}"
         require("interpolation", self.interpolation, self.interpolation in INTERPOLATIONS, allowed)
+
+
+DEFAULT = Preprocessing()
+"""Of weights that come without: the evaluation of the paper (resize to 256, crop 224)."""
+
+MAX_RESIZED = 2**26
+"""Pixels of a resized image of which `center_crop` computes more than the crop: 200 MB."""
+
+Resize: TypeAlias = Callable[[np.ndarray, tuple[int, int], tuple[int, int], tuple[int, int]], np.ndarray]
+"""(image [H, W, 3], full size, top and left of a window, its size) -> the window of the resized image."""
+
+
+def preprocess(
+    picture: Picture, preprocessing: Preprocessing | None = None, *, exif_orientation: bool = True
+) -> jax.Array:
+    """Makes an image the input of a model, as in the model's evaluation.
+
+    Args:
+        picture: path, bytes, uint8 array or PIL image; see `decode.FORMATS`. Gray, palette, CMYK and 16-bit samples
+            become RGB, and transparency is dropped; see `decode.decode`.
+        preprocessing: of the model, `model.preprocessing`; None: `DEFAULT`, that of the published weights.
+        exif_orientation: turn the image as its EXIF data says, as viewers show it. Evaluation in training does not,
+            like torchvision's.
+
+    Returns:
+        float32 [1, S, S, 3], normalized, S = `preprocessing.image_size`.
+
+    Raises:
+        InputError: (a ValueError) the image cannot be read, or an argument is not what it must be.
+    """
+    preprocessing = DEFAULT if preprocessing is None else preprocessing
+    is_ours = isinstance(preprocessing, Preprocessing)
+    require("preprocessing", preprocessing, is_ours, "None or a Preprocessing, such as model.preprocessing")
+    cropped = center_crop(read(picture, exif_orientation=exif_orientation), preprocessing)
+    channels = len(preprocessing.mean)
+    require("preprocessing.mean", preprocessing.mean, channels == 3, "of 3 channels: images are read as RGB")
+    return normalize(cropped[None], preprocessing.mean, preprocessing.std)
+
+
+def read(picture: Picture, *, exif_orientation: bool = True) -> np.ndarray:
+    """Returns the pixels of an image, uint8 [H, W, 3], RGB; arguments and errors are those of `preprocess`."""
+    from PIL import Image  # late: `import twins_jax` does not wait for it
+
+    from twins_jax import decode
+
+    if isinstance(picture, str | os.PathLike):
+        path = source_path("picture", picture)
+        return decode.decode(decode.read_image(path), str(path), exif_orientation=exif_orientation)
+    if isinstance(picture, bytes):
+        return decode.decode(picture, "picture", exif_orientation=exif_orientation)
+    if isinstance(picture, Image.Image):
+        try:
+            return decode.pixels(picture, exif_orientation=exif_orientation)
+        except Exception as error:  # PIL opens files without a look at what follows their headers
+            raise InputError(f"picture: not a readable image: {one_line(error)}") from error
+    allowed = "a path, bytes, a PIL image, or an array uint8 [H, W, 3] or [H, W]"
+    require("picture", type(picture), isinstance(picture, np.ndarray | jax.Array), allowed)
+    array = np.asarray(picture)
+    described = f"{array.dtype}{list(array.shape)}"
+    is_image = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
+    require("picture", described, array.dtype == np.uint8 and is_image and array.size > 0, allowed)
+    return np.repeat(array[:, :, None], 3, axis=2) if array.ndim == 2 else array
+
+
+def center_crop(image: np.ndarray, preprocessing: Preprocessing, resize: Resize | None = None) -> np.ndarray:
+    """Resizes the shorter side, keeping the aspect ratio, and cuts out the central square.
+
+    The pixels are those of torchvision.transforms.Resize and CenterCrop on a PIL image, with antialiasing.
+
+    Args:
+        image: uint8 [H, W, 3].
+        preprocessing: the sizes and the interpolation.
+        resize: the resizer, which must give PIL's pixels; PIL's own if None.
+
+    Returns:
+        uint8 [S, S, 3], S = `preprocessing.image_size`.
+    """
+    height, width = image.shape[:2]
+    side = preprocessing.image_size
+    shorter = math.floor(side / preprocessing.crop)  # timm.data.transforms_factory.transforms_imagenet_eval does so
+    longer = int(shorter * max(width, height) / min(width, height))
+    full_size = (longer, shorter) if width <= height else (shorter, longer)
+    # Halves go to the even neighbor, as in torchvision.
+    window = round((full_size[0] - side) / 2), round((full_size[1] - side) / 2)
+    if resize:
+        return resize(image, full_size, window, (side, side))
+    from PIL import Image
+
+    source, resampling = Image.fromarray(image), Image.Resampling[preprocessing.interpolation.upper()]
+    if longer * shorter <= MAX_RESIZED:
+        resized = np.asarray(source.resize(full_size[::-1], resampling))
+        return resized[window[0] : window[0] + side, window[1] : window[1] + side]
+    # Of an image that is hardly more than a line PIL resizes the window alone, whose corners it rounds to float32.
+    ratio = min(height, width) / shorter
+    top, left = window[0] * ratio, window[1] * ratio
+    box = (left, top, min(left + side * ratio, width), min(top + side * ratio, height))
+    return np.asarray(source.resize((side, side), resampling, box))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from twins_jax.decode import read_image
 from twins_jax.errors import InputError
 
-from .decode import read_image
 from .records import Record
 
 # torchvision.datasets.folder.IMG_EXTENSIONS: both see the same files.

@@ -16,8 +16,9 @@ from PIL import Image, ImageFile
 from tests.scripts.fuzz_images import fuzz
 from tests.support.images import chunk, of_all_kinds, picture, png, saved, tiff
 from tests.support.paths import SHARED_DATA
-from train.data import decode as decode_module
-from train.data.decode import LARGE_FILE, MAX_BYTES, MAX_PIXELS, decode, read_image
+from train.data.decode import decode
+from twins_jax import decode as decode_module
+from twins_jax.decode import LARGE_FILE, MAX_BYTES, MAX_PIXELS, read_image
 from twins_jax.errors import InputError
 
 IMAGENET_SAMPLE = SHARED_DATA / "imagenet-sample"

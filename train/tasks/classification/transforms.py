@@ -11,6 +11,8 @@ from typing import Any
 import grain
 import numpy as np
 
+from twins_jax.preprocess import Preprocessing, center_crop
+
 from ...data import pixels
 from ...data.augment import RandAugment
 from ...data.decode import decode
@@ -34,9 +36,7 @@ def train_transforms(config: ClassificationDataConfig) -> Transforms:
 
 def eval_transforms(config: ClassificationDataConfig) -> Transforms:
     """Returns the transforms from a `Record` to {"image": uint8 [S, S, 3], "label": int32 []}, S = image_size."""
-    # timm.data.transforms_factory.transforms_imagenet_eval rounds down too.
-    resize = math.floor(config.image_size / config.eval_crop)
-    return [Decode(), ResizedCenterCrop(resize, config.image_size), ToExample()]
+    return [Decode(), ResizedCenterCrop(Preprocessing(config.image_size, config.eval_crop)), ToExample()]
 
 
 class Decode(grain.transforms.Map):
@@ -90,22 +90,12 @@ class RandomResizedCrop(grain.transforms.RandomMap):
 
 @dataclasses.dataclass(frozen=True)
 class ResizedCenterCrop(grain.transforms.Map):
-    """Resizes the shorter side to `resize`, keeping the aspect ratio, and crops the central square of side `size`.
+    """Resizes the shorter side and cuts out the central square, as `twins_jax.preprocess` does, in less time."""
 
-    The pixels are those of torchvision.transforms.Resize (bicubic) and CenterCrop, which resize all of the image.
-    """
-
-    resize: int
-    size: int
+    preprocessing: Preprocessing
 
     def map(self, element: dict[str, Any]) -> dict[str, Any]:
-        image = element["image"]
-        height, width = image.shape[:2]
-        longer = int(self.resize * max(width, height) / min(width, height))
-        full_size = (longer, self.resize) if width <= height else (self.resize, longer)
-        # Halves go to the even neighbor, as in torchvision.
-        window = round((full_size[0] - self.size) / 2), round((full_size[1] - self.size) / 2)
-        return {**element, "image": pixels.resize(image, full_size, window, (self.size, self.size))}
+        return {**element, "image": center_crop(element["image"], self.preprocessing, pixels.resize)}
 
 
 class ToExample(grain.transforms.Map):

@@ -20,6 +20,7 @@ from train.tasks.classification.transforms import (
     train_transforms,
 )
 from twins_jax.errors import InputError
+from twins_jax.preprocess import Preprocessing
 
 SIZES = [(37, 53), (53, 37), (64, 64), (200, 31), (31, 200), (9, 8), (1, 7), (501, 375)]  # width, height
 IMAGENET_SAMPLE = SHARED_DATA / "imagenet-sample"
@@ -164,7 +165,7 @@ def test_training_list_with_rand_augment() -> None:
 def test_evaluation_list() -> None:
     decode, crop, to_example = eval_transforms(ClassificationDataConfig(rand_augment_layers=2))
     assert isinstance(decode, Decode)
-    assert crop == ResizedCenterCrop(256, 224)
+    assert crop == ResizedCenterCrop(Preprocessing(224, 0.875))
     assert isinstance(to_example, ToExample)
 
 
