@@ -20,6 +20,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
 """Formats that are decoded, by PIL's names: those of torchvision's image folders, and GIF, which is found under their
 names. JPEG covers the MPO files of phones, and PPM covers PBM and PGM."""
 
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""Of the files that are taken from folders, in any case: torchvision.datasets.folder.IMG_EXTENSIONS."""
+
 MAX_PIXELS = 89_478_485
 """Largest image that is decoded, height x width: a quarter of a gigabyte as RGB (PIL.Image.MAX_IMAGE_PIXELS)."""
 
@@ -127,8 +130,8 @@ def pixels(image: Image.Image, *, exif_orientation: bool = False) -> np.ndarray:
     Raises:
         InputError: as `decode`; exceptions of PIL's readers, too, where the image is of a damaged file.
     """
-    if image.width * image.height > MAX_PIXELS:
-        raise InputError(f"{image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are decoded")
+    if not 0 < image.width * image.height <= MAX_PIXELS:
+        raise InputError(f"{image.width} x {image.height} pixels; 1 to {MAX_PIXELS:,} are decoded")
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         _check_tiff(image)
     image.load()

@@ -31,7 +31,9 @@ IMAGENET_STD = np.array(_STD, np.float32)
 
 
 def normalize(
-    images: jax.Array, mean: Sequence[float] | np.ndarray = _MEAN, std: Sequence[float] | np.ndarray = _STD
+    images: jax.Array | np.ndarray,
+    mean: Sequence[float] | np.ndarray = _MEAN,
+    std: Sequence[float] | np.ndarray = _STD,
 ) -> jax.Array:
     """Makes images of mean 0 and standard deviation 1 over ImageNet, or another data set.
 

@@ -8,13 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from twins_jax.decode import read_image
+from twins_jax.decode import EXTENSIONS, read_image
 from twins_jax.errors import InputError
 
 from .records import Record
-
-# torchvision.datasets.folder.IMG_EXTENSIONS: both see the same files.
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
 class FolderSource:
