@@ -5,10 +5,11 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Unpack
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from flax import nnx, traverse_util
 
+from twins_jax.abstract import abstract_model
 from twins_jax.backbone import TwinsBackbone
 from twins_jax.classifier import TwinsClassifier
 from twins_jax.config import TwinsConfig, TwinsOptions, check_options, variant_config
@@ -72,7 +73,7 @@ def from_pretrained(
         weights.check_head(model)
     config = _config(model, weights.declared, overrides)
     classes = model.num_classes if num_classes is None else num_classes
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: TwinsClassifier(config, classes, rngs=nnx.Rngs(0))))
+    graphdef = nnx.graphdef(abstract_model(lambda rngs: TwinsClassifier(config, classes, rngs=rngs)))
     fresh: Params = {}
     if classes != model.num_classes:
         params = {path: array for path, array in params.items() if not path.startswith("head/")}
@@ -125,7 +126,7 @@ def backbone_from_pretrained(
     check_options(overrides, "name", "ema", "prefix", "head")
     (model, params, _), weights = _port(source, name, ema, prefix, head)
     config = _config(model, weights.declared, overrides)
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: TwinsBackbone(config, rngs=nnx.Rngs(0))))
+    graphdef = nnx.graphdef(abstract_model(lambda rngs: TwinsBackbone(config, rngs=rngs)))
     fresh: Params = {}
     if config.stage_norms and not model.stage_norms:
         norms = (LayerNorm(dim, epsilon=1e-6, **config.dtypes) for dim in config.embed_dims)
@@ -155,7 +156,8 @@ def _port(
 
 def _to_params(params: Mapping[str, np.ndarray], config: TwinsConfig) -> Params:
     """Copies host arrays, which may map a file, into nested parameters of `param_dtype`."""
-    arrays = {path: jnp.array(array, config.param_dtype) for path, array in params.items()}
+    # Cast by NumPy: JAX would compile a program for each shape.
+    arrays = {path: jax.device_put(np.array(array, config.param_dtype, order="C")) for path, array in params.items()}
     return traverse_util.unflatten_dict(arrays, sep="/")
 
 

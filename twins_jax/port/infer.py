@@ -5,8 +5,9 @@ import functools
 import re
 from collections.abc import Mapping
 
-from flax import nnx, traverse_util
+from flax import traverse_util
 
+from twins_jax.abstract import abstract_model
 from twins_jax.backbone import TwinsBackbone
 from twins_jax.classifier import TwinsClassifier
 from twins_jax.config import VARIANTS, TwinsConfig, variant_config
@@ -45,9 +46,9 @@ class Inferred:
 def _expected(model: Inferred) -> Mapping[str, Shape]:
     config, num_classes = model.config(), model.num_classes
     if num_classes is None:
-        params = {"backbone": get_params(nnx.eval_shape(lambda: TwinsBackbone(config, rngs=nnx.Rngs(0))))}
+        params = {"backbone": get_params(abstract_model(lambda rngs: TwinsBackbone(config, rngs=rngs)))}
     else:
-        params = get_params(nnx.eval_shape(lambda: TwinsClassifier(config, num_classes, rngs=nnx.Rngs(0))))
+        params = get_params(abstract_model(lambda rngs: TwinsClassifier(config, num_classes, rngs=rngs)))
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(params, sep="/").items()}
 
 
