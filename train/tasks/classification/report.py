@@ -1,19 +1,16 @@
 """A page that shows where a classifier errs: confusion matrix, classes by recall, misclassified images."""
 
-import base64
 import csv
 import heapq
-import html
 import io
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from PIL import Image
 
+from twins_jax import page
 from twins_jax.files import write_text
 from twins_jax.preprocess import normalize
 
@@ -24,6 +21,14 @@ MAX_IMAGES = 100
 
 MAX_MATRIX_CLASSES = 30
 """With more classes than this the page lists the most frequent confusions instead of the whole matrix."""
+
+THUMBNAIL = 112
+"""Largest side of the images in the page, in pixels."""
+
+_STYLE = f"""
+figure {{ display: inline-block; width: {THUMBNAIL}px; margin: .5em; vertical-align: top; font-size: 12px; }}
+figure img {{ width: {THUMBNAIL}px; }}
+"""
 
 
 class Mistake(NamedTuple):
@@ -46,7 +51,7 @@ class ReportEvaluator:
 
     def __init__(self, folder: Path, class_names: Sequence[str]) -> None:
         self._folder = folder
-        self._class_names = [re.sub("[\ud800-\udfff]", "\ufffd", name) for name in class_names]
+        self._class_names = [page.printable(name) for name in class_names]
         self._confusion = np.zeros((len(class_names), len(class_names)), np.int64)
         self._worst: list[Mistake] = []
         self._position = 0
@@ -83,28 +88,19 @@ class ReportEvaluator:
 
 
 def _page(confusion: np.ndarray, mistakes: Sequence[Mistake], class_names: Sequence[str]) -> str:
-    names = [html.escape(name) for name in class_names]
+    names = [page.text(name) for name in class_names]
     examples, right = int(confusion.sum()), int(np.trace(confusion))
     matrix = _matrix(confusion, names) if len(names) <= MAX_MATRIX_CLASSES else _confusions(confusion, names)
     figures = "".join(
-        f'<figure><img src="data:image/png;base64,{_png(mistake.image)}" alt=""><figcaption>{names[mistake.label]}'
+        f"<figure>{page.thumbnail(mistake.image, THUMBNAIL)}<figcaption>{names[mistake.label]}"
         f"<br>taken for {names[mistake.prediction]}, {mistake.confidence:.0%}</figcaption></figure>"
         for mistake in mistakes
     )
-    return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>Evaluation</title>
-<style>
-body {{ font: 15px/1.4 system-ui, sans-serif; margin: 2em; }}
-table {{ border-collapse: collapse; }} td, th {{ padding: .2em .5em; text-align: right; font-weight: normal; }}
-figure {{ display: inline-block; width: 112px; margin: .5em; vertical-align: top; font-size: 12px; }}
-figure img {{ width: 112px; image-rendering: pixelated; }}
-</style>
-<h1>Evaluation: {right} of {examples} right ({right / examples:.2%})</h1>
+    body = f"""\
 <h2>Confusion</h2>{matrix}
 <h2>Classes by recall</h2>{_recalls(confusion, names)}
-<h2>Misclassified images, the surest first ({len(mistakes)} of {examples - right})</h2>{figures}
-</html>
-"""
+<h2>Misclassified images, the surest first ({len(mistakes)} of {examples - right})</h2>{figures}"""
+    return page.document(f"Evaluation: {right} of {examples} right ({right / examples:.2%})", _STYLE, body)
 
 
 def _matrix(confusion: np.ndarray, names: Sequence[str]) -> str:
@@ -134,9 +130,3 @@ def _recalls(confusion: np.ndarray, names: Sequence[str]) -> str:
     order = [label for label in np.argsort(recalls, kind="stable") if totals[label]]
     rows = (f"<tr><td>{names[i]}<td>{recalls[i]:.1%}<td>of {totals[i]}" for i in order)
     return f"<table>{''.join(rows)}</table>"
-
-
-def _png(image: np.ndarray) -> str:
-    data = io.BytesIO()
-    Image.fromarray(image).save(data, "PNG")
-    return base64.b64encode(data.getvalue()).decode()
