@@ -1,5 +1,6 @@
 """The package as pyproject.toml describes it; `tests/scripts/wheel.sh` builds it."""
 
+import importlib
 import re
 import subprocess
 import sys
@@ -35,8 +36,25 @@ def test_version() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+)?", twins_jax.__version__)
 
 
+def test_every_data_file_is_in_the_wheel() -> None:
+    folder = ROOT / "twins_jax"
+    patterns = PYPROJECT["tool"]["setuptools"]["package-data"]["twins_jax"]
+    found = {path for pattern in patterns for path in folder.glob(pattern)}
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc"))
+    assert found == set(files)
+
+
+@pytest.mark.parametrize("script", PYPROJECT["project"]["scripts"])
+def test_console_scripts_have_a_main(script: str) -> None:
+    module, _, function = PYPROJECT["project"]["scripts"][script].partition(":")
+    module = module.removeprefix("twins_jax.") if module.startswith("twins_jax.train") else module  # as in a clone
+    assert callable(getattr(importlib.import_module(module), function))
+
+
 def test_what_runs_need_is_in_the_extra() -> None:
-    required = {requirement.split(">")[0] for requirement in PYPROJECT["project"]["optional-dependencies"]["train"]}
+    project = PYPROJECT["project"]
+    requirements = [*project["dependencies"], *project["optional-dependencies"]["train"]]
+    required = {requirement.split(">")[0] for requirement in requirements}
     assert {PACKAGES.get(module, module) for module in TRAINING} <= required
 
 

@@ -14,12 +14,14 @@ from twins_jax.functional import (
     set_params,
     split_model,
 )
+from twins_jax.image_classifier import Answer, classify
 from twins_jax.preprocess import Preprocessing, preprocess
 from twins_jax.pretrained import backbone_from_pretrained, from_pretrained
 
 __version__ = "0.2.0.dev0"
 
 __all__ = [
+    "Answer",
     "BatchStats",
     "InputError",
     "Params",
@@ -30,6 +32,7 @@ __all__ = [
     "TwinsOptions",
     "__version__",
     "backbone_from_pretrained",
+    "classify",
     "create_backbone",
     "create_model",
     "from_pretrained",

@@ -37,7 +37,8 @@ tops = {name.partition("/")[0] for name in wheel if ".dist-info/" not in name}
 assert tops == {"port_weights.py", "twins_jax"}, tops
 sources = {name for name in sdist if name.endswith(".py") and name.startswith(("twins_jax/", "train/"))}
 expected = {name if name.startswith("twins_jax/") else f"twins_jax/{name}" for name in sources}
-assert {name for name in wheel if name.startswith("twins_jax/")} == {*expected, "twins_jax/py.typed"}
+data = {name for name in tracked if name.startswith("twins_jax/data/")}
+assert {name for name in wheel if name.startswith("twins_jax/")} == {*expected, *data, "twins_jax/py.typed"}
 EOF
 
 "$python" -m venv "$folder/venv"
@@ -64,7 +65,7 @@ import twins_jax
 from flax import nnx, traverse_util
 
 assert importlib.metadata.version("twins-jax") == twins_jax.__version__
-extras = ("torch", "grain", "numba", "tensorflow_datasets", "sklearn", "PIL", "tyro", "matplotlib")
+extras = ("torch", "grain", "numba", "tensorflow_datasets", "sklearn", "tyro", "matplotlib")
 found = [name for name in extras if importlib.util.find_spec(name)]
 assert not found, f"the install without extras brings {found}"
 model = twins_jax.create_model("twins_svt_tiny", num_classes=10, rngs=nnx.Rngs(0))
@@ -86,6 +87,11 @@ before = safetensors.numpy.load_file("ours.safetensors")
 assert params.keys() == before.keys()
 assert all(np.array_equal(params[name], before[name]) for name in before)
 EOF
+"$bin/python" -c 'from PIL import Image; Image.new("RGB", (90, 60), "red").save("red.png")'
+"$bin/twins-predict" timm.safetensors red.png --out page --compilation_cache compiled >answers
+[[ $(<answers) == "red.png: class "*%", class "*% && -s page/index.html && -n $(ls compiled) ]] ||
+  fail "twins-predict: $(<answers)"
+"$bin/python" -c 'import twins_jax; assert twins_jax.imagenet.class_names()[0] == "tench"'
 [[ $("$bin/python" -m train) == "my own train.py" ]] || fail "train is not the user's own"
 refuses() {  # an extra, then a command that must end with exit code 2 and one line that names the extra
   code=0 extra=$1
