@@ -152,7 +152,8 @@ def save_pretrained(
     Args:
         model: of a variant, one of `list_models()`. Parameters on several devices are gathered; those that are sharded
             over processes must be gathered before.
-        folder: appears complete or not at all; its parents are made. An empty folder may exist.
+        folder: appears complete or not at all; its parents are made. An empty folder may exist. Where several processes
+            share it, one of them should save.
         overwrite: replace a model that was saved in the folder; a README.md beside it is kept. A folder with anything
             else in it is never replaced.
 

@@ -49,7 +49,7 @@ def read_weights(
         path = hub.download(source)
         return _read_file(path, source, choice, hub.read_config(os.path.dirname(path)))
     if not os.path.lexists(source):
-        raise InputError(f"{source}: {os.strerror(errno.ENOENT)}{did_you_mean(source, PUBLISHED)}")
+        raise InputError(f"{source}: {os.strerror(errno.ENOENT)}{did_you_mean(source, list(PUBLISHED))}")
     if not os.path.isdir(source):
         return _read_file(source, source, choice)
     path, is_average = find_checkpoint(source, ema=ema)

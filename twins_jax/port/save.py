@@ -22,6 +22,7 @@ from twins_jax.port.hub import WEIGHT_FILES
 from twins_jax.port.infer import Inferred, of_model
 from twins_jax.port.rules import TORCH, TORCH_DENSE
 from twins_jax.port.safetensors_io import write_safetensors
+from twins_jax.port.write import SUFFIXES
 from twins_jax.preprocess import Preprocessing
 
 WEIGHTS_FILE = WEIGHT_FILES[0]
@@ -50,6 +51,8 @@ def save_model(model: Model, folder: str | os.PathLike[str], *, overwrite: bool 
     kinds = (TwinsClassifier, TwinsBackbone)
     require("model", type(model), isinstance(model, kinds), "a TwinsClassifier or a TwinsBackbone")
     target = target_path("folder", folder, "folder")
+    is_file = target.name.lower().endswith(SUFFIXES)
+    require("folder", str(target), not is_file, "the path of a folder; port_weights.py makes files of it")
     _check_folder(target, overwrite)
     inferred = of_model(model)
     declared = _declared(model, inferred)
