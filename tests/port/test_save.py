@@ -21,6 +21,7 @@ from flax import nnx
 
 import port_weights
 import twins_jax
+from tests.support.compilation import fast_compilation
 from tests.support.models import SVT, classifier, named, random_array, random_module, relative_error, run
 from twins_jax.config import VARIANTS, TwinsOptions
 from twins_jax.errors import InputError
@@ -78,9 +79,7 @@ def test_round_trip(model, tmp_path, source):
     assert back.config == model.config
 
 
-@pytest.mark.parametrize(
-    ("num_classes", "in_channels", "dtype"), [(0, 3, jnp.float32), (3, 1, jnp.float16), (5, 12, jnp.bfloat16)]
-)
+@pytest.mark.parametrize(("num_classes", "in_channels", "dtype"), [(0, 12, jnp.bfloat16), (3, 1, jnp.float16)])
 def test_round_trip_of_options(tmp_path, num_classes, in_channels, dtype):
     model = mini(num_classes, in_channels=in_channels, param_dtype=dtype)
     twins_jax.save_pretrained(model, tmp_path)  # which is empty
@@ -141,7 +140,7 @@ def test_timm_computes_the_same(timm_mini, model, tmp_path):
     inputs = random_array(1, 224, 224, 3)  # of maps that windows tile: "mask" is as timm's padding there
     with torch.no_grad():
         truth = theirs(torch.from_numpy(inputs).double().permute(0, 3, 1, 2)).numpy()
-    with jax.default_matmul_precision("highest"):
+    with jax.default_matmul_precision("highest"), fast_compilation():
         assert relative_error(run(model, inputs), truth) < 2e-6
     assert theirs.pretrained_cfg["label_names"] == list(NAMES)
     config = timm_mini.data.resolve_model_data_config(theirs)
@@ -337,6 +336,10 @@ REFUSED = {
         lambda: changed(lambda model: set_bias(model, jnp.zeros(64, jnp.int32))),
         r"norm/bias has dtype int32, expected floating-point$",
     ),
+    "float8": (
+        lambda: changed(lambda model: set_bias(model, jnp.zeros(64, jnp.float8_e4m3fn))),
+        r"norm/bias has dtype float8_e4m3fn, expected one of float16, bfloat16, float32, float64$",
+    ),
     "one name": (
         lambda: changed(lambda model: setattr(model, "class_names", ("a",))),
         r"^len\(model.class_names\)=1: ",
@@ -414,10 +417,10 @@ def test_parameters_of_other_processes(tmp_path, monkeypatch):
 
 
 def test_preprocessing_of_other_channels(tmp_path):
-    """As timm's snapshots of models of other channels have it: nothing of it is lost."""
+    """As timm's snapshots of models of other channels have it, and in NumPy's numbers: nothing of it is lost."""
     model = mini(in_channels=1)
-    model.preprocessing = IMAGES
+    model.preprocessing = dataclasses.replace(IMAGES, image_size=np.int64(96), crop=np.float32(0.875))
     model.save_pretrained(tmp_path)
-    assert twins_jax.from_pretrained(tmp_path).preprocessing == IMAGES
+    assert twins_jax.from_pretrained(tmp_path).preprocessing == dataclasses.replace(IMAGES, crop=0.875)
     assert json.loads((tmp_path / "config.json").read_text())["pretrained_cfg"]["input_size"] == [1, 96, 96]
     assert read_weights(tmp_path).declared.num_classes == 10

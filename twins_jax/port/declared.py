@@ -87,9 +87,10 @@ def to_json(declared: Declared, model: Inferred) -> dict[str, Any]:
     if declared.window_padding is not None:
         config["window_padding"] = declared.window_padding
     if (images := declared.preprocessing) is not None:
+        side = int(images.image_size)  # Python's own numbers: JSON takes none of NumPy's
         config["pretrained_cfg"] = {
-            "input_size": [model.in_channels, images.image_size, images.image_size],
-            "crop_pct": images.crop,
+            "input_size": [model.in_channels, side, side],
+            "crop_pct": float(images.crop),
             "mean": list(images.mean),
             "std": list(images.std),
             "interpolation": images.interpolation,

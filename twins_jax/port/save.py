@@ -29,6 +29,9 @@ WEIGHTS_FILE = WEIGHT_FILES[0]
 CARD_FILE = "README.md"
 """A model card, which belongs to its reader once it is written."""
 
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+"""The dtypes that safetensors reads again for NumPy."""
+
 Model = TwinsClassifier | TwinsBackbone
 
 
@@ -142,7 +145,9 @@ def _host_params(model: Model, inferred: Inferred) -> Tensors:
                 f"jax.experimental.multihost_utils.process_allgather(params, tiled=True) does"
             )
         arrays[path] = np.asarray(array)
-        if not np.isfinite(arrays[path]).all():
+        if arrays[path].dtype.name not in DTYPES:
+            problems.append(f"  ! {path} has dtype {arrays[path].dtype}, expected one of {', '.join(DTYPES)}")
+        elif not np.isfinite(arrays[path]).all():
             problems.append(f"  ! {path} holds NaN or infinity")
     if problems:
         raise InputError("\n".join([f"model: {len(problems)} parameters do not fit {inferred.name}", *problems]))
