@@ -116,7 +116,7 @@ def test_arguments_of_create(server, create):
 
 
 @pytest.mark.usefixtures("server")
-def test_names_without_weights():
+def test_names_without_weights(tmp_path):
     with pytest.raises(InputError) as caught:
         twins_jax.from_pretrained("twins_svt_tiny")
     assert str(caught.value) == (
@@ -126,8 +126,14 @@ def test_names_without_weights():
     with pytest.raises(InputError) as caught:
         read_weights("twins_svt_smal")
     assert str(caught.value) == "twins_svt_smal: No such file or directory; did you mean twins_svt_small?"
-    with pytest.raises(InputError, match=r"^missing/file\.pth: No such file or directory$"):
-        read_weights("missing/file.pth")
+    with pytest.raises(InputError) as caught:
+        read_weights("owner/name")
+    assert (
+        str(caught.value) == "owner/name: No such file or directory; a repository of Hugging Face is hf-hub:owner/name"
+    )
+    for missing in ("./missing", "/missing", "a/b/missing", str(tmp_path / "here" / "missing")):
+        with pytest.raises(InputError, match=r": No such file or directory$"):
+            read_weights(missing)
 
 
 @pytest.mark.parametrize("source", ["twins_svt_small", "hf-hub:timm/twins_svt_small.in1k"])

@@ -19,48 +19,75 @@ def model_card(repository: str, model: Inferred, declared: Declared) -> str:
         declared: its class names, preprocessing and window padding.
     """
     loads_in_timm = model.name in PUBLISHED and model.num_classes is not None
-    task = "image-feature-extraction" if not model.num_classes else "image-classification"
-    tags = ["twins_jax", "jax", *(["timm"] if loads_in_timm else [])]
     family = "Twins-PCPVT" if variant_config(model.name).window_size is None else "Twins-SVT"
-    load = "backbone_from_pretrained" if model.num_classes is None else "from_pretrained"
+    paper = "[arXiv 2104.13840](https://arxiv.org/abs/2104.13840)"
     lines = [
-        *("---", "library_name: twins_jax", f"pipeline_tag: {task}"),
-        *("tags:", *(f"- {tag}" for tag in tags), "---", ""),
-        *(f"# {repository.rpartition('/')[2]}", ""),
-        f"`{model.name}`, a {family} ([arXiv 2104.13840](https://arxiv.org/abs/2104.13840)) {_kind(model)}, saved by "
-        f"twins_jax.",
+        "---",
+        "library_name: twins_jax",
+        f"pipeline_tag: {'image-classification' if model.num_classes else 'image-feature-extraction'}",
+        "tags:",
+        *(f"- {tag}" for tag in ("twins_jax", "jax", *(["timm"] if loads_in_timm else []))),
+        "---",
         "",
-        *_images(model, declared),
-        *("## Use", "", "```python", "import twins_jax", ""),
-        *(f'model = twins_jax.{load}("hf-hub:{repository}")', "```", ""),
+        f"# {repository.rpartition('/')[2]}",
+        "",
+        f"`{model.name}`, a {family} ({paper}) {_kind(model)}, saved by twins_jax.",
+        "",
+        *_input(model, declared),
+        "## Use",
+        "",
+        "```python",
+        "import twins_jax",
+        "",
+        f'model = twins_jax.{_loader(model)}("hf-hub:{repository}")',
+        "```",
+        "",
+        *(_timm(repository, declared) if loads_in_timm else []),
+        *(_classes(declared.class_names) if declared.class_names and model.num_classes else []),
     ]
-    if loads_in_timm:
-        lines += ["```python", "import timm", ""]
-        lines += [f'model = timm.create_model("hf-hub:{repository}", pretrained=True)', "```", ""]
-        if declared.window_padding == "mask":
-            lines += ['timm has "zero" padding alone: it computes the same where 7 x 7 windows tile every map.', ""]
-    if declared.class_names and model.num_classes:
-        names = declared.class_names
-        lines += ["## Classes", "", *(f"    {i} {shown(name)}" for i, name in enumerate(names[:MOST_NAMES])), ""]
-        lines += ["`label_names` of `config.json` lists all.", ""] if len(names) > MOST_NAMES else []
     return "\n".join(lines)
 
 
 def _kind(model: Inferred) -> str:
     if model.num_classes is None:
-        return f"backbone{' with stage norms' if model.stage_norms else ''}"
-    return f"classifier of {model.num_classes} classes" if model.num_classes else "classifier without its head"
+        return "backbone with stage norms" if model.stage_norms else "backbone"
+    if model.num_classes == 0:
+        return "classifier without its head"
+    return f"classifier of {model.num_classes} class{'es' if model.num_classes > 1 else ''}"
 
 
-def _images(model: Inferred, declared: Declared) -> list[str]:
-    """Describes the input as far as it is known and not as usual."""
+def _loader(model: Inferred) -> str:
+    return "backbone_from_pretrained" if model.num_classes is None else "from_pretrained"
+
+
+def _input(model: Inferred, declared: Declared) -> list[str]:
+    """Describes the images, as far as they are known and not as usual."""
     facts = []
     if (images := declared.preprocessing) is not None:
         side = images.image_size
-        facts.append(f"{side} x {side} pixels, center crop {images.crop:g}, {images.interpolation}")
-        facts.append(f"mean {', '.join(map(str, images.mean))}, standard deviation {', '.join(map(str, images.std))}")
+        facts.append(f"- Images: {side} x {side} pixels, center crop {images.crop:g}, {images.interpolation}")
+        facts.append(f"- Mean: {', '.join(map(str, images.mean))}")
+        facts.append(f"- Standard deviation: {', '.join(map(str, images.std))}")
     if model.in_channels != 3:
-        facts.append(f"{model.in_channels} channels")
+        facts.append(f"- Channels: {model.in_channels}")
     if declared.window_padding == "mask":
-        facts.append('windows padded with `window_padding="mask"`')
-    return [f"- Images: {facts[0]}", *(f"- {fact[0].upper()}{fact[1:]}" for fact in facts[1:]), ""] if facts else []
+        facts.append('- Windows: `window_padding="mask"`')
+    return [*facts, ""] if facts else []
+
+
+def _timm(repository: str, declared: Declared) -> list[str]:
+    lines = [
+        "```python",
+        "import timm",
+        "",
+        f'model = timm.create_model("hf-hub:{repository}", pretrained=True)',
+        "```",
+    ]
+    if declared.window_padding == "mask":
+        lines += ["", "timm pads windows with zeros: it computes the same where 7 x 7 windows tile every map."]
+    return [*lines, ""]
+
+
+def _classes(names: tuple[str, ...]) -> list[str]:
+    lines = ["## Classes", "", *(f"    {i} {shown(name)}" for i, name in enumerate(names[:MOST_NAMES])), ""]
+    return [*lines, "`label_names` of `config.json` lists all.", ""] if len(names) > MOST_NAMES else lines

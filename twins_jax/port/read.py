@@ -49,7 +49,7 @@ def read_weights(
         path = hub.download(source)
         return _read_file(path, source, choice, hub.read_config(os.path.dirname(path)))
     if not os.path.lexists(source):
-        raise InputError(f"{source}: {os.strerror(errno.ENOENT)}{did_you_mean(source, list(PUBLISHED))}")
+        raise InputError(f"{source}: {os.strerror(errno.ENOENT)}{_meant(source)}")
     if not os.path.isdir(source):
         return _read_file(source, source, choice)
     path, is_average = find_checkpoint(source, ema=ema)
@@ -58,6 +58,14 @@ def read_weights(
     require("head", head, head is None, "None for an Orbax folder")
     tensors, note = orbax_io.read_params(path, ema=ema and not is_average, prefix=prefix)
     return Weights(path, f"Orbax folder{note}", tensors, read_folder(path))
+
+
+def _meant(source: str) -> str:
+    """Returns advice on a path that leads nowhere, to end an error message; "" if there is none."""
+    folder, _, name = source.partition("/")
+    if folder and name and "/" not in name and not os.path.isdir(folder):
+        return f"; a repository of Hugging Face is {HUB_PREFIX}{source}"
+    return did_you_mean(source, list(PUBLISHED))
 
 
 def _read_file(path: str, label: str, choice: Choice, declared: Declared = NOTHING_DECLARED) -> Weights:
