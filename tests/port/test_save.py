@@ -257,6 +257,16 @@ def test_a_write_that_fails_leaves_nothing_new(model, tmp_path, monkeypatch, pla
     assert not exists or content(folder) == before
 
 
+def test_ctrl_c_leaves_nothing_new(model, tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("safetensors.numpy.save_file", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model.save_pretrained(tmp_path / "folder")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
 def test_a_place_that_is_closed_to_us(tmp_path, monkeypatch, number):
     def fail(path, *_, **__):
