@@ -28,8 +28,8 @@ from twins_jax.pretrained import from_pretrained
 DESCRIPTION = """\
 Names what images show: prints a line for each, its path and the most probable classes.
 
-WEIGHTS: a .safetensors or .pth file, an Orbax folder, a training run's folder, a Hugging Face snapshot, or
-hf-hub:OWNER/NAME.
+WEIGHTS: a .safetensors or .pth file, an Orbax folder, a training run's folder, a Hugging Face snapshot,
+hf-hub:OWNER/NAME, or a variant's name, such as twins_svt_small, for its published weights.
 
 IMAGE: a file; a folder, of which all images in it and below it are taken; or a pattern such as "photos/**/*.jpg"."""
 

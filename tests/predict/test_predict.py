@@ -19,7 +19,7 @@ import twins_jax
 from tests.support.images import picture
 from tests.support.models import classifier, named
 from tests.support.paths import ROOT
-from twins_jax import classify, page, predict
+from twins_jax import InputError, classify, page, predict
 from twins_jax.config import variant_config
 
 
@@ -72,6 +72,31 @@ def test_damaged_images_are_named_and_skipped(weights: Path, photos: Path, capsy
     assert f"{photos / 'a2.jpg'}: not a readable image" in text
     # Not one that can be read.
     assert run(capsys, weights, photos / "a2.jpg")[:2] == (1, [])
+
+
+def test_a_bar_on_a_terminal(
+    weights: Path, photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = run(capsys, weights, photos, "--batch_size", 2)[1]
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    code, same, errors = run(capsys, weights, photos, "--batch_size", 2)
+    assert (code, same) == (0, lines)
+    assert re.search(r"2/3 \[.*images/s\]", "\r".join(errors))
+    assert run(capsys, weights, photos / "a.jpg", photos / "b.PNG", "--batch_size", 2)[2] == []  # one batch
+
+
+def test_the_choice_of_weights(
+    photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[object] = []
+
+    def load(source: str, **choice: object) -> None:
+        given.extend([source, choice])
+        raise InputError("enough")
+
+    monkeypatch.setattr(predict, "from_pretrained", load)
+    assert refused(capsys, "~/w.pth", photos, "--ema", "--prefix", "model.", "--head", "fc") == "error: enough"
+    assert given == [os.path.expanduser("~/w.pth"), {"ema": True, "prefix": "model.", "head": "fc"}]
 
 
 class Page(html.parser.HTMLParser):
