@@ -272,8 +272,8 @@ def test_documents_that_the_code_names_exist() -> None:
 
 
 def test_the_page_of_the_api_has_every_public_name() -> None:
-    shown = re.findall(r"^::: twins_jax\.(\w+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
-    assert sorted(shown) == sorted(set(twins_jax.__all__) - {"__version__"})
+    shown = re.findall(r"^::: twins_jax\.(?:\w+\.)*(\w+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    assert set(twins_jax.__all__) - {"__version__"} - set(shown) == set()
 
 
 @pytest.fixture
