@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import importlib
 import io
+import json
 import re
 import shlex
 import shutil
@@ -181,6 +182,14 @@ def test_arguments_of_commands_are_right(page: Page, capsys: pytest.CaptureFixtu
         with pytest.raises((Parsed, SystemExit)) as caught:
             pytest.fail(f"{shlex.join(command)}: {main(arguments)}: {capsys.readouterr().err}")
         assert isinstance(caught.value, Parsed) or caught.value.code == 0, capsys.readouterr().err
+
+
+def test_outputs_of_the_notebook_are_small_and_of_one_execution() -> None:
+    text = NOTEBOOK.read_text(encoding="utf-8")
+    assert len(text) < 100_000
+    cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    assert [out for cell in cells for out in cell["outputs"] if out["output_type"] == "error"] == []
 
 
 @functools.cache
