@@ -53,7 +53,7 @@ def compilation_cache(folder: str | None) -> Iterator[None]:
             path = None
     options = {
         "jax_compilation_cache_dir": str(path) if path else None,
-        "jax_persistent_cache_min_compile_time_secs": 0.0,  # tens of small programs take a second together
+        "jax_persistent_cache_min_compile_time_secs": 0.0,  # JAX's own bound, a second, leaves out small ones
     }
     before = {name: jax.config.values[name] for name in options}
     with _brief_warnings(path):
