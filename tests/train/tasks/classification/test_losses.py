@@ -1,8 +1,10 @@
+import importlib
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train.tasks.classification.losses import cross_entropy, smooth_targets
+from train.tasks.classification.losses import binary_cross_entropy, cross_entropy, smooth_multi_hot, smooth_targets
 
 torch = pytest.importorskip("torch")
 
@@ -46,3 +48,26 @@ def test_computed_in_float32_whatever_the_model_computes_in() -> None:
     actual = cross_entropy(logits, targets)
     assert actual.dtype == jnp.float32
     np.testing.assert_array_equal(actual, cross_entropy(logits.astype(jnp.float32), targets))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_binary_loss_of_several_labels_equals_torch(smoothing: float, scale: float) -> None:
+    logits = scale * RNG.standard_normal((16, 10)).astype(np.float32)
+    labels = RNG.random((16, 10)) < 0.3
+    actual = binary_cross_entropy(jnp.asarray(logits), smooth_multi_hot(jnp.asarray(labels), smoothing))
+    targets = np.where(labels, 1 - smoothing / 2, smoothing / 2)
+    expected = torch.nn.BCEWithLogitsLoss(reduction="none")(
+        torch.tensor(logits, dtype=torch.float64), torch.tensor(targets, dtype=torch.float64)
+    ).mean(1)
+    assert actual.dtype == jnp.float32
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=8 * 2**-24 * np.abs(logits).max())
+
+
+@pytest.mark.usefixtures("timm")
+def test_binary_loss_of_one_label_is_timms() -> None:
+    timm_loss = importlib.import_module("timm.loss").BinaryCrossEntropy(smoothing=0.1, reduction="mean")
+    logits = RNG.standard_normal((16, 10)).astype(np.float32)
+    actual = binary_cross_entropy(jnp.asarray(logits), smooth_targets(jnp.asarray(LABELS), 10, 0.1)).mean()
+    expected = timm_loss(torch.tensor(logits, dtype=torch.float64), torch.tensor(LABELS)).item()
+    assert float(actual) == pytest.approx(expected, abs=4 * 2**-24)
