@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Required
 
 import jax
@@ -192,6 +192,14 @@ class RunConfig(abc.ABC):
 
     renamed: ClassVar[Mapping[str, str]] = {}
     """Settings of older versions, "group.field", by the names that they have now."""
+
+    advanced: ClassVar[Collection[str]] = (
+        *("eval_batch_size", "log_every_steps", "allow_changes", "profile", "fsdp", "checkpoint.keep"),
+        *("model.dropout_rate", "model.window_padding", "model.attention_implementation", "model.remat"),
+        *("data.threads", "data.on_error", "data.max_errors", "optim.clip_norm"),
+        *(f"distributed.{field.name}" for field in dataclasses.fields(DistributedConfig)),
+    )
+    """Flags that the short help leaves out."""
 
     workdir: str
     """Folder of the run. A rerun goes on from the newest checkpoint in it."""

@@ -202,6 +202,12 @@ class ClassificationConfig(RunConfig):
     """A training run of a classifier. The same config on the same devices gives the same run."""
 
     renamed = {"optim.label_smoothing": "label_smoothing"}  # noqa: RUF012 - as `RunConfig` declares it
+    advanced = (
+        *RunConfig.advanced,
+        *("data.label_column", "data.crop_ratio", "data.eval_crop", "data.repeated_augmentation"),
+        *("data.rand_augment_magnitude", "data.rand_augment_std"),
+        *("optim.warmup_learning_rate", "optim.min_learning_rate", "mix.switch_probability", "mix.probability"),
+    )
 
     data: ClassificationDataConfig
     optim: ClassificationOptimConfig
