@@ -21,7 +21,7 @@ from ...data.records import Source
 from ...data.sources import dataset_info, open_source
 from ...task import Batch, DatasetInfo, Evaluator, Split
 from .config import ClassificationConfig
-from .losses import binary_cross_entropy, cross_entropy, smooth_multi_hot, smooth_targets
+from .losses import Loss, binary_cross_entropy, cross_entropy, smooth_multi_hot, smooth_targets
 from .metrics import ClassificationEvaluator, MultiLabelEvaluator
 from .mixing import mix, random_erase
 from .report import ReportEvaluator
@@ -121,7 +121,7 @@ class ClassificationTask:
         """Computes the mean of `config.loss`, 0 of no examples."""
         config = self._config
         is_binary = config.loss == "bce" or config.data.multi_label
-        loss = binary_cross_entropy if is_binary else cross_entropy
+        loss: Loss = binary_cross_entropy if is_binary else cross_entropy
         losses = loss(model(batch["image"], rngs=rngs), batch["target"])
         return losses.sum() / max(len(losses), 1), {}
 

@@ -109,5 +109,5 @@ class ToExample(grain.transforms.Map):
 
     def map(self, element: dict[str, Any]) -> dict[str, Any]:
         label = element["label"]
-        example = {"image": element["image"], "label": np.int32(label) if isinstance(label, int) else label}
+        example = {"image": element["image"], "label": np.int32(label) if np.ndim(label) == 0 else label}
         return {**example, SKIPPED: element[SKIPPED]} if SKIPPED in element else example

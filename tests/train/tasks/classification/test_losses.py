@@ -1,10 +1,21 @@
+import dataclasses
 import importlib
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from train.tasks.classification.losses import binary_cross_entropy, cross_entropy, smooth_multi_hot, smooth_targets
+from train.recipes import digits
+from train.task import DatasetInfo
+from train.tasks.classification.losses import (
+    Loss,
+    binary_cross_entropy,
+    cross_entropy,
+    smooth_multi_hot,
+    smooth_targets,
+)
 
 torch = pytest.importorskip("torch")
 
@@ -71,3 +82,15 @@ def test_binary_loss_of_one_label_is_timms() -> None:
     actual = binary_cross_entropy(jnp.asarray(logits), smooth_targets(jnp.asarray(LABELS), 10, 0.1)).mean()
     expected = timm_loss(torch.tensor(logits, dtype=torch.float64), torch.tensor(LABELS)).item()
     assert float(actual) == pytest.approx(expected, abs=4 * 2**-24)
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"), [("auto", cross_entropy), ("cross_entropy", cross_entropy), ("bce", binary_cross_entropy)]
+)
+def test_loss_of_the_task(loss: Any, expected: Loss) -> None:
+    info = DatasetInfo(10, ("",) * 10, 100, 10)
+    task = dataclasses.replace(digits(), loss=loss).make_task(info)
+    logits = jnp.asarray(RNG.standard_normal((16, 10)), jnp.float32)
+    targets = smooth_targets(jnp.asarray(LABELS), 10, 0.1)
+    actual, _ = task.loss(lambda images, **_: images, {"image": logits, "target": targets}, nnx.Rngs(0))
+    assert float(actual) == pytest.approx(float(expected(logits, targets).mean()))
