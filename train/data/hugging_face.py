@@ -38,15 +38,15 @@ class HuggingFaceSource:
         self, name: str, cache_dir: str, split: Literal["train", "eval"], *, label_column: str, multi_label: bool
     ) -> None:
         splits = _load(name, str(target_path("data.dir", cache_dir, "folder")) if cache_dir else None)
-        wanted = ("train",) if split == "train" else EVAL_SPLITS
-        found = next((each for each in wanted if each in splits), None)
-        if found is None:
-            raise InputError(
-                f"data.source: {name} has the splits {', '.join(map(str, splits))}; {' or '.join(wanted)} is needed"
-            )
+        found = "train" if split == "train" else next((each for each in EVAL_SPLITS if each in splits), None)
+        if found is None or "train" not in splits:
+            needed = f"train and {' or '.join(EVAL_SPLITS)} are needed"
+            raise InputError(f"data.source: {name} has the splits {', '.join(map(str, splits))}; {needed}")
         rows = splits[found]
         self._image, self._label = _columns(name, rows.features, label_column, multi_label)
-        label = rows.features[self._label]
+        label, of_train = (splits[each].features.get(self._label) for each in (found, "train"))
+        if label != of_train:
+            raise InputError(f"data.source: {name} has other classes in its split {found} than in train")
         self.class_names: tuple[str, ...] = tuple((label.feature if multi_label else label).names)
         self._multi_label = multi_label
         self._name = f"{name} {found}"

@@ -88,7 +88,7 @@ def _read(folder: Path) -> Rows:
         raise InputError(f"{path}: cannot be read: {reason}") from error
     rows: Rows = {}
     for number, file_name, labels in _jsonl(path, text) if path.suffix == ".jsonl" else _csv(path, text):
-        if not isinstance(file_name, str) or not file_name or "\0" in file_name:
+        if not isinstance(file_name, str) or not _is_name(file_name):
             raise InputError(f"{path}, line {number}: file_name must be the path of an image")
         if not isinstance(labels, list) or not all(isinstance(label, str) and label for label in labels):
             raise InputError(f"{path}, line {number}: labels must be a list of names")
@@ -98,6 +98,14 @@ def _read(folder: Path) -> Rows:
     if not rows:
         raise InputError(f"{path}: lists no image")
     return rows
+
+
+def _is_name(file_name: str) -> bool:
+    try:
+        os.fsencode(file_name)
+    except UnicodeEncodeError:  # half of a character
+        return False
+    return bool(file_name) and "\0" not in file_name
 
 
 def _jsonl(path: Path, text: str) -> Iterator[tuple[int, Any, Any]]:

@@ -170,8 +170,23 @@ def test_several_labels(whole: Any, tmp_path: Path) -> None:
     ("change", "options", "message"),
     [
         (lambda d: d["train"], {}, "holds one split; save a DatasetDict with train and validation or test$"),
-        (lambda d: type(d)(train=d["train"]), {}, "has the splits train; validation or valid or val or test is needed"),
-        (lambda d: type(d)(test=d["train"]), {}, "has the splits test; train is needed"),
+        (
+            lambda d: type(d)(train=d["train"]),
+            {},
+            "has the splits train; train and validation or valid or val or test are needed",
+        ),
+        (
+            lambda d: type(d)(test=d["train"]),
+            {},
+            "has the splits test; train and validation or valid or val or test are",
+        ),
+        (
+            lambda d: type(d)(
+                train=d["train"], test=d["train"].cast_column("label", datasets.ClassLabel(names=["bee", "ant", "cat"]))
+            ),
+            {},
+            "has other classes in its split test than in train$",
+        ),
         (lambda d: d.remove_columns("img"), {}, r"columns id \(int64\), label \(ClassLabel\); one of type Image is"),
         (lambda d: d.remove_columns("label"), {}, r"columns img \(Image\), id \(int64\); one of type ClassLabel is"),
         (lambda d: d, {"multi_label": True}, "one of type List of ClassLabel is needed$"),
@@ -183,7 +198,7 @@ def test_sets_of_another_form(
 ) -> None:
     change(whole).save_to_disk(str(tmp_path / "set"))
     data = config(tmp_path / "set", **options)
-    split: Any = "eval" if "validation or" in message else "train"
+    split: Any = "eval" if "split" in message else "train"
     with pytest.raises(InputError, match=message) as caught:
         open_source(data, split, **options)
     assert "\n" not in str(caught.value)

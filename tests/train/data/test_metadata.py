@@ -71,6 +71,7 @@ def test_image_that_is_missing_is_named_when_it_is_read(root: Path) -> None:
         ("metadata.jsonl", '{"labels": ["x"]}', "line 1: file_name must be the path of an image"),
         ("metadata.jsonl", '{"file_name": 3, "labels": []}', "line 1: file_name must be the path of an image"),
         ("metadata.jsonl", '{"file_name": "a\\u0000"}', "line 1: file_name must be the path of an image"),
+        ("metadata.jsonl", '{"file_name": "\\ud800.png"}', "line 1: file_name must be the path of an image"),
         ("metadata.jsonl", '{"file_name": "a", "labels": "x"}', "line 1: labels must be a list of names"),
         ("metadata.jsonl", '{"file_name": "a", "labels": [1]}', "line 1: labels must be a list of names"),
         ("metadata.jsonl", '{"file_name": "a", "labels": [""]}', "line 1: labels must be a list of names"),
