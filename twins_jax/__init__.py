@@ -15,7 +15,7 @@ from twins_jax.functional import (
     split_model,
 )
 from twins_jax.preprocess import Preprocessing, preprocess
-from twins_jax.pretrained import backbone_from_pretrained, from_pretrained
+from twins_jax.pretrained import backbone_from_pretrained, from_pretrained, push_to_hub, save_pretrained
 
 __version__ = "0.2.0.dev0"
 
@@ -38,6 +38,8 @@ __all__ = [
     "list_models",
     "merge_model",
     "preprocess",
+    "push_to_hub",
+    "save_pretrained",
     "set_params",
     "split_model",
 ]

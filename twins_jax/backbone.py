@@ -1,5 +1,7 @@
 """Blocks, stages and the four-stage backbone of Twins-PCPVT and Twins-SVT (paper, figures 1 and 2)."""
 
+import os
+
 import jax
 from flax import nnx
 
@@ -110,3 +112,9 @@ class TwinsBackbone(nnx.Module):
                 x = self.norms[i](x)
             maps.append(x)
         return tuple(maps)
+
+    def save_pretrained(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Saves the model; arguments and errors are those of `twins_jax.save_pretrained`."""
+        from twins_jax.pretrained import save_pretrained  # late: it imports this file
+
+        save_pretrained(self, folder, overwrite=overwrite)

@@ -1,5 +1,7 @@
 """Image classification with a Twins backbone."""
 
+import os
+
 import jax
 from flax import nnx
 
@@ -59,3 +61,9 @@ class TwinsClassifier(nnx.Module):
         """
         features = self.norm(self.backbone(images, rngs=rngs)[-1]).mean(axis=(1, 2))
         return self.head(features) if self.num_classes else features
+
+    def save_pretrained(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Saves the model; arguments and errors are those of `twins_jax.save_pretrained`."""
+        from twins_jax.pretrained import save_pretrained  # late: it imports this file
+
+        save_pretrained(self, folder, overwrite=overwrite)

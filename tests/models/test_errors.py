@@ -184,6 +184,14 @@ WRONG_CALLS: dict[str, tuple[Callable[..., Any], Sequence[Any], str]] = {
     "batch_stats": (lambda value: twins_jax.merge_model(nnx.graphdef(MODEL), PARAMS, value), [0, []], "batch_stats"),
     "key": (lambda value: APPLY(PARAMS, IMAGES, value), KEYS_REFUSED, "key"),
     "call": (lambda value: MODEL(IMAGES, rngs=value), [0, "key", nnx.Rngs(params=0)], "rngs"),
+    "save_pretrained": (lambda value: twins_jax.save_pretrained(value, "new"), [None, {}, TwinsClassifier], "model"),
+    "overwrite": (
+        lambda value: twins_jax.save_pretrained(MODEL, "new", overwrite=value),
+        [None, "yes", 1],
+        "overwrite",
+    ),
+    "folder": (lambda value: twins_jax.save_pretrained(MODEL, value), [None, "", "a.pth", "hf-hub:a/b"], "folder"),
+    "push_to_hub": (lambda value: twins_jax.push_to_hub(MODEL, value), [None, 3], "repo_id"),
     "fsdp": (make_mesh, [True, 1.0, "1", None], "fsdp"),
     "devices": (lambda value: make_mesh(1, value), [[], 1, "cpu", [0]], "devices"),
 }
