@@ -60,6 +60,7 @@ def port(*arguments):
 
 def assert_declares(model):
     assert model.class_names == NAMES
+    assert model.multi_label
     assert model.preprocessing == Preprocessing(image_size=96, crop=0.9)
     assert model.config.window_padding == "mask"
     assert model.config.dtype == np.float32  # rounding, which is no part of the function
@@ -75,7 +76,7 @@ def test_a_run(run, place, monkeypatch):
 def test_what_is_given_wins(run):
     model = twins_jax.from_pretrained(run, window_padding="zero", num_classes=3, rngs=nnx.Rngs(0))
     assert model.config.window_padding == "zero"
-    assert model.class_names is None  # of the old head
+    assert (model.class_names, model.multi_label) == (None, False)  # of the old head
     assert model.preprocessing == Preprocessing(image_size=96, crop=0.9)
     assert twins_jax.from_pretrained(run, num_classes=10).class_names == NAMES
     assert twins_jax.backbone_from_pretrained(run).config.window_padding == "mask"

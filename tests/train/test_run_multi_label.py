@@ -1,19 +1,15 @@
-"""A run on images with several labels: trained, evaluated, and taken along with its weights."""
+"""A run on images with several labels: trained, evaluated, and read as a model that knows its kind."""
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from flax import nnx
 from PIL import Image
 
-import port_weights
 import twins_jax
 from tests.support import models, runs
 from tests.support.alone import call_main, last_line
-from twins_jax.port.read import read_weights
 
 pytestmark = pytest.mark.usefixtures("short_variant", "compile_cache")
 
@@ -56,15 +52,6 @@ def test_run(folder: Path, arguments: list[str], tmp_path: Path) -> None:
     assert final["loss"] == pytest.approx(losses.mean(), rel=1e-4)
     assert (final["examples"], final["step"]) == (EVAL, 2)
 
-    # The kind of the classifier goes with its head.
-    assert port_weights.main([str(tmp_path / "run"), str(tmp_path / "weights.safetensors")]) == 0
-    declared = read_weights(tmp_path / "weights.safetensors").declared
-    assert (declared.multi_label, declared.class_names) == (True, NAMES)
-    fresh: Any = twins_jax.from_pretrained(tmp_path / "weights.safetensors", num_classes=7, rngs=nnx.Rngs(0))
-    assert (fresh.multi_label, fresh.class_names) == (False, None)
-
-    code, output, _ = call_main(["--eval_only", "--distributed.mode", "off", "--workdir", str(tmp_path / "run")])
-    assert (code, last_line(output)) == (0, final)
     refused = "error: report=True: must be False with data.multi_label: it has no report\n"
     assert call_main([*run, "--report"]) == (2, "", refused)
 
