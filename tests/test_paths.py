@@ -139,7 +139,7 @@ COMMANDS: list[tuple[str, Callable[[list[str]], int], list[str]]] = [
     ("tars", train.prepare.main, ["imagenet2012", "--tars"]),
     ("data_dir", train.prepare.main, ["imagenet2012", "--tars", "folder", "--data_dir"]),
     ("metrics", train.plot.main, []),
-    ("picture", train.plot.main, ["file"]),
+    ("out", train.plot.main, ["file"]),
     ("SRC", port_weights.main, ["--inspect"]),
     ("DST", port_weights.main, ["folder"]),
     ("--report", port_weights.main, ["folder", "new", "--verify", "--report"]),

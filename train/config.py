@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Required
 
 import jax
@@ -37,6 +37,9 @@ MODEL_DEFAULTS["dtype"] = jnp.dtype(MODEL_DEFAULTS["dtype"]).name  # as a flag a
 """The model's own defaults, which complete a `ModelConfig`."""
 
 
+HUGGING_FACE = "hf:"
+"""The prefix of `data.source` for data sets that the library `datasets` reads."""
+
 MAX_THREADS = 4096
 """Bound of threads and processes, beyond which a machine could start none of them."""
 
@@ -61,7 +64,7 @@ class DataConfig:
     """Threads that build batches, in each reading process; each holds one batch in memory."""
 
     workers: int = 0
-    """Worker processes that build batches; 0 reads in the training process."""
+    """Worker processes that build batches; 0: the training process does."""
 
     on_error: Literal["stop", "skip"] = "stop"
     """An example that cannot be read. stop: ends the run. skip: training takes the next one that can be read in its
@@ -94,10 +97,10 @@ class OptimConfig(abc.ABC):
     """Largest global norm of the gradients; inf: no clipping."""
 
     accumulate: int = 1
-    """Parts into which a batch is cut, one after the other, to fit in memory; their gradients are averaged."""
+    """Parts into which a batch is cut to fit in memory. Their gradients are averaged."""
 
     ema_decay: float = 0.0
-    """Decay of the moving average of the weights, which is evaluated beside them; 0: none."""
+    """Decay of the moving average of the weights; 0: none. It is evaluated beside them."""
 
     def __post_init__(self) -> None:
         check_types(self, "optim.")
@@ -190,23 +193,26 @@ class RunConfig(abc.ABC):
     renamed: ClassVar[Mapping[str, str]] = {}
     """Settings of older versions, "group.field", by the names that they have now."""
 
+    advanced: ClassVar[Collection[str]] = (
+        *("eval_batch_size", "log_every_steps", "allow_changes", "profile", "fsdp", "checkpoint.keep"),
+        *("model.dropout_rate", "model.window_padding", "model.attention_implementation", "model.remat"),
+        *("data.threads", "data.on_error", "data.max_errors", "optim.clip_norm"),
+        *(f"distributed.{field.name}" for field in dataclasses.fields(DistributedConfig)),
+    )
+    """Flags that the short help leaves out."""
+
     workdir: str
-    """Folder of the run; a rerun goes on from the newest checkpoint in it."""
+    """Folder of the run. A rerun goes on from the newest checkpoint in it."""
 
     model: ModelConfig
     data: DataConfig
     optim: OptimConfig
     checkpoint: CheckpointConfig
-    distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
-
-    fsdp: int = 1
-    """Devices over which parameters and optimizer state are split; the others hold copies."""
-
-    seed: int = 0
-    """Decides initial weights, the order of examples, augmentation and dropout."""
+    init: str = ""
+    """Checkpoint to start from. Anything that `twins_jax.from_pretrained` takes."""
 
     epochs: float = 300.0
-    """Length of the run in passes over the training examples, unless `steps` is given."""
+    """Length of the run in passes over the training examples. `steps` takes its place."""
 
     steps: int | None = None
     """Length of the run in steps."""
@@ -214,31 +220,36 @@ class RunConfig(abc.ABC):
     batch_size: int = 1024
     """Examples in a step, over all devices and hosts."""
 
-    eval_batch_size: int = 1024
-    """Examples in an evaluation step, over all devices and hosts."""
+    seed: int = 0
+    """Seed of initial weights, the order of examples, augmentation, dropout."""
 
     eval_every_steps: int = 5000
     """Steps between evaluations; the last step always has one."""
 
+    eval_only: bool = False
+    """Evaluate `init`, or else the newest checkpoint in `workdir`. With the latter, settings without a flag are those
+    of the run in the folder."""
+
+    report: bool = False
+    """Write WORKDIR/report, a page that shows where the model errs, at the end."""
+
+    eval_batch_size: int = 1024
+    """Examples in an evaluation step, over all devices and hosts."""
+
     log_every_steps: int = 50
     """Steps between lines of training metrics."""
-
-    init: str = ""
-    """Checkpoint to start from: anything `twins_jax.from_pretrained` takes."""
-
-    eval_only: bool = False
-    """Evaluate `init` if it is given, and else the newest checkpoint in `workdir`, and stop. With the latter, settings
-    without a flag are those of the run in the folder."""
 
     allow_changes: bool = False
     """Go on in a folder whose run had other settings or other data, or evaluate it with them. Going on lists them in
     WORKDIR/config_changes.jsonl."""
 
-    report: bool = False
-    """After the last evaluation write WORKDIR/report, a page that shows where the model errs."""
-
     profile: bool = False
     """Write a trace of a few steps into WORKDIR/profile, for TensorBoard or Perfetto."""
+
+    fsdp: int = 1
+    """Devices over which parameters and optimizer state are split; the others hold copies."""
+
+    distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
 
     def __post_init__(self) -> None:
         check_types(self)

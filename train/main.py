@@ -1,10 +1,12 @@
 """The command line of training: `python -m train.main [RECIPE] [--field value ...]`."""
 
 import dataclasses
+import inspect
 import json
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -64,19 +66,26 @@ def parse_recipe(arguments: Sequence[str], module: str, wrap: Callable[[RunConfi
 
     config = _with_record(RECIPES[name](), source)
     default = wrap(config) if wrap else config
-    return read_flags(
-        type(default),
-        flags,
-        prog=f"python -m {module} [RECIPE]",
-        description=f"Recipes: {', '.join(RECIPES)}. {_CONFIG_HELP}\n\nThis one, {name}: {RECIPES[name].__doc__}",
-        default=default,
+    prog, about = f"python -m {module} [RECIPE]", f"{name}: {inspect.getdoc(RECIPES[name])}"
+    if {"-h", "--help"} & set(flags):
+        _print_help(prog, about, default, config.advanced)
+        raise SystemExit(0)
+    flags = ["--help" if flag == HELP_ALL else flag for flag in flags]
+    return read_flags(type(default), flags, prog=prog, description=about, default=default)
+
+
+HELP_ALL = "--help_all"
+
+
+def _print_help(prog: str, about: str, default: Any, advanced: Collection[str]) -> None:
+    from .help import short_help
+
+    recipes = textwrap.fill(f"recipes: {', '.join(RECIPES)}", 100, initial_indent="  ", subsequent_indent=" " * 11)
+    print(
+        f"usage: {prog} [--FLAG VALUE ...]\n\n{recipes}\n  --config RUN/config.json takes the settings of that run in "
+        f"place of a recipe's, with a --workdir of its own\n  {HELP_ALL} shows all flags\n\n{about}\n\nIts flags in "
+        f"common use, with the values that they have without a flag:\n\n{short_help(default, advanced)}"
     )
-
-
-_CONFIG_HELP = (
-    "With --config RUN/config.json the settings of that run take the place of the recipe's, which is then any of the "
-    "same task; --workdir must be given."
-)
 
 
 @dataclasses.dataclass(frozen=True)

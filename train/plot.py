@@ -1,6 +1,11 @@
-"""Draws a run's metrics: `python -m train.plot WORKDIR/metrics.jsonl curve.svg` (needs the extra `plot`)."""
+"""Draws a run's metrics, or makes a table of them (needs the extra `plot`).
 
+`python -m train.plot WORKDIR/metrics.jsonl curve.svg`, or `metrics.csv`.
+"""
+
+import csv
 import dataclasses
+import io
 import json
 import sys
 from collections.abc import Sequence
@@ -9,21 +14,24 @@ from typing import Any
 
 from twins_jax.ending import command_line
 from twins_jax.errors import InputError
-from twins_jax.files import staged
+from twins_jax.files import staged, write_text
 from twins_jax.paths import source_path, target_path
 
 from .extra import check_installed
 
+TITLES = {"top1": "top-1", "map": "mAP"}
+"""Names of figures on the axis."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Draws training loss and evaluation accuracy over epochs."""
+    """Draws training loss and evaluation accuracy over epochs, or writes all figures of a run as a table."""
 
     metrics: str
     """A run's metrics.jsonl."""
 
-    picture: str
-    """The file to write; its ending decides the format: .svg, .png, .pdf."""
+    out: str
+    """The file to write; its ending decides the format: .svg, .png, .pdf; .csv for the table."""
 
 
 def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -45,7 +53,7 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
 
 
 def draw(metrics: Path, picture: Path) -> None:
-    """Draws the curves of a run.
+    """Draws the loss, and the evaluations' first figure, which is their best metric, over epochs.
 
     Raises:
         InputError: the metrics cannot be read, or the picture's format is not known or it cannot be written.
@@ -57,20 +65,42 @@ def draw(metrics: Path, picture: Path) -> None:
     from matplotlib import pyplot as plt
 
     training, evaluations = read_metrics(metrics)
+    name = next((name for line in evaluations for name in line if name not in ("step", "split")), "top1")
     figure, accuracy = plt.subplots(figsize=(7, 4), layout="constrained")
-    accuracy.plot([e["epoch"] for e in evaluations], [100 * e["top1"] for e in evaluations], "o-", color="tab:blue")
+    accuracy.plot([e["epoch"] for e in evaluations], [100 * e[name] for e in evaluations], "o-", color="tab:blue")
     accuracy.set_xlabel("epoch")
-    accuracy.set_ylabel("evaluation top-1 (%)", color="tab:blue")
+    accuracy.set_ylabel(f"evaluation {TITLES.get(name, name)} (%)", color="tab:blue")
     accuracy.grid(alpha=0.3)
     loss = accuracy.twinx()
     loss.plot([t["epoch"] for t in training], [t["loss"] for t in training], color="tab:orange", linewidth=1)
     loss.set_ylabel("training loss", color="tab:orange")
     kind = picture.suffix.removeprefix(".").lower()
     if kind not in figure.canvas.get_supported_filetypes():
-        raise InputError(f"{picture}: must end in .svg, .png or .pdf")
+        raise InputError(f"{picture}: must end in .svg, .png, .pdf or .csv")
     with staged(picture) as aside:
         figure.savefig(aside, format=kind, metadata={"Date": None} if kind == "svg" else None)
     plt.close(figure)
+
+
+def write_table(metrics: Path, table: Path) -> None:
+    """Writes a row for each step, with the columns "step", "epoch" and "SPLIT/NAME"; empty where a step has no figure.
+
+    Raises:
+        InputError: the metrics cannot be read, or the table cannot be written.
+    """
+    training, evaluations = read_metrics(metrics)
+    rows: dict[int, dict[str, Any]] = {}
+    columns: dict[str, None] = {}
+    for split, lines in (("train", training), ("eval", evaluations)):
+        for line in lines:
+            figures = {f"{split}/{name}": line[name] for name in line if name not in ("step", "split", "epoch")}
+            rows.setdefault(line["step"], {"step": line["step"], "epoch": line["epoch"]}).update(figures)
+            columns |= dict.fromkeys(figures)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["step", "epoch", *columns], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows.values())
+    write_text(table, text.getvalue())
 
 
 @command_line
@@ -87,8 +117,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     positional = tyro.conf.PositionalRequiredArgs[Arguments]
     words = sys.argv[1:] if arguments is None else arguments
     config = read_flags(positional, words, prog=f"python -m {__package__}.plot")
+    metrics, out = source_path("metrics", config.metrics), target_path("out", config.out, "file")
+    if out.suffix.lower() == ".csv":
+        write_table(metrics, out)
+        return 0
     check_installed("matplotlib", purpose="drawing", extra="plot")
-    draw(source_path("metrics", config.metrics), target_path("picture", config.picture, "file"))
+    draw(metrics, out)
     return 0
 
 

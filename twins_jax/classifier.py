@@ -22,6 +22,8 @@ class TwinsClassifier(nnx.Module):
 
     Attributes:
         class_names: of the outputs, in their order; None where the weights came without.
+        multi_label: True for weights that were trained on images with any number of labels: the probability of each
+            class is then the sigmoid of its logit, and not a share of a softmax.
         preprocessing: of the images with which the weights were evaluated; None where they came without.
 
     Raises:
@@ -37,6 +39,7 @@ class TwinsClassifier(nnx.Module):
         self.config = config
         self.num_classes = int(num_classes)
         self.class_names: tuple[str, ...] | None = None
+        self.multi_label = False
         self.preprocessing: Preprocessing | None = None
         self.backbone = TwinsBackbone(config, rngs=rngs)
         self.norm = LayerNorm(config.embed_dims[-1], epsilon=1e-6, **config.dtypes)

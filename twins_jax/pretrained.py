@@ -57,7 +57,7 @@ def from_pretrained(
     Returns:
         The model, all its weights from the checkpoint but a fresh head's, in `param_dtype` (float32 by default). Where
         the source declares them (a training run's folder, a Hugging Face snapshot, what `port_weights.py` made of
-        these), it has `preprocessing` and, unless the head is fresh, `class_names`.
+        these), it has `preprocessing` and, unless the head is fresh, `class_names` and `multi_label`.
 
     Raises:
         InputError: (a ValueError) the source cannot be read, is of no known variant, does not fit it name by name or
@@ -88,7 +88,9 @@ def from_pretrained(
             fresh = {"head": get_params(Linear(config.embed_dims[-1], classes, **config.dtypes, rngs=rngs))}
     classifier: TwinsClassifier = merge_model(graphdef, _to_params(params, config) | fresh)
     classifier.preprocessing = weights.declared.preprocessing
-    classifier.class_names = weights.declared.class_names if classes == model.num_classes else None
+    if classes == model.num_classes:
+        classifier.class_names = weights.declared.class_names
+        classifier.multi_label = bool(weights.declared.multi_label)
     return classifier
 
 

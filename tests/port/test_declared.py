@@ -27,12 +27,12 @@ NAMES = ("Käse", "\udce9t\udce9", *"23456789")
 CONFIG = {
     "workdir": "elsewhere",
     "model": {"name": "twins_svt_tiny", "window_padding": "mask", "dtype": "bfloat16", "drop_path_rate": 0.1},
-    "data": {"source": "folder", "image_size": 96, "eval_crop": 0.9},
+    "data": {"source": "folder", "image_size": 96, "eval_crop": 0.9, "multi_label": True},
     "optim": {"clip_norm": float("inf")},
 }
 DATASET = {"class_names": list(NAMES), "train_examples": 20, "eval_examples": 10}
 GRAY = Preprocessing(64, mean=(0.5,), std=(0.5,))
-DECLARED = Declared("twins_svt_tiny", None, NAMES, Preprocessing(96, 0.9), "mask")
+DECLARED = Declared("twins_svt_tiny", None, NAMES, Preprocessing(96, 0.9), "mask", True)
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,7 @@ def port(*arguments):
 
 def assert_declares(model):
     assert model.class_names == NAMES
+    assert model.multi_label
     assert model.preprocessing == Preprocessing(image_size=96, crop=0.9)
     assert model.config.window_padding == "mask"
     assert model.config.dtype == np.float32  # rounding, which is no part of the function
@@ -75,7 +76,7 @@ def test_a_run(run, place, monkeypatch):
 def test_what_is_given_wins(run):
     model = twins_jax.from_pretrained(run, window_padding="zero", num_classes=3, rngs=nnx.Rngs(0))
     assert model.config.window_padding == "zero"
-    assert model.class_names is None  # of the old head
+    assert (model.class_names, model.multi_label) == (None, False)  # of the old head
     assert model.preprocessing == Preprocessing(image_size=96, crop=0.9)
     assert twins_jax.from_pretrained(run, num_classes=10).class_names == NAMES
     assert twins_jax.backbone_from_pretrained(run).config.window_padding == "mask"
@@ -193,7 +194,9 @@ def test_values_that_cannot_be_meant(config, message):
 def test_both_ways():
     for classes in (10, None):
         model = Inferred("twins_svt_tiny", 3, classes, False)
-        expected = DECLARED._replace(num_classes=classes, class_names=NAMES if classes else None)
+        expected = DECLARED._replace(
+            num_classes=classes, **({} if classes else {"class_names": None, "multi_label": None})
+        )
         assert from_json(to_json(DECLARED, model), "here") == expected
         assert from_text(to_text(DECLARED, model), "here") == expected
         assert to_text(Declared("twins_svt_tiny", 10), model) is None

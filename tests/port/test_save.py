@@ -71,11 +71,13 @@ def assert_same(found, expected):
 
 @pytest.mark.parametrize("source", ["", "model.safetensors"])
 def test_round_trip(model, tmp_path, source):
+    model.multi_label = True
     model.save_pretrained(tmp_path / "new" / "folder")
     assert sorted(content(tmp_path / "new" / "folder")) == FILES
     back = twins_jax.from_pretrained(tmp_path / "new" / "folder" / source)
     assert_same(back, model)
     assert (back.class_names, back.preprocessing, back.num_classes) == (NAMES, IMAGES, 10)
+    assert back.multi_label
     assert back.config == model.config
 
 
@@ -353,6 +355,10 @@ REFUSED = {
     "one name": (
         lambda: changed(lambda model: setattr(model, "class_names", ("a",))),
         r"^len\(model.class_names\)=1: ",
+    ),
+    "a kind": (
+        lambda: changed(lambda model: setattr(model, "multi_label", 1)),
+        r"^model.multi_label=1: must be True or",
     ),
     "a name": (lambda: changed(lambda model: setattr(model, "class_names", "a")), r"^model.class_names='a': must be"),
     "numbers": (

@@ -23,12 +23,13 @@ from tests.support.paths import ROOT
 from train.checkpoint import Checkpoints
 from train.config import ModelConfig
 from train.distributed import to_global
-from train.evaluate import evaluate
+from train.evaluate import evaluate, make_eval_step
 from train.experiment import Experiment, build
 from train.optim import make_optimizer, make_schedule
 from train.recipes import digits
 from train.state import TrainState, create_state
 from train.tasks.classification.config import ClassificationConfig
+from train.tasks.classification.metrics import MultiLabelEvaluator
 from twins_jax import get_params
 from twins_jax.sharding import AXES, make_mesh
 
@@ -92,6 +93,19 @@ def equal(first: TrainState, second: TrainState) -> bool:
     return all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in pairs)
 
 
+class Pixels(nnx.Module):
+    """Takes some pixels for its logits, which are then the same on every device."""
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        return images[:, 12, 10:20:2, 0]
+
+
+def several_labels(batch: dict[str, Any]) -> dict[str, Any]:
+    """Labels 0, 2, 4 and those below the digit."""
+    classes = np.arange(5)
+    return batch | {"label": (classes < batch["label"][:, None] - 4) | (classes == batch["label"][:, None] // 2)}
+
+
 def measure(folder: Path) -> dict[str, Any]:
     twins_jax.config.VARIANTS["narrow"] = SVT
     data = training_data()
@@ -134,6 +148,11 @@ def measure(folder: Path) -> dict[str, Any]:
         state, _ = steps(run, run.state, [next(training_data()) for _ in range(2)])
         found[f"statistics on {name}"] = {name: np.asarray(x).tolist() for name, x in state.batch_stats["bn"].items()}
 
+    for name in ("one device", "data 8"):
+        step = make_eval_step(MultiLabelEvaluator(), nnx.graphdef(Pixels()), mesh(name))
+        parts = (to_global(several_labels(batch), mesh(name)) for batch in run.task.batches("eval", 48))
+        found[f"several labels on {name}"] = evaluate(MultiLabelEvaluator(), step, {}, {}, parts)
+
     tiny = dataclasses.replace(config("fsdp 8"), model=ModelConfig(name="twins_svt_tiny"))
     optimizer = make_optimizer(tiny, make_schedule(tiny, 1442))
     shapes = get_params(nnx.eval_shape(lambda: tiny.make_task().create_model(nnx.Rngs(0))))
@@ -172,6 +191,12 @@ def test_evaluation_is_that_of_one_device(found: dict[str, Any], name: str) -> N
     assert actual["examples"] == 355
     assert (actual["top1"], actual["top5"]) == (expected["top1"], expected["top5"])
     assert actual["loss"] == pytest.approx(expected["loss"], rel=ROUNDING)
+
+
+def test_several_labels_are_evaluated_as_on_one_device(found: dict[str, Any]) -> None:
+    actual, expected = found["several labels on data 8"], found["several labels on one device"]
+    assert actual == expected | {"loss": pytest.approx(expected["loss"], rel=ROUNDING)}
+    assert (actual["examples"], 0.1 < actual["map"] < 0.9) == (355, True)
 
 
 def test_each_device_holds_its_part_of_parameters_and_optimizer_state(found: dict[str, Any]) -> None:

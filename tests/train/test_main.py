@@ -1,6 +1,7 @@
 import contextlib
 import dataclasses
 import io
+import re
 import signal
 import sys
 import warnings
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from flax import traverse_util
 
+import train.benchmark.aot
 import train.loop
 from train.config import RunConfig
 from train.errors import DivergedError, IncompleteError, PreemptedError
@@ -61,19 +63,57 @@ def test_overrides() -> None:
     assert flatten(parse(["imagenet_svt_small", *arguments])) == expected
 
 
-def test_help_names_every_field_and_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+def help_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     with pytest.raises(SystemExit) as caught:
-        main(["--help"])
+        main(arguments)
     assert caught.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_of_all_names_every_field(capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_of(capsys, "--help_all")
+    assert [field for field in flatten(digits()) if f"--{field}" not in text] == []
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_is_a_line_for_each_flag_in_common_use(
+    flag: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    text = help_of(capsys, "imagenet_pcpvt_large", flag, "--seed", "3")
+    assert [recipe for recipe in RECIPES if recipe not in text] == []
+    assert "imagenet_pcpvt_large: Twins-PCPVT-L on ImageNet-1K; published top-1 83.1" in text
+    groups = re.findall(r"\n\n(\w+)\n  --", text)
+    assert groups == ["run", "model", "data", "optim", "checkpoint", "mix"]
+    config = RECIPES["imagenet_pcpvt_large"]()
+    fields = flatten(config)
+    assert set(config.advanced) < fields.keys()
+    shown = {name.split()[0]: name for name in re.findall(r"^  --(.*)$", text.split("\nrun\n")[1], re.MULTILINE)}
+    assert shown.keys() == fields.keys() - set(config.advanced)
+    assert list(shown)[:2] == ["workdir", "init"]
+    for flag, begin in (
+        ("model.name", "model.name twins_pcpvt_large"),
+        ("data.crop_scale", "data.crop_scale 0.08 1.0      Training: smallest and largest share of the image that is"),
+        ("init", "init ''                       Checkpoint to start from"),
+        ("eval_only", "eval_only                     Evaluate `init`, or else"),
+        ("optim.learning_rate", "optim.learning_rate 0.0005    Peak learning rate for a batch of 512"),
+    ):
+        assert shown[flag].startswith(begin)
+    assert all(line.split(None, 2)[-1] for line in shown.values())  # each has a text
+    assert max(map(len, text.splitlines()[6:])) <= 120
+    assert len(text.splitlines()) < 70
+
+
+def test_help_of_a_command_around_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train.benchmark.aot.main(["finetune_384", "--help"])
     text = capsys.readouterr().out
-    missing = [name for name in [*RECIPES, *(f"--{field}" for field in flatten(digits()))] if name not in text]
-    assert missing == []
+    assert "\n  --topology v5e:2x2 " in text
+    assert "\n  --data.image_size 384 " in text
 
 
 def test_help_shows_the_recipes_own_values(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["imagenet_pcpvt_large", "--help"])
-    text = capsys.readouterr().out
+    text = help_of(capsys, "imagenet_pcpvt_large", "--help_all")
     assert "published top-1 83.1" in text
     assert "(default: twins_pcpvt_large)" in " ".join(text.replace("│", " ").split())
 

@@ -1,10 +1,11 @@
 """Drawing a run's metrics."""
 
+import csv
 import json
 
 import pytest
 
-from train.plot import draw, read_metrics
+from train.plot import draw, main, read_metrics
 from twins_jax import InputError
 
 LINES = [
@@ -64,3 +65,29 @@ def test_the_ending_of_the_picture_may_be_in_upper_case(tmp_path):
 def test_a_picture_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(InputError, match=r"none/a\.svg: could not be written: .*No such file"):
         draw(write(tmp_path / "metrics.jsonl", LINES), tmp_path / "none" / "a.svg")
+
+
+def test_a_table_has_a_row_for_each_step_and_a_column_for_each_figure(tmp_path):
+    """As a run leaves them that was stopped: skipped, a figure that came later; and an evaluation of another kind."""
+    lines = [*LINES, {"step": 6, "split": "train", "loss": 1 / 3, "epoch": 1.5, "skipped": 2}]
+    lines.append({"step": 6, "split": "eval", "top1": 0.5, "loss": 1e-9, "examples": 4})
+    metrics = write(tmp_path / "metrics.jsonl", lines)
+    assert main([str(metrics), str(tmp_path / "metrics.CSV")]) == 0
+    with (tmp_path / "metrics.CSV").open(newline="") as file:
+        assert list(csv.reader(file)) == [
+            ["step", "epoch", "train/loss", "train/skipped", "eval/top1", "eval/loss", "eval/examples"],
+            ["2", "0.5", "2.0", "", "", "", ""],
+            ["4", "1.0", "1.5", "", "0.25", "1.7", ""],
+            ["6", "1.5", "0.3333333333333333", "2", "0.5", "1e-09", "4"],
+        ]
+
+
+def test_the_first_figure_of_an_evaluation_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    mean = [{**line} for line in LINES]
+    mean[2] = {"step": 4, "split": "eval", "map": 0.25, "f1": 0.1, "loss": 1.7}
+    draw(write(tmp_path / "metrics.jsonl", mean), tmp_path / "a.svg")
+    drawn = (tmp_path / "a.svg").read_text()
+    assert "evaluation mAP (%)" in drawn
+    draw(write(tmp_path / "metrics.jsonl", LINES), tmp_path / "b.svg")
+    assert "evaluation top-1 (%)" in (tmp_path / "b.svg").read_text()

@@ -33,6 +33,8 @@ IMAGENET = {
     "data": {
         "source": "imagenet2012",
         "dir": "",  # ours
+        "label_column": "",
+        "multi_label": False,
         "image_size": 224,
         "crop_scale": (0.08, 1.0),  # timm's random resized crop
         "crop_ratio": (3 / 4, 4 / 3),
@@ -54,6 +56,7 @@ IMAGENET = {
         "probability": 1.0,
         "erase_probability": 0.25,  # "pixel" mode, the only one
     },
+    "loss": "auto",  # cross-entropy
     "label_smoothing": 0.1,
     "optim": {
         "learning_rate": 5e-4,  # x batch / 512

@@ -23,11 +23,11 @@ FIXED = {
     *("model.attention_implementation", "model.remat"),
     *("data.source", "data.image_size", "data.crop_scale", "data.crop_ratio", "data.flip", "data.eval_crop"),
     *("data.rand_augment_layers", "data.rand_augment_magnitude", "data.rand_augment_std"),
-    "data.repeated_augmentation",
+    *("data.repeated_augmentation", "data.multi_label", "data.label_column"),
     *("optim.learning_rate", "optim.warmup_learning_rate", "optim.min_learning_rate", "optim.warmup_epochs"),
     *("optim.weight_decay", "optim.clip_norm", "optim.layer_decay", "optim.accumulate", "optim.ema_decay"),
     *("mix.mixup_alpha", "mix.cutmix_alpha", "mix.switch_probability", "mix.probability", "mix.erase_probability"),
-    *("seed", "batch_size", "label_smoothing", "init"),
+    *("seed", "batch_size", "loss", "label_smoothing", "init"),
 }
 """The settings that a run keeps: those that decide the function, the order of the data or the optimizer's steps."""
 
@@ -42,6 +42,9 @@ OTHER_VALUES: dict[str, Any] = {
     "data.crop_scale": (0.3, 0.9),
     "data.crop_ratio": (0.5, 2.0),
     "data.eval_crop": 0.5,
+    "data.label_column": "fine_label",
+    "data.multi_label": True,
+    "loss": "bce",
     "batch_size": 128,
     "init": "a.safetensors",
 }
@@ -91,7 +94,8 @@ def test_each_setting_is_decided(name: str) -> None:
 
 @pytest.mark.parametrize("field", sorted(FIXED))
 def test_a_fixed_setting_is_refused(field: str, tmp_path: Path) -> None:
-    config = begin(tmp_path)
+    # Of a source that has all of them.
+    config = begin(tmp_path, data=dataclasses.replace(digits().data, source="hf:OWNER/NAME"))
     old = flatten(config)[field]
     new = OTHER_VALUES[field] if field in OTHER_VALUES else old + 1 if isinstance(old, int) else old / 2 + 0.01
     before = runs.content(tmp_path)
@@ -113,8 +117,8 @@ def test_all_differences_are_listed(tmp_path: Path) -> None:
         go_on(config)
     assert str(caught.value).splitlines()[1:] == [
         "  ! data.image_size is 128, the run has 32",
-        "  ! seed is 64, the run has 0",
         "  ! batch_size is 192, the run has 64",
+        "  ! seed is 64, the run has 0",
     ]
 
 

@@ -31,7 +31,7 @@ class FolderSource:
         left_out = _LeftOut()
         train_dir = Path(root) / "train"
         self.class_names = tuple(_class_folders(train_dir, left_out if train else _LeftOut()))
-        self._dir = train_dir if train else _eval_dir(Path(root))
+        self._dir = train_dir if train else eval_dir(Path(root))
         classes = set(self.class_names if train else _class_folders(self._dir, left_out))
         if unknown := sorted(classes - set(self.class_names)):
             raise InputError(f"{self._dir / unknown[0]}: class {unknown[0]!r} is not among the classes of {train_dir}")
@@ -64,19 +64,20 @@ class FolderSource:
         return {"image": read_image(path), "label": label, "name": str(path)}
 
 
-def _eval_dir(root: Path) -> Path:
+def eval_dir(root: Path) -> Path:
+    """Returns ROOT/val or ROOT/test; raises InputError if it is neither."""
     for name in ("val", "test"):
         if os.path.isdir(root / name):
             return root / name
     raise InputError(
-        f"{root}: holds neither val/ nor test/: must hold the evaluation images in one of them; {_contents(root)}"
+        f"{root}: holds neither val/ nor test/: must hold the evaluation images in one of them; {contents(root)}"
     )
 
 
 def _class_folders(split_dir: Path, left_out: "_LeftOut") -> list[str]:
     if not os.path.isdir(split_dir):
         raise InputError(
-            f"{split_dir}: no such folder: must hold one folder of images per class; {_contents(split_dir.parent)}"
+            f"{split_dir}: no such folder: must hold one folder of images per class; {contents(split_dir.parent)}"
         )
     names = []
     for entry in _entries(split_dir):
@@ -161,7 +162,7 @@ def _identity(folder: str) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _contents(folder: Path) -> str:
+def contents(folder: Path) -> str:
     """Says what a folder holds, to show what may have another name or place than it should."""
     if not os.path.isdir(folder):
         return f"{folder} is no folder"

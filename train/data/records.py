@@ -2,6 +2,8 @@
 
 from typing import Protocol, TypedDict
 
+import numpy as np
+
 SKIPPED = "skipped"
 """Name of the flag, bool [], of an example that stands for a damaged one; transforms hand it on where it is."""
 
@@ -12,8 +14,8 @@ class Record(TypedDict):
     image: bytes
     """An encoded image file, of a format that `decode` reads."""
 
-    label: int
-    """Index into the source's `class_names`."""
+    label: int | np.ndarray
+    """Index into the source's `class_names`; of a multi-label source bool [classes], True at each of its labels."""
 
     name: str
     """The record's file or place, for error messages."""

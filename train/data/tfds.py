@@ -5,7 +5,7 @@ from typing import Literal
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
 
-from twins_jax.errors import InputError, one_line
+from twins_jax.errors import InputError, did_you_mean, one_line
 from twins_jax.paths import source_path
 
 from ..config import DataConfig
@@ -87,7 +87,7 @@ def _prepared_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
         )
         raise InputError(
             f"data.source: {config.source} is not prepared in {place} (data.dir); prepare it with `{command}`, "
-            "or use 'digits' or 'folder'"
+            f"or use 'digits', 'folder' or 'hf:NAME'{did_you_mean(config.source, ('digits', 'folder'))}"
         ) from error
     except Exception as error:  # impossible names, damaged descriptions and closed folders raise kinds of their own
         place = config.dir or "TFDS's default folder"

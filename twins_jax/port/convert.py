@@ -29,6 +29,7 @@ class Declared(NamedTuple):
         class_names: of these outputs.
         preprocessing: of the images with which the model was evaluated.
         window_padding: the one option that changes the function that the weights compute.
+        multi_label: True if an image has any number of labels, and the outputs are logits of as many sigmoids.
     """
 
     name: str | None = None
@@ -36,6 +37,7 @@ class Declared(NamedTuple):
     class_names: tuple[str, ...] | None = None
     preprocessing: Preprocessing | None = None
     window_padding: WindowPadding | None = None
+    multi_label: bool | None = None
 
     def or_else(self, other: "Declared") -> "Declared":
         """Fills what this leaves out."""

@@ -1,6 +1,7 @@
 """Class names, preprocessing and `window_padding`, which changes the computed function: they travel beside weights.
 
-One JSON object holds it: timm's `config.json` with one more key, "window_padding". It is the metadata "twins_jax" of a
+One JSON object holds it: timm's `config.json` with two more keys, "window_padding" and "problem_type", which is Hugging
+Face's transformers' and stands for a classifier of several labels. It is the metadata "twins_jax" of a
 .safetensors file, and `config.json` in an Orbax folder. A training run's folder holds the same in files of its own.
 """
 
@@ -18,6 +19,7 @@ from twins_jax.port.convert import NOTHING_DECLARED, Declared
 from twins_jax.port.infer import Inferred
 from twins_jax.preprocess import Preprocessing
 
+MULTI_LABEL = "multi_label_classification"
 CONFIG_FILE = "config.json"
 DATASET_FILE = "dataset.json"
 
@@ -70,6 +72,7 @@ def from_json(config: Mapping[str, Any], place: str) -> Declared:
         class_names=_class_names(names, f"{place}: label_names"),
         preprocessing=_preprocessing(pretrained, place),
         window_padding=_window_padding(config.get("window_padding"), f"{place}: window_padding"),
+        multi_label=config.get("problem_type") == MULTI_LABEL or None,
     )
 
 
@@ -84,6 +87,8 @@ def to_json(declared: Declared, model: Inferred) -> dict[str, Any]:
     config: dict[str, Any] = {"architecture": model.name, "num_classes": model.num_classes}
     if declared.class_names is not None and model.num_classes:  # they go with the head
         config["label_names"] = list(declared.class_names)
+    if declared.multi_label and model.num_classes:
+        config["problem_type"] = MULTI_LABEL
     if declared.window_padding is not None:
         config["window_padding"] = declared.window_padding
     if (images := declared.preprocessing) is not None:
@@ -113,6 +118,7 @@ def _read_run(run: str) -> Declared:
             name=model.get("name"),
             preprocessing=_checked(path, image_size=data["image_size"], crop=data["eval_crop"]) if has_crop else None,
             window_padding=_window_padding(model.get("window_padding"), f"{path}: model.window_padding"),
+            multi_label=data.get("multi_label") is True or None,
         )
     path = os.path.join(run, DATASET_FILE)
     if os.path.exists(path):

@@ -82,7 +82,7 @@ def _read_file(path: str, label: str, choice: Choice, declared: Declared = NOTHI
         contents.tensors, label, prefix=prefix, head=choice.head, ema=choice.ema and not contents.is_average
     )
     if choice.head == names.NO_HEAD:
-        declared = declared._replace(num_classes=None, class_names=None)
+        declared = declared._replace(num_classes=None, class_names=None, multi_label=None)
     return Weights(
         label,
         found.value + note,

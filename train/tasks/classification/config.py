@@ -4,14 +4,14 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import jax
 
 from twins_jax.config import MIN_IMAGE_SIZE, variant_config
 from twins_jax.errors import require
 
-from ...config import DataConfig, OptimConfig, RunConfig
+from ...config import HUGGING_FACE, DataConfig, OptimConfig, RunConfig
 from ...validation import check_types
 from .optim import decays, layer_scale
 
@@ -35,17 +35,23 @@ class ClassificationDataConfig(DataConfig):
     """
 
     source: str = "digits"
-    """"digits", "folder", or the name of a prepared TFDS data set such as "imagenet2012" or "imagenet2012:5.1.0"."""
+    """digits, folder, hf:NAME of Hugging Face, or the name of a TFDS data set. Also "hf:NAME:CONFIG", and "hf:/PATH" of
+    a folder of theirs. TFDS sets are prepared before: "imagenet2012", "imagenet2012:5.1.0"."""
 
     dir: str = ""
-    """folder: the root that holds train/ and val/ or test/. TFDS: its data_dir (empty: TFDS's own default).
-    digits: none, they are in memory."""
+    """Root of train/ and val/ or test/; of hf and TFDS their cache. Empty: their default. digits: none."""
+
+    label_column: str = ""
+    """hf: column of the labels. Empty: the only one of type ClassLabel, or "label"."""
+
+    multi_label: bool = False
+    """folder, hf: images have any number of labels. folder: train/metadata.jsonl or .csv lists them by image."""
 
     image_size: int = 224
     """Height and width of the images given to the model, in pixels."""
 
     crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Training: smallest and largest area of the random crop, as fractions of the image's area."""
+    """Training: smallest and largest share of the image that is cropped."""
 
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Training: smallest and largest width / height of the random crop, before it is resized to a square."""
@@ -54,8 +60,7 @@ class ClassificationDataConfig(DataConfig):
     """Training: probability of a horizontal flip."""
 
     rand_augment_layers: int = 0
-    """Training: operations of RandAugment drawn for an image, each of which is applied half the time (0: RandAugment is
-    off; the papers use 2)."""
+    """Training: operations of RandAugment for an image; 0: none. Each is applied half the time; the papers use 2."""
 
     rand_augment_magnitude: float = 9.0
     """Training: mean strength of RandAugment's operations, 0 to 10."""
@@ -74,10 +79,14 @@ class ClassificationDataConfig(DataConfig):
         scale, ratio = self.crop_scale, self.crop_ratio
         is_complete = self.source != "folder" or bool(self.dir)
         sizes = f"an integer from {MIN_IMAGE_SIZE} to {MAX_IMAGE_SIZE}"
-        sources = "'digits', 'folder' or the name of a TFDS data set"
+        sources = f"'digits', 'folder', '{HUGGING_FACE}NAME' or the name of a TFDS data set"
+        of_hugging_face = self.source.startswith(HUGGING_FACE)
+        can_be_multi = self.source == "folder" or of_hugging_face
         for field, ok, allowed in (
-            ("source", bool(self.source), sources),
+            ("source", self.source not in ("", HUGGING_FACE), sources),
             ("dir", is_complete, "the root of train/ and val/ or test/ for source 'folder'"),
+            ("label_column", not self.label_column or of_hugging_face, f"empty but for source '{HUGGING_FACE}NAME'"),
+            ("multi_label", not self.multi_label or can_be_multi, f"False but for 'folder' and '{HUGGING_FACE}NAME'"),
             ("image_size", MIN_IMAGE_SIZE <= self.image_size <= MAX_IMAGE_SIZE, sizes),
             ("crop_scale", 0 < scale[0] <= scale[1] <= 1, "two rising fractions in (0, 1]"),
             ("crop_ratio", 0 < ratio[0] <= ratio[1] < math.inf, "two rising positive numbers"),
@@ -100,7 +109,7 @@ class ClassificationOptimConfig(OptimConfig):
     """
 
     learning_rate: float = 5e-4
-    """Peak learning rate for a batch of 512; it is scaled by batch_size / 512."""
+    """Peak learning rate for a batch of 512. It is scaled by batch_size / 512."""
 
     warmup_learning_rate: float = 1e-6
     """Learning rate of the first step of the warm-up; not scaled."""
@@ -112,13 +121,13 @@ class ClassificationOptimConfig(OptimConfig):
     """Length of the warm-up; cut to end before the run does."""
 
     weight_decay: float = 0.05
-    """Decoupled weight decay of every parameter but biases, norms and the PEG."""
+    """Decoupled weight decay. Biases, norms and the PEG have none."""
 
     clip_norm: float = 5.0
     """Largest global norm of the gradients; inf: no clipping."""
 
     layer_decay: float = 1.0
-    """Factor on the learning rate from each block to the one before it, for fine-tuning; 1: none."""
+    """Factor on the learning rate from each block to the one before; 1: none. For fine-tuning."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -164,10 +173,11 @@ class MixConfig:
     """
 
     mixup_alpha: float = 0.0
-    """Mixup: both parameters of the Beta distribution of its weight (0: no mixup; the paper's recipe has 0.8)."""
+    """Mixup's alpha; 0: no mixup. Both parameters of the Beta distribution of its weight; the recipe has 0.8."""
 
     cutmix_alpha: float = 0.0
-    """Cutmix: both parameters of the Beta distribution of the area that is kept (0: no cutmix; the recipe has 1)."""
+    """Cutmix's alpha; 0: no cutmix. Both parameters of the Beta distribution of the area that is kept; the recipe has
+    1."""
 
     switch_probability: float = 0.5
     """Probability of cutmix where both are on; mixup otherwise."""
@@ -176,7 +186,7 @@ class MixConfig:
     """Probability that a batch is mixed at all."""
 
     erase_probability: float = 0.0
-    """Probability that a rectangle of an image is replaced by noise (0: never; the recipe has 0.25)."""
+    """Probability that a rectangle of an image becomes noise. The recipe has 0.25."""
 
     def __post_init__(self) -> None:
         check_types(self, "mix.")
@@ -192,27 +202,40 @@ class ClassificationConfig(RunConfig):
     """A training run of a classifier. The same config on the same devices gives the same run."""
 
     renamed = {"optim.label_smoothing": "label_smoothing"}  # noqa: RUF012 - as `RunConfig` declares it
+    advanced = (
+        *RunConfig.advanced,
+        *("data.label_column", "data.crop_ratio", "data.eval_crop", "data.repeated_augmentation"),
+        *("data.rand_augment_magnitude", "data.rand_augment_std"),
+        *("optim.warmup_learning_rate", "optim.min_learning_rate", "mix.switch_probability", "mix.probability"),
+    )
 
     data: ClassificationDataConfig
     optim: ClassificationOptimConfig
     mix: MixConfig = dataclasses.field(default_factory=MixConfig)
 
+    loss: Literal["auto", "cross_entropy", "bce"] = "auto"
+    """auto: bce with `data.multi_label`, else cross_entropy. bce: the mean over the classes of each one's binary
+    cross-entropy."""
+
     label_smoothing: float = 0.1
-    """Share of each target that is spread over all classes."""
+    """Share of each target that is spread over all classes. With `data.multi_label`: over yes and no."""
 
     init: str = ""
-    """Checkpoint to start from: anything `twins_jax.from_pretrained` takes. The head is replaced where the number of
-    classes differs."""
+    """Checkpoint to start from. Anything that `twins_jax.from_pretrained` takes; the head is replaced where the number
+    of classes differs."""
 
     report: bool = False
-    """After the last evaluation write WORKDIR/report: a confusion matrix and a page of misclassified images."""
+    """Write WORKDIR/report at the end. A confusion matrix and a page of misclassified images."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         smoothing = self.label_smoothing
         require("label_smoothing", smoothing, 0 <= smoothing < 1, "a share in [0, 1)")
+        is_multi = self.data.multi_label
+        require("loss", self.loss, not is_multi or self.loss != "cross_entropy", "auto or bce with data.multi_label")
+        require("report", self.report, not (is_multi and self.report), "False with data.multi_label: it has no report")
 
     def make_task(self, info: "DatasetInfo | None" = None) -> "ClassificationTask":
-        from .task import ClassificationTask  # late: --help does not wait for the data libraries
+        from .task import ClassificationTask, MultiLabelTask  # late: --help does not wait for the data libraries
 
-        return ClassificationTask(self, info)
+        return (MultiLabelTask if self.data.multi_label else ClassificationTask)(self, info)

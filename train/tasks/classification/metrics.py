@@ -1,4 +1,4 @@
-"""Top-1, top-5 and loss over a whole split, exact even with a padded last batch."""
+"""Top-1, top-5, mean average precision and loss over a whole split, exact even with a padded last batch."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 from twins_jax.preprocess import normalize
 
 from ...task import Batch
-from .losses import cross_entropy, smooth_targets
+from .losses import binary_cross_entropy, cross_entropy, smooth_targets
 
 Sums = dict[str, jax.Array]
 
@@ -65,3 +65,73 @@ class ClassificationEvaluator:
             **{key: float(totals[key] / max(examples, 1)) for key in ("top1", "top5", "loss")},
             "examples": examples,
         }
+
+
+class MultiLabelEvaluator:
+    """Keeps the logits and labels of a pass, 5 bytes an example and class; implements `Evaluator`."""
+
+    def __init__(self) -> None:
+        self._logits: list[np.ndarray] = []
+        self._labels: list[np.ndarray] = []
+        self._loss = 0.0
+
+    def step(self, model: Any, batch: Batch) -> dict[str, jax.Array]:
+        """Computes the logits of a batch.
+
+        Args:
+            model: images [B, H, W, 3] -> logits [B, classes].
+            batch: {"image": uint8 [B, H, W, 3], "label": bool [B, classes], "mask": bool [B]}.
+
+        Returns:
+            "logits" float32 [B, classes]; "label" and "mask" of the batch; "loss" float32 [], the sum over the mask.
+        """
+        logits = model(normalize(batch["image"])).astype(jnp.float32)
+        losses = binary_cross_entropy(logits, batch["label"].astype(jnp.float32))
+        loss = jnp.where(batch["mask"], losses, 0.0).sum()
+        return {"logits": logits, "label": batch["label"], "mask": batch["mask"], "loss": loss}
+
+    def update(self, outputs: dict[str, jax.Array], batch: Batch) -> None:
+        """Takes the rows of the mask from the device, whose memory need not hold those of the whole pass."""
+        del batch
+        logits, labels, mask = (np.asarray(outputs[name]) for name in ("logits", "label", "mask"))
+        self._logits.append(logits[mask])
+        self._labels.append(labels[mask])
+        self._loss += float(outputs["loss"])
+
+    def result(self) -> dict[str, float | int]:
+        """Returns the figures of the pass, all 0 if no example was seen.
+
+        "map": the mean of `average_precision` over the classes that an example has. "f1": of all answers together at a
+        probability of 1/2 (micro, OF1). "loss": mean binary cross-entropy without smoothing. "examples".
+        """
+        examples = sum(map(len, self._logits))
+        if not examples:
+            return {"map": 0.0, "f1": 0.0, "loss": 0.0, "examples": 0}
+        logits, labels = np.concatenate(self._logits), np.concatenate(self._labels)
+        answers = logits > 0
+        right = int((answers & labels).sum())
+        wrong = int((answers ^ labels).sum())
+        present = np.flatnonzero(labels.any(axis=0))
+        precisions = [average_precision(labels[:, index], logits[:, index]) for index in present]
+        return {
+            "map": float(np.mean(precisions)) if precisions else 0.0,
+            "f1": 2 * right / max(2 * right + wrong, 1),
+            "loss": self._loss / examples,
+            "examples": examples,
+        }
+
+
+def average_precision(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Computes the sum over the distinct scores of precision x gain in recall: scikit-learn's, with no interpolation.
+
+    Args:
+        labels: bool [N], at least one True.
+        scores: float [N]; NaN ranks last.
+    """
+    order = np.argsort(-scores)  # puts NaN last
+    ranked, scores = labels[order], scores[order]
+    found = np.cumsum(ranked)
+    is_last = np.append(scores[1:] != scores[:-1], True)  # of equal scores, which count together
+    found, places = found[is_last], 1 + np.flatnonzero(is_last)
+    gains = np.diff(found, prepend=0) / found[-1]
+    return float((found / places * gains).sum())

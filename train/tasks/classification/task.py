@@ -19,10 +19,10 @@ from twins_jax.preprocess import normalize
 from ...data.pipeline import eval_batches, train_batches
 from ...data.records import Source
 from ...data.sources import dataset_info, open_source
-from ...task import Batch, DatasetInfo, Split
+from ...task import Batch, DatasetInfo, Evaluator, Split
 from .config import ClassificationConfig
-from .losses import cross_entropy, smooth_targets
-from .metrics import ClassificationEvaluator
+from .losses import Loss, binary_cross_entropy, cross_entropy, smooth_multi_hot, smooth_targets
+from .metrics import ClassificationEvaluator, MultiLabelEvaluator
 from .mixing import mix, random_erase
 from .report import ReportEvaluator
 from .transforms import eval_transforms, train_transforms
@@ -39,7 +39,7 @@ class ClassificationTask:
         InputError: the data set is not what it must be.
     """
 
-    best_metric = "top1"
+    best_metric: str = "top1"
 
     def __init__(self, config: ClassificationConfig, info: DatasetInfo | None = None) -> None:
         self._config = config
@@ -93,7 +93,8 @@ class ClassificationTask:
     @functools.cached_property
     def _sources(self) -> Mapping[Split, Source]:
         data = self._config.data
-        return {"train": open_source(data, "train"), "eval": open_source(data, "eval")}
+        options: dict[str, Any] = {"multi_label": data.multi_label, "label_column": data.label_column}
+        return {"train": open_source(data, "train", **options), "eval": open_source(data, "eval", **options)}
 
     def batch_shapes(self, split: Split, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         side = self._config.data.image_size
@@ -110,17 +111,38 @@ class ClassificationTask:
         config = self._config
         erase_key, mix_key = keys
         images = random_erase(erase_key, normalize(batch["image"]), config.mix.erase_probability)
-        targets = smooth_targets(batch["label"], self.info.num_classes, config.label_smoothing)
-        images, targets = mix(mix_key, images, targets, config.mix)
+        images, targets = mix(mix_key, images, self._targets(batch["label"]), config.mix)
         return {"image": images, "target": targets}
 
+    def _targets(self, labels: jax.Array) -> jax.Array:
+        return smooth_targets(labels, self.info.num_classes, self._config.label_smoothing)
+
     def loss(self, model: Any, batch: Batch, rngs: nnx.Rngs) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Computes the mean cross-entropy, 0 of no examples."""
-        losses = cross_entropy(model(batch["image"], rngs=rngs), batch["target"])
+        """Computes the mean of `config.loss`, 0 of no examples."""
+        config = self._config
+        is_binary = config.loss == "bce" or config.data.multi_label
+        loss: Loss = binary_cross_entropy if is_binary else cross_entropy
+        losses = loss(model(batch["image"], rngs=rngs), batch["target"])
         return losses.sum() / max(len(losses), 1), {}
 
-    def evaluator(self) -> ClassificationEvaluator:
+    def evaluator(self) -> Evaluator:
         return ClassificationEvaluator()
 
     def report(self, folder: Path) -> ReportEvaluator:
         return ReportEvaluator(folder, self.info.class_names)
+
+
+class MultiLabelTask(ClassificationTask):
+    """Trains a `TwinsClassifier` on images with any number of labels each: batches have "label": bool [B, classes]."""
+
+    best_metric = "map"
+
+    def batch_shapes(self, split: Split, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        label = jax.ShapeDtypeStruct((batch_size, self.info.num_classes), jnp.bool_)
+        return super().batch_shapes(split, batch_size) | {"label": label}
+
+    def _targets(self, labels: jax.Array) -> jax.Array:
+        return smooth_multi_hot(labels, self._config.label_smoothing)
+
+    def evaluator(self) -> Evaluator:
+        return MultiLabelEvaluator()

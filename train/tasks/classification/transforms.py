@@ -23,7 +23,10 @@ Transforms = list[grain.transforms.Map | grain.transforms.RandomMap]
 
 
 def train_transforms(config: ClassificationDataConfig) -> Transforms:
-    """Returns the transforms from a `Record` to {"image": uint8 [S, S, 3], "label": int32 []}, S = image_size."""
+    """Returns the transforms from a `Record` to {"image": uint8 [S, S, 3], "label"}, S = image_size.
+
+    The label is int32 [], or bool [classes] of a multi-label source.
+    """
     transforms: Transforms = [
         Decode(),
         RandomResizedCrop(config.image_size, config.crop_scale, config.crop_ratio, config.flip),
@@ -35,7 +38,10 @@ def train_transforms(config: ClassificationDataConfig) -> Transforms:
 
 
 def eval_transforms(config: ClassificationDataConfig) -> Transforms:
-    """Returns the transforms from a `Record` to {"image": uint8 [S, S, 3], "label": int32 []}, S = image_size."""
+    """Returns the transforms from a `Record` to {"image": uint8 [S, S, 3], "label"}, S = image_size.
+
+    The label is int32 [], or bool [classes] of a multi-label source.
+    """
     return [Decode(), ResizedCenterCrop(Preprocessing(config.image_size, config.eval_crop)), ToExample()]
 
 
@@ -99,8 +105,9 @@ class ResizedCenterCrop(grain.transforms.Map):
 
 
 class ToExample(grain.transforms.Map):
-    """Makes the label int32 and drops all fields but the image, the label and `SKIPPED`."""
+    """Makes an index int32 and drops all fields but the image, the label and `SKIPPED`."""
 
     def map(self, element: dict[str, Any]) -> dict[str, Any]:
-        example = {"image": element["image"], "label": np.int32(element["label"])}
+        label = element["label"]
+        example = {"image": element["image"], "label": np.int32(label) if np.ndim(label) == 0 else label}
         return {**example, SKIPPED: element[SKIPPED]} if SKIPPED in element else example

@@ -1,4 +1,4 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -8,7 +8,8 @@ import pytest
 from flax import nnx
 
 from train.evaluate import evaluate, make_eval_step
-from train.tasks.classification.metrics import ClassificationEvaluator
+from train.task import Evaluator
+from train.tasks.classification.metrics import ClassificationEvaluator, MultiLabelEvaluator, average_precision
 from twins_jax.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from twins_jax.sharding import make_mesh
 
@@ -32,14 +33,16 @@ def batches(labels: np.ndarray, size: int) -> Iterator[dict[str, jax.Array]]:
         part = labels[start : start + size]
         images = np.full((size, 2, 2, 3), NAN_ROW, np.uint8)
         images[: len(part)] = np.arange(start, start + len(part), dtype=np.uint8)[:, None, None, None]
-        padded = np.pad(part, (0, size - len(part))).astype(np.int32)
+        padded = np.pad(part, [(0, size - len(part))] + [(0, 0)] * (part.ndim - 1))
         yield {"image": images, "label": padded, "mask": np.arange(size) < len(part)}
 
 
-def evaluated(logits: np.ndarray, labels: np.ndarray, size: int) -> dict[str, float | int]:
+def evaluated(
+    logits: np.ndarray, labels: np.ndarray, size: int, kind: Callable[[], Evaluator] = ClassificationEvaluator
+) -> dict[str, float | int]:
     table = np.full((256, logits.shape[1]), np.nan, np.float32)
     table[: len(logits)] = logits
-    evaluator, graphdef = ClassificationEvaluator(), nnx.graphdef(LookUp(table))
+    evaluator, graphdef = kind(), nnx.graphdef(LookUp(table))
     step = make_eval_step(evaluator, graphdef, make_mesh())
     return evaluate(evaluator, step, {"table": table}, {}, batches(labels, size))
 
@@ -49,7 +52,7 @@ def evaluated(logits: np.ndarray, labels: np.ndarray, size: int) -> dict[str, fl
 def test_equals_numpy_however_the_examples_are_batched(size: int, classes: int) -> None:
     rng = np.random.default_rng(classes)
     logits = rng.standard_normal((23, classes)).astype(np.float32)
-    labels = rng.integers(0, classes, 23)
+    labels = rng.integers(0, classes, 23).astype(np.int32)
     result = evaluated(logits, labels, size)
 
     ranked = np.argsort(-logits, axis=1, kind="stable")
@@ -64,12 +67,12 @@ def test_equals_numpy_however_the_examples_are_batched(size: int, classes: int) 
 
 def test_of_equal_logits_the_first_class_is_predicted() -> None:
     # A model that says nothing therefore scores as one that always says 0, 1, 2, 3, 4.
-    result = evaluated(np.zeros((20, 10), np.float32), np.arange(20) % 10, 8)
+    result = evaluated(np.zeros((20, 10), np.float32), np.arange(20, dtype=np.int32) % 10, 8)
     assert (result["top1"], result["top5"]) == (0.1, 0.5)
     # Two that share the lead: the first one is found at once, the second one is not.
     logits = np.zeros((2, 10), np.float32)
     logits[:, [3, 7]] = 1.0
-    assert evaluated(logits, np.array([3, 7]), 2)["top1"] == 0.5
+    assert evaluated(logits, np.array([3, 7], np.int32), 2)["top1"] == 0.5
 
 
 def test_nan_is_never_right() -> None:
@@ -87,3 +90,42 @@ def test_sums_are_exact() -> None:
     for part in (sums, one, one, one):
         evaluator.update(part, {})
     assert evaluator.result() == {"top1": 1 / 8, "top5": 1 / 8, "loss": (2**24 + 3) / 8, "examples": 8}
+
+
+@pytest.mark.parametrize("size", [4, 23, 32])
+@pytest.mark.parametrize("ties", [False, True])
+def test_several_labels_equal_scikit_learn_however_the_examples_are_batched(size: int, ties: bool) -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((23, 6)).astype(np.float32)
+    logits = logits.round() if ties else logits
+    labels = rng.random((23, 6)) < 0.3
+    labels[0] = False
+    result = evaluated(logits, labels, size, MultiLabelEvaluator)
+
+    probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    losses = -np.where(labels, np.log(probabilities), np.log1p(-probabilities)).mean(axis=1)
+    assert result["map"] == pytest.approx(metrics.average_precision_score(labels, logits, average="macro"), abs=1e-15)
+    assert result["f1"] == pytest.approx(metrics.f1_score(labels, probabilities > 0.5, average="micro"), abs=1e-15)
+    assert result["loss"] == pytest.approx(losses.mean(), abs=4 * 2**-24 * float(np.abs(logits).max()))
+    assert result["examples"] == 23
+    assert next(iter(result)) == "map"  # `train.plot` draws the first
+
+
+def test_classes_that_no_example_has_do_not_count() -> None:
+    labels = np.zeros((8, 3), bool)
+    labels[:4, 1] = True
+    logits = np.zeros((8, 3), np.float32)
+    logits[:4, 1] = 1.0
+    assert evaluated(logits, labels, 8, MultiLabelEvaluator)["map"] == 1.0
+    result = evaluated(logits - 5, np.zeros((8, 3), bool), 8, MultiLabelEvaluator)
+    assert (result["map"], result["f1"], result["examples"]) == (0.0, 0.0, 8)
+    assert MultiLabelEvaluator().result() == {"map": 0.0, "f1": 0.0, "loss": 0.0, "examples": 0}
+
+
+def test_nan_ranks_last() -> None:
+    labels = np.array([True, False, True, False])
+    scores = np.array([np.nan, np.nan, 1.0, 0.5], np.float32)
+    bounds = [average_precision(labels, np.array([*last, 1.0, 0.5])) for last in ((-2.0, -1.0), (-1.0, -2.0))]
+    assert bounds[0] <= average_precision(labels, scores) <= bounds[1]
+    assert np.isnan(evaluated(np.full((4, 2), np.nan), np.ones((4, 2), bool), 4, MultiLabelEvaluator)["loss"])

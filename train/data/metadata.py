@@ -1,0 +1,134 @@
+"""A data set whose images have any number of labels, which a file of the split's folder lists."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from twins_jax.decode import read_image
+from twins_jax.errors import InputError, did_you_mean, shown
+
+from .folder import contents, eval_dir
+from .records import Record
+
+FILES = ("metadata.jsonl", "metadata.csv")
+"""The names that Hugging Face's `imagefolder` gives to them."""
+
+SEPARATOR = "|"
+"""Between the labels of an image in a CSV file."""
+
+Rows = dict[str, frozenset[str]]
+"""The labels of each image, by its path from the folder of the split."""
+
+
+class MetadataSource:
+    """The images of one split: those that `ROOT/train/metadata.jsonl` lists, or the one in val/ or test/.
+
+    A line is {"file_name": "a/1.jpg", "labels": ["cat", "dog"]}, with the path from the file's own folder; a list may
+    be empty. A `metadata.csv` in its place has the columns file_name and labels, "cat|dog". Classes are the sorted
+    labels of train's file, for both splits. The order is that of the file; other images are not read.
+
+    Raises:
+        InputError: a file is missing or not what it must be, or evaluation has a label that train has not.
+    """
+
+    def __init__(self, root: str | Path, *, train: bool):
+        train_dir = Path(root) / "train"
+        self._dir = train_dir if train else eval_dir(Path(root))
+        train_rows = _read(train_dir)
+        rows = train_rows if train else _read(self._dir)
+        self.class_names = tuple(sorted(frozenset().union(*train_rows.values())))
+        if not self.class_names:
+            raise InputError(f"{train_dir}: no image has a label")
+        positions = {name: position for position, name in enumerate(self.class_names)}
+        labels: list[int] = []
+        ends = [0]
+        for file_name, names in rows.items():
+            if unknown := sorted(names - positions.keys()):
+                raise InputError(
+                    f"{self._dir}: {shown(file_name)} has the label {shown(unknown[0])!r}, which no image of "
+                    f"{train_dir} has{did_you_mean(unknown[0], self.class_names)}"
+                )
+            labels += sorted(positions[name] for name in names)
+            ends.append(len(labels))
+        # As in `FolderSource`: millions of Python objects would take hundreds of megabytes, in each worker process too.
+        names_bytes = [os.fsencode(file_name) for file_name in rows]
+        self._names = b"".join(names_bytes)
+        self._name_ends = np.cumsum([0, *map(len, names_bytes)], dtype=np.int64)
+        self._labels = np.asarray(labels, np.int32)
+        self._label_ends = np.asarray(ends, np.int64)
+
+    def __len__(self) -> int:
+        return len(self._name_ends) - 1
+
+    def __getitem__(self, index: int) -> Record:
+        begin, end = self._name_ends[index], self._name_ends[index + 1]
+        path = self._dir / os.fsdecode(self._names[begin:end])
+        label = np.zeros(len(self.class_names), bool)
+        label[self._labels[self._label_ends[index] : self._label_ends[index + 1]]] = True
+        return {"image": read_image(path), "label": label, "name": str(path)}
+
+
+def _read(folder: Path) -> Rows:
+    found = [folder / name for name in FILES if (folder / name).is_file()]
+    if not found:
+        raise InputError(f"{folder}: must hold {' or '.join(FILES)} for data.multi_label; {contents(folder)}")
+    if len(found) > 1:
+        raise InputError(f"{folder}: holds {' and '.join(FILES)}; must hold one of them")
+    (path,) = found
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no UTF-8"
+        raise InputError(f"{path}: cannot be read: {reason}") from error
+    rows: Rows = {}
+    for number, file_name, labels in _jsonl(path, text) if path.suffix == ".jsonl" else _csv(path, text):
+        if not isinstance(file_name, str) or not _is_name(file_name):
+            raise InputError(f"{path}, line {number}: file_name must be the path of an image")
+        if not isinstance(labels, list) or not all(isinstance(label, str) and label for label in labels):
+            raise InputError(f"{path}, line {number}: labels must be a list of names")
+        if file_name in rows:
+            raise InputError(f"{path}, line {number}: {shown(file_name)} stands twice; all its labels go on one line")
+        rows[file_name] = frozenset(labels)
+    if not rows:
+        raise InputError(f"{path}: lists no image")
+    return rows
+
+
+def _is_name(file_name: str) -> bool:
+    try:
+        os.fsencode(file_name)
+    except UnicodeEncodeError:  # half of a character
+        return False
+    return bool(file_name) and "\0" not in file_name
+
+
+def _jsonl(path: Path, text: str) -> Iterator[tuple[int, Any, Any]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}, line {number}: no JSON") from error
+        if not isinstance(row, dict):
+            raise InputError(f"{path}, line {number}: must be an object with file_name and labels")
+        yield number, row.get("file_name"), row.get("labels")
+
+
+def _csv(path: Path, text: str) -> Iterator[tuple[int, Any, Any]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        columns = reader.fieldnames or ()
+        if not {"file_name", "labels"} <= set(columns):
+            raise InputError(f"{path}: must have the columns file_name and labels; has {', '.join(columns) or 'none'}")
+        for row in reader:
+            names = (row["labels"] or "").split(SEPARATOR)
+            yield reader.line_num, row["file_name"], [name.strip() for name in names if name.strip()]
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: {error}") from error
