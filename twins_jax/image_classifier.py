@@ -23,7 +23,7 @@ class Answer(NamedTuple):
     Attributes:
         label: position among the model's outputs.
         name: of the class.
-        probability: softmax of the logits.
+        probability: softmax of the logits; of a model with `multi_label`, the sigmoid of its logit.
     """
 
     label: int
@@ -124,8 +124,9 @@ def _class_names(model: TwinsClassifier) -> tuple[str, ...]:
 # Keyed by the graph definition, which is the same for each call with a model: a jit of a new function would compile.
 @functools.partial(jax.jit, static_argnames="graphdef")
 def _probabilities(graphdef: nnx.GraphDef[Any], params: Params, images: jax.Array) -> jax.Array:
-    """Returns the softmax, float32 [B, classes], of prepared images, uint8 [B, S, S, 3]."""
+    """Returns the probabilities, float32 [B, classes], of prepared images, uint8 [B, S, S, 3]."""
     model: TwinsClassifier = merge_model(graphdef, params)
     preprocessing = model.preprocessing or DEFAULT
     logits = model(normalize(images, preprocessing.mean, preprocessing.std))
-    return jax.nn.softmax(logits.astype(ops.at_least_float32(logits.dtype)))
+    to_probabilities = jax.nn.sigmoid if model.multi_label else jax.nn.softmax
+    return to_probabilities(logits.astype(ops.at_least_float32(logits.dtype)))

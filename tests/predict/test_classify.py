@@ -101,6 +101,17 @@ def test_padded_size(count: int, most: int, size: int) -> None:
     assert padded_size(count, most) == size
 
 
+def test_several_labels_have_a_probability_each() -> None:
+    """Their sum is not 1: a sigmoid each, in float64 by NumPy."""
+    model = small(3)
+    image = np.asarray(picture(40, 40))
+    logits = np.asarray(model(twins_jax.preprocess(image)), np.float64)[0]
+    model.multi_label = True
+    (answers,) = classify(model, [image])
+    found = {answer.label: answer.probability for answer in answers}
+    np.testing.assert_allclose([found[label] for label in range(3)], 1 / (1 + np.exp(-logits)), rtol=2e-5)
+
+
 @pytest.fixture
 def answers_abc(monkeypatch: pytest.MonkeyPatch) -> None:
     """The model is not computed: its outputs are 0.2, 0.5 and 0.3, whatever it sees."""
