@@ -64,16 +64,18 @@ def compare(program: Program, run: Callable[[np.ndarray], list[np.ndarray]]) -> 
     batches = (batch,) if isinstance(batch, int) else BATCHES
     pixels = _random_images(program, max(batches))
     images = np.asarray(program.normalized(jnp.asarray(pixels)))
-    ours = _outputs(program.model, images)
+    ours = _outputs(with_options(program.model, remat=False), images)
     with jax.enable_x64(True):
-        exact = _outputs(with_options(program.model, dtype=jnp.float64, attention_implementation=ops.PORTABLE), images)
+        in_float64 = with_options(program.model, dtype=jnp.float64, attention_implementation=ops.PORTABLE, remat=False)
+        exact = _outputs(in_float64, images)
     in_file = [run(pixels[:size]) for size in batches]
     comparisons = []
     for i, (name, our, true) in enumerate(zip(program.output_names, ours, exact, strict=True)):
         largest = np.abs(true).max() or 1.0
         differences = [_distance(outputs[i], our[: len(outputs[i])]) for outputs in in_file]
         # `max` of Python would pass over a NaN that does not come first.
-        comparisons.append(Comparison(name, float(np.max(differences) / largest), _distance(our, true) / largest))
+        difference, rounding = np.max(differences) / largest, _distance(our, true) / largest
+        comparisons.append(Comparison(name, float(difference), float(rounding)))
     return comparisons
 
 

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import DTypeLike
 
 from twins_jax.ops.numerics import add_bias, at_least_float32, per_channel
@@ -44,7 +45,7 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Arra
     Returns:
         [B, H, W, C], not rounded to the dtype of x: float32, or float64 where x is.
     """
-    _, height, width, _ = x.shape
+    batch, height, width, channels = x.shape
     size = kernel.shape[0]
     wide = at_least_float32(x.dtype)
     kernel = kernel.astype(wide)
@@ -53,5 +54,7 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Arra
     total = per_channel(bias.astype(wide), x)
     for i in range(size):
         for j in range(size):
-            total = total + padded[:, i : i + height, j : j + width] * per_channel(kernel[i, j, 0], x)
+            # Not by indices, which JAX takes for a gather where the batch is unknown, as in an exported program.
+            shifted = lax.slice(padded, (0, i, j, 0), (batch, i + height, j + width, channels))
+            total = total + shifted * per_channel(kernel[i, j, 0], x)
     return total
