@@ -1,7 +1,7 @@
 """Runs an exported file and the model it was made of on the same images, and compares their outputs."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -68,15 +68,19 @@ def compare(program: Program, run: Callable[[np.ndarray], list[np.ndarray]]) -> 
     with jax.enable_x64(True):
         in_float64 = with_options(program.model, dtype=jnp.float64, attention_implementation=ops.PORTABLE, remat=False)
         exact = _outputs(in_float64, images)
-    in_file = [run(pixels[:size]) for size in batches]
-    comparisons = []
-    for i, (name, our, true) in enumerate(zip(program.output_names, ours, exact, strict=True)):
-        largest = np.abs(true).max() or 1.0
-        differences = [_distance(outputs[i], our[: len(outputs[i])]) for outputs in in_file]
-        # `max` of Python would pass over a NaN that does not come first.
-        difference, rounding = np.max(differences) / largest, _distance(our, true) / largest
-        comparisons.append(Comparison(name, float(difference), float(rounding)))
-    return comparisons
+    in_file = {size: run(pixels[:size]) for size in batches}
+    return [
+        _compare(name, ours[i], exact[i], {size: outputs[i] for size, outputs in in_file.items()})
+        for i, name in enumerate(program.output_names)
+    ]
+
+
+def _compare(name: str, ours: np.ndarray, exact: np.ndarray, in_file: Mapping[int, np.ndarray]) -> Comparison:
+    """Compares one output: the file's for several batches, by their sizes, with the first of the model's."""
+    largest = float(np.abs(exact).max()) or 1.0
+    differences = [_distance(output, ours[:size]) for size, output in in_file.items()]
+    # `max` of Python would pass over a NaN that does not come first.
+    return Comparison(name, float(np.max(differences)) / largest, _distance(ours, exact) / largest)
 
 
 def _random_images(program: Program, batch: int) -> np.ndarray:

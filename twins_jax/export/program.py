@@ -79,7 +79,7 @@ class Program:
     def outputs(self) -> list[dict[str, Any]]:
         """Name, shape and dtype of every output."""
         images = jax.ShapeDtypeStruct(self.sized(1), self.dtype)
-        shapes = jax.tree.leaves(jax.eval_shape(lambda images: self.model(self.normalized(images)), images))
+        shapes = jax.tree.leaves(jax.eval_shape(self.function(), images))
         return [
             {"name": name, "shape": [self.shape[0], *output.shape[1:]], "dtype": str(output.dtype)}
             for name, output in zip(self.output_names, shapes, strict=True)

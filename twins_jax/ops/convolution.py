@@ -2,10 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import DTypeLike
 
-from twins_jax.ops.numerics import add_bias, at_least_float32, per_channel
+from twins_jax.ops.numerics import add_bias, at_least_float32, per_channel, window
 from twins_jax.ops.xla_cpu import blocked_dot
 
 
@@ -25,7 +24,7 @@ def patch_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array, *, dtype: DType
     batch, height, width, channels = x.shape
     size = kernel.shape[0]
     rows, columns = height // size, width // size
-    x = x[:, : rows * size, : columns * size]
+    x = window(x, 0, 0, rows * size, columns * size)
     x = x.reshape(batch, rows, size, columns, size, channels).swapaxes(2, 3)
     x = x.reshape(batch, rows, columns, size * size * channels).astype(dtype)
     return add_bias(blocked_dot(x, kernel.astype(dtype).reshape(size * size * channels, -1)), bias)
@@ -45,7 +44,7 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Arra
     Returns:
         [B, H, W, C], not rounded to the dtype of x: float32, or float64 where x is.
     """
-    batch, height, width, channels = x.shape
+    _, height, width, _ = x.shape
     size = kernel.shape[0]
     wide = at_least_float32(x.dtype)
     kernel = kernel.astype(wide)
@@ -54,7 +53,5 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Arra
     total = per_channel(bias.astype(wide), x)
     for i in range(size):
         for j in range(size):
-            # Not by indices, which JAX takes for a gather where the batch is unknown, as in an exported program.
-            shifted = lax.slice(padded, (0, i, j, 0), (batch, i + height, j + width, channels))
-            total = total + shifted * per_channel(kernel[i, j, 0], x)
+            total = total + window(padded, i, j, height, width) * per_channel(kernel[i, j, 0], x)
     return total
