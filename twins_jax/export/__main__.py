@@ -4,7 +4,6 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable
 from typing import Any, get_args
 
 from twins_jax import ops
@@ -14,10 +13,13 @@ from twins_jax.ending import command_line, say
 from twins_jax.errors import InputError
 from twins_jax.export.export import ExportError, check_target, export_model
 from twins_jax.export.program import Model
-from twins_jax.paths import weights_source
+from twins_jax.paths import target_path, weights_source
 from twins_jax.pretrained import backbone_from_pretrained, from_pretrained
 
 DTYPES = ("float32", "bfloat16", "float16")
+
+OUTPUTS = ("features", "maps")
+"""Those of a classifier without its head, and those of its backbone."""
 
 DESCRIPTION = f"""\
 Exports a model, with its weights, to a file that runs without this library.
@@ -30,8 +32,8 @@ DST.json beside it says what it takes and returns, with preprocessing, class nam
 DST ends in .onnx: an ONNX file, which needs the extra `onnx` to be written. The same is in its metadata, "twins_jax".
 
 Either takes images [B, H, W, C] of any batch, and of one size. WEIGHTS is a file, folder or hf-hub:OWNER/NAME as
-port_weights.py takes them. A classifier returns logits, or features where the weights have no head; a backbone returns
-the maps of its four stages."""
+port_weights.py takes them. A classifier returns logits, or with --outputs features what its head would read; a backbone
+returns the maps of its four stages."""
 
 EPILOG = """\
 Before it takes its name, the file is run on random images, and its outputs are compared with the model's.
@@ -50,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch_size", metavar="N", type=int, help="the only batch to take (default: any)")
     parser.add_argument("--normalize", action="store_true", help="take uint8 RGB pixels, and normalize them inside")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the computation (default: %(default)s)")
-    parser.add_argument("--backbone", action="store_true", help="leave out a classifier's norm and head")
+    parser.add_argument("--outputs", choices=OUTPUTS, help="the parts of a classifier to take (default: all)")
     parser.add_argument("--window_padding", choices=get_args(WindowPadding), help="(default: as the weights declare)")
     parser.add_argument("--model", metavar="NAME", help="the variant (default: read off the weights)")
     parser.add_argument("--ema", action="store_true", help="take the moving average in a training checkpoint")
@@ -59,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace DST if it exists")
     args = parser.parse(argv)
     args.weights = weights_source("WEIGHTS", args.weights)
-    target = check_target(args.dst, overwrite=args.overwrite)
+    target = check_target(target_path("DST", args.dst, "file"), overwrite=args.overwrite)
     if os.path.realpath(args.weights) == os.path.realpath(target):
         raise InputError(f"{target}: is given twice, and would be overwritten")
     return _export(args, target)
@@ -97,12 +99,15 @@ def _load(args: argparse.Namespace) -> Model:
     from twins_jax.port.read import read_weights
 
     choice = {"ema": args.ema, "prefix": args.prefix, "head": args.head}
-    is_backbone = args.backbone or port(read_weights(args.weights, **choice), args.model).model.num_classes is None
-    load: Callable[..., Model] = backbone_from_pretrained if is_backbone else from_pretrained
     options = RuntimeOptions(dtype=args.dtype)
     if args.window_padding is not None:
         options["window_padding"] = args.window_padding
-    return load(args.weights, name=args.model, **choice, **options)
+    if args.outputs == "maps" or port(read_weights(args.weights, **choice), args.model).model.num_classes is None:
+        if args.outputs == "features":
+            raise InputError(f"{args.weights}: holds a backbone without a classifier: --outputs must be maps")
+        return backbone_from_pretrained(args.weights, name=args.model, **choice, **options)
+    num_classes = 0 if args.outputs == "features" else None
+    return from_pretrained(args.weights, name=args.model, num_classes=num_classes, **choice, **options)
 
 
 def size(text: str) -> int | tuple[int, int]:

@@ -95,7 +95,7 @@ def check_target(path: str | os.PathLike[str], *, overwrite: bool) -> str:
     from twins_jax.port.write import check_target
 
     target = str(target_path("path", path, "file"))
-    if not target.endswith((JAX, ONNX)):
+    if Path(target).suffix not in (JAX, ONNX):
         raise InputError(f"{target}: must end in {JAX} (StableHLO, for JAX) or {ONNX}")
     check_target(target, overwrite=overwrite)
     if target.endswith(ONNX):

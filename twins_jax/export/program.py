@@ -107,7 +107,8 @@ def make_program(
     require("batch_size", batch_size, is_batch, "None, for any, or an integer from 1")
     require("normalize", normalizes, isinstance(normalizes, bool), "True or False")
     is_rgb = channels == 3 and preprocessing is not None and len(preprocessing.mean) == 3
-    require("normalize", normalizes, is_rgb or not normalizes, f"False: the model's {channels} channels are not RGB")
+    allowed = f"False where pixels are not RGB: the model has in_channels={channels}, and preprocessing={preprocessing}"
+    require("normalize", normalizes, is_rgb or not normalizes, allowed)
     shape = (BATCH if batch_size is None else int(batch_size), *map(int, sides), channels)
     return Program(model, shape, normalizes, preprocessing)
 
