@@ -59,9 +59,8 @@ def test_a_process_without_this_library(
         "numpy.save('logits.npy', call(numpy.load('images.npy')))\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
-    expected = run(
-        model, np.asarray((pixels / np.float32(255) - np.float32(PREPROCESSING.mean)) / np.float32(PREPROCESSING.std))
-    )
+    mean, std = np.float32(PREPROCESSING.mean), np.float32(PREPROCESSING.std)
+    expected = run(model, (pixels / np.float32(255) - mean) / std)
     assert relative_error(np.load(tmp_path / "logits.npy"), expected) < ROUNDING
 
 

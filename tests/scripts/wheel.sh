@@ -75,6 +75,19 @@ EOF
 "$bin/twins-port" timm.safetensors orbax
 "$bin/twins-port" orbax back.safetensors
 cmp timm.safetensors back.safetensors
+"$bin/twins-export" timm.safetensors model.jax --image_size 64 --batch_size 1
+"$bin/python" - <<'EOF'
+import json, pathlib, sys
+import jax, numpy as np
+
+images = json.loads(pathlib.Path("model.jax.json").read_text())["input"]
+call = jax.export.deserialize(bytearray(pathlib.Path("model.jax").read_bytes())).call
+assert call(np.zeros(images["shape"], images["dtype"])).shape == (1, 10)
+assert "twins_jax" not in sys.modules
+EOF
+code=0 message=$("$bin/twins-export" timm.safetensors model.onnx 2>&1) || code=$?
+[[ $code == 2 && $message == "error: exporting to ONNX needs "*"its extra \`onnx\`" ]] ||
+  fail "twins-export without its extra: exit code $code: $message"
 "$bin/python" - <<'EOF'
 import numpy as np
 import safetensors.numpy
