@@ -109,16 +109,31 @@ def test_the_kinds_of_models(
     assert {output["dtype"] for output in manifest["outputs"]} == {"bfloat16" if "--dtype" in arguments else "float32"}
 
 
+@pytest.mark.parametrize(
+    ("comparison", "message"),
+    [
+        (
+            Comparison("logits", 1e-3, 1e-7),
+            "its logits differ from the model's by 1.0e-03 of the largest; 4.8e-07 is allowed, 4 times the model's own "
+            "rounding error",
+        ),
+        (
+            Comparison("logits", float("nan"), float("nan")),
+            "the model's logits are not all finite for random images, and cannot be compared with the file's",
+        ),
+    ],
+)
 def test_a_difference_is_exit_code_1(
-    weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    weights: Path,
+    comparison: Comparison,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(export, "compare", lambda *_: [Comparison("logits", 1e-3, 1e-7)])
+    monkeypatch.setattr(export, "compare", lambda *_: [comparison])
     path = weights.with_name("model.jax")
     assert run(weights, path, "--image_size", 64) == 1
-    assert capsys.readouterr().err == (
-        f"error: {path}: not written: its logits differ from the model's by 1.0e-03 of the largest; 4.8e-07 is "
-        "allowed, 4 times the model's own rounding error\n"
-    )
+    assert capsys.readouterr().err == f"error: {path}: not written: {message}\n"
     assert names_in(weights.parent) == [weights.name]
 
 

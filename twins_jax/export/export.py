@@ -2,13 +2,14 @@
 
 import contextlib
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
 
 from twins_jax.errors import InputError
 from twins_jax.export import onnx_file, stablehlo_file
-from twins_jax.export.comparison import BOUND, compare
+from twins_jax.export.comparison import BOUND, Comparison, compare
 from twins_jax.export.manifest import make_manifest
 from twins_jax.export.program import Model, make_program
 from twins_jax.files import staged
@@ -70,12 +71,8 @@ def export_model(
         written = stack.enter_context(staged(target))
         of_format = file.write(program, written)
         comparisons = compare(program, file.load(written))
-        for found in comparisons:
-            if not found.holds:
-                raise ExportError(
-                    f"{target}: not written: its {found.output} differ from the model's by {found.difference:.1e} of "
-                    f"the largest; {found.bound:.1e} is allowed, {BOUND:g} times the model's own rounding error"
-                )
+        for comparison in comparisons:
+            _require_same(target, comparison)
         manifest = make_manifest(program, comparisons, file.PACKAGES, **of_format)
         text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
         if target.endswith(ONNX):
@@ -84,6 +81,19 @@ def export_model(
             beside = stack.enter_context(staged(manifest_path(target)))
             Path(beside).write_text(text, encoding="utf-8")
     return manifest
+
+
+def _require_same(target: str, found: Comparison) -> None:
+    if not math.isfinite(found.rounding):
+        raise ExportError(
+            f"{target}: not written: the model's {found.output} are not all finite for random images, and cannot be "
+            "compared with the file's"
+        )
+    if not found.holds:
+        raise ExportError(
+            f"{target}: not written: its {found.output} differ from the model's by {found.difference:.1e} of the "
+            f"largest; {found.bound:.1e} is allowed, {BOUND:g} times the model's own rounding error"
+        )
 
 
 def check_target(path: str | os.PathLike[str], *, overwrite: bool) -> str:
