@@ -1,15 +1,17 @@
 """Describes an exported file: inputs and outputs, preprocessing, class names, versions, and the check's outcome."""
 
-import dataclasses
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twins_jax.classifier import TwinsClassifier
-from twins_jax.config import VARIANTS, TwinsConfig, TwinsOptions
+from twins_jax.errors import InputError
 from twins_jax.export.comparison import Comparison
-from twins_jax.export.program import Program
+from twins_jax.export.program import Model, Program
+
+if TYPE_CHECKING:
+    from twins_jax.port.infer import Inferred
 
 
 def make_manifest(
@@ -26,22 +28,14 @@ def make_manifest(
     from twins_jax import __version__
     from twins_jax.port.convert import Declared
     from twins_jax.port.declared import to_json
-    from twins_jax.port.infer import Inferred
 
-    model, config = program.model, program.model.config
-    classifier = model if isinstance(model, TwinsClassifier) else None
-    inferred = Inferred(
-        name=_variant(config) or "custom",
-        in_channels=config.in_channels,
-        num_classes=classifier.num_classes if classifier else None,
-        stage_norms=config.stage_norms,
-    )
+    model = program.model
     declared = Declared(
-        class_names=classifier.class_names if classifier else None,
+        class_names=model.class_names if isinstance(model, TwinsClassifier) else None,
         preprocessing=program.preprocessing,
-        window_padding=config.window_padding,
+        window_padding=model.config.window_padding,
     )
-    manifest = to_json(declared, inferred) or {}
+    manifest = to_json(declared, _inferred(model))
     _, height, width, channels = program.shape
     if preprocessing := manifest.get("pretrained_cfg"):
         preprocessing["input_size"] = [channels, height, width]
@@ -62,7 +56,12 @@ def make_manifest(
     }
 
 
-def _variant(config: TwinsConfig) -> str | None:
-    """The name of an architecture; None for one that is not published."""
-    options = {option: getattr(config, option) for option in TwinsOptions.__annotations__}
-    return next((name for name, known in VARIANTS.items() if dataclasses.replace(known, **options) == config), None)
+def _inferred(model: Model) -> "Inferred":
+    """The model's description; an architecture of no variant is "custom"."""
+    from twins_jax.port.infer import Inferred, of_model
+
+    try:
+        return of_model(model)
+    except InputError:
+        num_classes = model.num_classes if isinstance(model, TwinsClassifier) else None
+        return Inferred("custom", model.config.in_channels, num_classes, model.config.stage_norms)
