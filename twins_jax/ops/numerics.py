@@ -33,7 +33,7 @@ def per_channel(values: jax.Array, x: jax.Array) -> jax.Array:
     return lax.broadcast_to_rank(values, x.ndim)
 
 
-def window(x: jax.Array, top: int, left: int, height: int, width: int) -> jax.Array:
+def crop(x: jax.Array, top: int, left: int, height: int, width: int) -> jax.Array:
     """x[:, top : top + height, left : left + width] of x [B, H, W, C].
 
     JAX takes these indices for a gather where B is unknown, as in an exported program; a slice is cheaper everywhere.
