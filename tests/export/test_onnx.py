@@ -53,7 +53,7 @@ def test_any_batch_of_pixels(model: TwinsClassifier, tmp_path: Path, capfd: pyte
 @needs_onnx
 @pytest.mark.usefixtures("_unchecked")
 def test_one_batch(tmp_path: Path) -> None:
-    """Of so many images that a program of JAX's computes them in parts, which jax2onnx knows not."""
+    """Of so many images that a program of JAX computes them in a loop that jax2onnx does not convert."""
     import onnxruntime
 
     model = classifier(SVT, 0)

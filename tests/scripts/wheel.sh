@@ -64,7 +64,7 @@ import twins_jax
 from flax import nnx, traverse_util
 
 assert importlib.metadata.version("twins-jax") == twins_jax.__version__
-extras = ("torch", "grain", "numba", "tensorflow_datasets", "sklearn", "PIL", "tyro", "matplotlib")
+extras = ("torch", "grain", "numba", "tensorflow_datasets", "sklearn", "onnx", "tyro", "matplotlib")
 found = [name for name in extras if importlib.util.find_spec(name)]
 assert not found, f"the install without extras brings {found}"
 model = twins_jax.create_model("twins_svt_tiny", num_classes=10, rngs=nnx.Rngs(0))

@@ -11,7 +11,7 @@ from twins_jax.command_line import Parser
 from twins_jax.config import RuntimeOptions, WindowPadding
 from twins_jax.ending import command_line, say
 from twins_jax.errors import InputError
-from twins_jax.export.export import ExportError, check_target, export_model
+from twins_jax.export.export import ExportError, checked_target, export_model
 from twins_jax.export.program import Model
 from twins_jax.paths import target_path, weights_source
 from twins_jax.pretrained import backbone_from_pretrained, from_pretrained
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace DST if it exists")
     args = parser.parse(argv)
     args.weights = weights_source("WEIGHTS", args.weights)
-    target = check_target(target_path("DST", args.dst, "file"), overwrite=args.overwrite)
+    target = checked_target(target_path("DST", args.dst, "file"), overwrite=args.overwrite)
     if os.path.realpath(args.weights) == os.path.realpath(target):
         raise InputError(f"{target}: is given twice, and would be overwritten")
     return _export(args, target)

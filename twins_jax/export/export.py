@@ -64,7 +64,7 @@ def export_model(
             cannot be written.
         ExportError: (an InputError) the file differs from the model; it is removed.
     """
-    target = check_target(path, overwrite=overwrite)
+    target = checked_target(path, overwrite=overwrite)
     program = make_program(model, image_size, batch_size, normalize)
     file = onnx_file if target.endswith(ONNX) else stablehlo_file
     with contextlib.ExitStack() as stack:
@@ -96,7 +96,7 @@ def _require_same(target: str, found: Comparison) -> None:
         )
 
 
-def check_target(path: str | os.PathLike[str], *, overwrite: bool) -> str:
+def checked_target(path: str | os.PathLike[str], *, overwrite: bool) -> str:
     """Returns the path of the file to write, after all checks that need no model.
 
     Raises:
