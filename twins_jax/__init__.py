@@ -5,6 +5,7 @@ from twins_jax.classifier import TwinsClassifier
 from twins_jax.config import TwinsConfig, TwinsOptions
 from twins_jax.create import create_backbone, create_model, list_models
 from twins_jax.errors import InputError
+from twins_jax.export import ExportError, export_model
 from twins_jax.functional import (
     BatchStats,
     Params,
@@ -23,6 +24,7 @@ __version__ = "0.2.0.dev0"
 __all__ = [
     "Answer",
     "BatchStats",
+    "ExportError",
     "InputError",
     "Params",
     "Preprocessing",
@@ -35,6 +37,7 @@ __all__ = [
     "classify",
     "create_backbone",
     "create_model",
+    "export_model",
     "from_pretrained",
     "get_batch_stats",
     "get_params",

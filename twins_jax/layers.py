@@ -133,7 +133,7 @@ def drop(dropout: nnx.Dropout, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array
     The randomness comes with the call to keep all but parameters out of a model's state: a Dropout that owns its
     `rngs` stores two more leaves, even at rate 0.
     """
-    return dropout(x, deterministic=rngs is None, rngs=rngs)
+    return x if rngs is None else dropout(x, deterministic=False, rngs=rngs)
 
 
 def drop_path(rate: float) -> nnx.Dropout:

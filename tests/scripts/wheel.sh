@@ -65,7 +65,7 @@ import twins_jax
 from flax import nnx, traverse_util
 
 assert importlib.metadata.version("twins-jax") == twins_jax.__version__
-extras = ("torch", "grain", "numba", "tensorflow_datasets", "sklearn", "tyro", "matplotlib")
+extras = ("torch", "grain", "numba", "tensorflow_datasets", "sklearn", "onnx", "tyro", "matplotlib")
 found = [name for name in extras if importlib.util.find_spec(name)]
 assert not found, f"the install without extras brings {found}"
 model = twins_jax.create_model("twins_svt_tiny", num_classes=10, rngs=nnx.Rngs(0))
@@ -76,6 +76,19 @@ EOF
 "$bin/twins-port" timm.safetensors orbax
 "$bin/twins-port" orbax back.safetensors
 cmp timm.safetensors back.safetensors
+"$bin/twins-export" timm.safetensors model.jax --image_size 64 --batch_size 1
+"$bin/python" - <<'EOF'
+import json, pathlib, sys
+import jax, numpy as np
+
+images = json.loads(pathlib.Path("model.jax.json").read_text())["input"]
+call = jax.export.deserialize(bytearray(pathlib.Path("model.jax").read_bytes())).call
+assert call(np.zeros(images["shape"], images["dtype"])).shape == (1, 10)
+assert "twins_jax" not in sys.modules
+EOF
+code=0 message=$("$bin/twins-export" timm.safetensors model.onnx 2>&1) || code=$?
+[[ $code == 2 && $message == "error: exporting to ONNX needs "*"its extra \`onnx\`" ]] ||
+  fail "twins-export without its extra: exit code $code: $message"
 "$bin/python" - <<'EOF'
 import numpy as np
 import safetensors.numpy

@@ -7,11 +7,14 @@ kind of hardware: `numerics` holds the rules for dtypes, `dispatch` chooses betw
 
 from twins_jax.ops.attention import attention
 from twins_jax.ops.convolution import depthwise_conv, patch_conv
+from twins_jax.ops.dispatch import PLATFORMS, PORTABLE
 from twins_jax.ops.numerics import at_least_float32, gelu, layer_norm, linear, per_channel, residual_add
 from twins_jax.ops.window_attention import window_attention
 from twins_jax.ops.xla_cpu import by_image
 
 __all__ = [
+    "PLATFORMS",
+    "PORTABLE",
     "at_least_float32",
     "attention",
     "by_image",

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from twins_jax.ops.numerics import add_bias, at_least_float32, per_channel
+from twins_jax.ops.numerics import add_bias, at_least_float32, crop, per_channel
 from twins_jax.ops.xla_cpu import blocked_dot
 
 
@@ -24,7 +24,7 @@ def patch_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array, *, dtype: DType
     batch, height, width, channels = x.shape
     size = kernel.shape[0]
     rows, columns = height // size, width // size
-    x = x[:, : rows * size, : columns * size]
+    x = crop(x, 0, 0, rows * size, columns * size)
     x = x.reshape(batch, rows, size, columns, size, channels).swapaxes(2, 3)
     x = x.reshape(batch, rows, columns, size * size * channels).astype(dtype)
     return add_bias(blocked_dot(x, kernel.astype(dtype).reshape(size * size * channels, -1)), bias)
@@ -53,5 +53,5 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Arra
     total = per_channel(bias.astype(wide), x)
     for i in range(size):
         for j in range(size):
-            total = total + padded[:, i : i + height, j : j + width] * per_channel(kernel[i, j, 0], x)
+            total = total + crop(padded, i, j, height, width) * per_channel(kernel[i, j, 0], x)
     return total

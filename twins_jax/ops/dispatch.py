@@ -15,6 +15,12 @@ AUTO_ON_GPU: Implementation = "xla"
 """The meaning of "auto" on GPUs, where it applies: the plain formulation, until `python -m train.benchmark --device
 cuda --attention_implementation pallas` (and xla, cudnn) shows on a GPU that another one is faster."""
 
+PORTABLE: Implementation = "xla"
+"""The one that every platform has: programs that are lowered for several take it."""
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+"""The platforms, by the names of `jax.export`, that such a program is lowered for."""
+
 HEAD_DIMS = (16, 32, 64)
 """Triton multiplies tiles whose sides are powers of two, from 16; with wider heads the kernels run out of registers."""
 

@@ -33,6 +33,16 @@ def per_channel(values: jax.Array, x: jax.Array) -> jax.Array:
     return lax.broadcast_to_rank(values, x.ndim)
 
 
+def crop(x: jax.Array, top: int, left: int, height: int, width: int) -> jax.Array:
+    """x[:, top : top + height, left : left + width] of x [B, H, W, C].
+
+    JAX takes these indices for a gather where B is unknown, as in an exported program; a slice is cheaper everywhere.
+    """
+    if x.shape[1:3] == (height, width):
+        return x
+    return lax.slice(x, (0, top, left, 0), (x.shape[0], top + height, left + width, x.shape[3]))
+
+
 def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array, *, dtype: DTypeLike) -> jax.Array:
     """Returns x @ kernel + bias of x [..., in], kernel [in, out] and bias [out]: [..., out] in `dtype`."""
     rows = x.reshape(-1, x.shape[-1]).astype(dtype)  # one axis of positions

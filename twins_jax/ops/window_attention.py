@@ -9,6 +9,7 @@ import numpy as np
 from twins_jax.config import AttentionImplementation, WindowPadding
 from twins_jax.ops.attention import softmax_attention
 from twins_jax.ops.dispatch import choose
+from twins_jax.ops.numerics import crop
 
 MASKED = -1000.0
 """Upstream adds it to the scores of masked pairs; exp(-1000) is 0 in every dtype."""
@@ -58,7 +59,7 @@ def window_attention(
     query, key, value = (part.reshape(heads) for part in jnp.split(project(windows), 3, axis=-1))
     bias = padding_bias(height, width, window_size) if masks else None
     attended = softmax_attention(query, key, value, bias, implementation=chosen).reshape(windows.shape)
-    return join_windows(attended, window_size, *padded.shape[1:3])[:, :height, :width]
+    return crop(join_windows(attended, window_size, *padded.shape[1:3]), 0, 0, height, width)
 
 
 def split_windows(x: jax.Array, size: int) -> jax.Array:
