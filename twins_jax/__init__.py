@@ -1,6 +1,6 @@
 """Twins-PCPVT and Twins-SVT vision transformers (arXiv 2104.13840) in JAX."""
 
-from twins_jax.backbone import TwinsBackbone
+from twins_jax.backbone import FeatureInfo, TwinsBackbone
 from twins_jax.classifier import TwinsClassifier
 from twins_jax.config import TwinsConfig, TwinsOptions
 from twins_jax.create import create_backbone, create_model, list_models
@@ -21,6 +21,7 @@ __version__ = "0.2.0.dev0"
 
 __all__ = [
     "BatchStats",
+    "FeatureInfo",
     "InputError",
     "Params",
     "Preprocessing",
