@@ -1,5 +1,6 @@
 """Twins-PCPVT and Twins-SVT vision transformers (arXiv 2104.13840) in JAX."""
 
+from twins_jax import visualize
 from twins_jax.backbone import FeatureInfo, TwinsBackbone
 from twins_jax.classifier import TwinsClassifier
 from twins_jax.config import TwinsConfig, TwinsOptions
@@ -41,4 +42,5 @@ __all__ = [
     "preprocess",
     "set_params",
     "split_model",
+    "visualize",
 ]
