@@ -15,6 +15,7 @@ from twins_jax.functional import (
     set_params,
     split_model,
 )
+from twins_jax.groups import layer_groups, param_mask, stages_below
 from twins_jax.preprocess import Preprocessing, preprocess
 from twins_jax.pretrained import backbone_from_pretrained, from_pretrained
 
@@ -37,10 +38,13 @@ __all__ = [
     "from_pretrained",
     "get_batch_stats",
     "get_params",
+    "layer_groups",
     "list_models",
     "merge_model",
+    "param_mask",
     "preprocess",
     "set_params",
     "split_model",
+    "stages_below",
     "visualize",
 ]
