@@ -96,7 +96,7 @@ class TwinsClassifier(nnx.Module):
         """
         features = as_array("features", features)
         allowed = f"[B, h, w, {self.num_features}], as forward_features returns them"
-        is_map = features.ndim == 4 and features.shape[-1] == self.num_features and features.size > 0
+        is_map = features.ndim == 4 and features.shape[-1] == self.num_features and 0 not in features.shape[1:]
         require("features.shape", features.shape, is_map, allowed)
         require("pre_logits", pre_logits, isinstance(pre_logits, bool), "True or False")
         pooled = features.mean(axis=(1, 2))
@@ -114,7 +114,7 @@ class TwinsClassifier(nnx.Module):
     def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs | None = None) -> None:
         """Puts a fresh head in the place of the model's, in place; `class_names` become None.
 
-        What was made from the model before, such as an optimizer or the function of `split_model`, knows the old head.
+        What was made from the model before knows the old head: an optimizer, a jitted function, `split_model`'s.
 
         Args:
             num_classes: outputs of the new head; 0 removes the head, and the model returns pooled features.

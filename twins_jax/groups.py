@@ -104,9 +104,12 @@ def param_mask(params: Params, selected: filterlib.Filter) -> dict[str, Any]:
         Nested dicts like `params`, with True in the place of each selected array, and False in that of the others.
 
     Raises:
-        InputError: (a ValueError) `params` are no nested dicts.
+        InputError: (a ValueError) naming what is wrong with an argument.
     """
-    predicate = filterlib.to_predicate(selected)
+    try:
+        predicate = filterlib.to_predicate(selected)
+    except (TypeError, ValueError):  # the second from a mistake in what Flax 0.12 says of it
+        require("selected", selected, False, "a filter of NNX, such as stages_below(model, 2)")
 
     def is_selected(path: str, value: Any) -> bool:
         parts = tuple(int(part) if part.isdecimal() else part for part in path.split("/"))

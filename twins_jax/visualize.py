@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Model = TwinsBackbone | TwinsClassifier
 
-LEAST, MOST = (150, 0, 60), (255, 225, 60)
+LEAST, MOST = (255, 0, 0), (255, 235, 40)
 """RGB of little and of the most attention."""
 
 CYAN, WHITE, THIN = (0, 255, 255), (255, 255, 255), (255, 255, 255, 50)
@@ -130,7 +130,7 @@ def attention_overlay(
 
     mean, std, least, most = (np.array(rgb, np.float32) for rgb in (preprocessing.mean, preprocessing.std, LEAST, MOST))
     photograph = (np.asarray(images, np.float32)[0] * std + mean).clip(0, 1)
-    gray = 0.5 * 255 * photograph.mean(axis=-1, keepdims=True)
+    gray = 0.7 * 255 * photograph.mean(axis=-1, keepdims=True)
     heat = look.heat(*images.shape[1:3])[:, :, None]
     share = heat / heat.max()
     blended = gray + 0.7 * share * (least + share * (most - least) - gray)
@@ -192,17 +192,17 @@ def _look(model: Model, images: jax.Array, query: Sequence[int], block: int, hea
     index = _block_index(backbone, block)
     stage, info = next((i, info) for i, info in enumerate(backbone.feature_info) if index <= info.last_block)
     attention = backbone.stages[stage].blocks[index - info.last_block - 1].attn
-    of_heads = np.asarray(attention_maps(backbone, images, index), np.float32)[0]
-    heads, *size = of_heads.shape[:3]
+    heads, stride = attention.num_heads, info.stride
     allowed = f"None, for the mean, or an index from {-heads} to {heads - 1}"
     require("head", head, head is None or is_integer(head, -heads, heads - 1), allowed)
-    weights = of_heads.mean(axis=0) if head is None else of_heads[head]
-
-    stride, (bottom, right) = info.stride, (info.stride * side for side in size)
-    is_pixel = isinstance(query, Sequence) and len(query) == 2 and not isinstance(query, str)
-    is_pixel = is_pixel and all(is_integer(at, 0, end - 1) for at, end in zip(query, (bottom, right), strict=True))
-    require("query", query, is_pixel, f"row and column of a pixel, below {bottom} and {right}, which have a position")
+    bottom, right = (side // stride * stride for side in images.shape[1:3])  # of the pixels that have a position
+    is_pair = isinstance(query, Sequence) and len(query) == 2
+    is_pixel = is_pair and is_integer(query[0], 0, bottom - 1) and is_integer(query[1], 0, right - 1)
+    require("query", query, is_pixel, f"row and column of a pixel, less than {bottom} and {right}")
     y, x = (int(at) // stride for at in query)
+
+    of_heads = np.asarray(attention_maps(backbone, images, index), np.float32)[0, :, y, x]
+    weights = of_heads.mean(axis=0) if head is None else of_heads[head]
     if isinstance(attention, LocallyGroupedAttention):
         window = attention.window_size * stride
         top, left = y * stride // window * window, x * stride // window * window
@@ -211,7 +211,7 @@ def _look(model: Model, images: jax.Array, query: Sequence[int], block: int, hea
         side = attention.ratio * stride
         seen = (0, 0, bottom // side * side, right // side * side)
     patch = (y * stride, x * stride, (y + 1) * stride, (x + 1) * stride)
-    return _Look(weights[y, x], patch, seen, side)
+    return _Look(weights, patch, seen, side)
 
 
 def _single(model: Model, images: jax.Array) -> jax.Array:
