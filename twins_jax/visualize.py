@@ -198,7 +198,7 @@ def _look(model: Model, images: jax.Array, query: Sequence[int], block: int, hea
     bottom, right = (side // stride * stride for side in images.shape[1:3])  # of the pixels that have a position
     is_pair = isinstance(query, Sequence) and len(query) == 2
     is_pixel = is_pair and is_integer(query[0], 0, bottom - 1) and is_integer(query[1], 0, right - 1)
-    require("query", query, is_pixel, f"row and column of a pixel, less than {bottom} and {right}")
+    require("query", query, is_pixel, f"row and column of a pixel, less than {bottom} and {right} at stride {stride}")
     y, x = (int(at) // stride for at in query)
 
     of_heads = np.asarray(attention_maps(backbone, images, index), np.float32)[0, :, y, x]
