@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from typing import Any
 
 import jax
@@ -19,64 +20,62 @@ from twins_jax.layers import Linear
 SMALL = random_array(2, 32, 38, 3)
 
 
-def test_the_halves_make_the_call(logits: jax.Array) -> None:
+def trace(model: nnx.Module, method: Any, images: np.ndarray = SMALL, key: jax.Array | None = None) -> str:
+    """The operations of method(model, images, rngs=...), in their order; two equal ones compute the same."""
+    apply, params = twins_jax.split_model(model, method)
+    return str(jax.make_jaxpr(apply)(params, images, key))
+
+
+def test_the_halves_make_the_call() -> None:
     model = classifier(SVT)
-    apply, params = twins_jax.split_model(model, TwinsClassifier.forward_features)
-    features = jax.jit(apply)(params, IMAGES)
+
+    def halves(model: TwinsClassifier, images: jax.Array, rngs: None) -> tuple[jax.Array, jax.Array, jax.Array]:
+        features = model.forward_features(images, rngs=rngs)
+        return features, model.forward_head(features), model(images)
+
+    apply, params = twins_jax.split_model(model, halves)
+    features, by_halves, logits = jax.jit(apply)(params, IMAGES)
     assert features.shape == (2, 1, 2, model.num_features) == (2, 1, 2, 64)
-    np.testing.assert_allclose(model.forward_head(features), logits, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(by_halves, logits)
     pooled = model.forward_head(np.asarray(features), pre_logits=True)
     np.testing.assert_allclose(pooled, np.asarray(features).mean(axis=(1, 2)), rtol=1e-5, atol=1e-6)
+    expected = np.asarray(pooled) @ np.asarray(model.head.kernel[...]) + np.asarray(model.head.bias[...])
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
     model.reset_classifier(0)
     np.testing.assert_array_equal(model.forward_head(features), pooled)
 
 
-def test_a_call_is_computed_as_before() -> None:
-    """The program has the operations of the call, which was one expression, in the same order."""
-    model = classifier(SVT)
-    graphdef, params = nnx.graphdef(model), twins_jax.get_params(model)
+@pytest.mark.parametrize("key", [None, jax.random.key(3)], ids=["still", "random"])
+def test_a_call_is_computed_as_one_expression(key: jax.Array | None) -> None:
+    def call(model: TwinsClassifier, images: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+        return model.head(model.norm(model.backbone(images, rngs=rngs)[-1]).mean(axis=(1, 2)))
 
-    def call(params: Any, images: jax.Array) -> jax.Array:
-        merged = twins_jax.merge_model(graphdef, params)
-        features = merged.norm(merged.backbone(images)[-1]).mean(axis=(1, 2))
-        return merged.head(features)
-
-    apply, _ = twins_jax.split_model(model)
-    assert str(jax.make_jaxpr(apply)(params, IMAGES)) == str(jax.make_jaxpr(call)(params, IMAGES))
+    model = classifier(dataclasses.replace(SVT, drop_path_rate=0.5))
+    assert trace(model, None, key=key) == trace(model, call, key=key)
 
 
-@pytest.mark.parametrize(
-    ("config", "norms"), [(SVT, False), (dataclasses.replace(PCPVT, stage_norms=True, remat=True), True)]
-)
-def test_outputs_of_blocks(config: twins_jax.TwinsConfig, norms: bool) -> None:
-    model = backbone(config)
-
-    def walk(model: TwinsBackbone, images: jax.Array, rngs: None) -> list[jax.Array]:
-        del rngs
+@pytest.mark.parametrize("chosen", [None, [-1, 1, 1, -5]])
+@pytest.mark.parametrize("stage_norms", [False, True])
+def test_outputs_of_blocks(chosen: list[int] | None, stage_norms: bool) -> None:
+    def walk(model: TwinsBackbone, images: jax.Array, rngs: nnx.Rngs) -> tuple[jax.Array, ...]:
         x, outputs = images, []
         for i, stage in enumerate(model.stages):
             x = stage.patch_embed(x)
-            for block in stage.blocks:
-                x = block(x)
+            for j, block in enumerate(stage.blocks):
+                x = block(x, rngs)
                 outputs.append(x)
-                if len(outputs) in (1, *(1 + info.last_block + 1 for info in model.feature_info)):
-                    x = stage.peg(x)
-            x = model.norms[i](x) if norms else x
-        return outputs
+                x = stage.peg(x) if j == 0 else x
+            x = model.norms[i](x) if stage_norms else x
+        return tuple(outputs if chosen is None else [outputs[index] for index in chosen])
 
-    expected = run_method(model, walk, SMALL)
-    total = len(expected)
-    assert total == sum(config.depths)
-    chosen = [-1, 1, 1, -total] if norms else None
-    found = run_method(model, functools.partial(TwinsBackbone.intermediates, blocks=chosen), SMALL)
-    assert len(found) == len(chosen or expected)
-    for index, output in zip(chosen or range(total), found, strict=True):
-        np.testing.assert_allclose(output, expected[index], rtol=1e-4, atol=1e-5)
+    model = backbone(dataclasses.replace(SVT, drop_path_rate=0.5, stage_norms=stage_norms))
+    method, key = functools.partial(TwinsBackbone.intermediates, blocks=chosen), jax.random.key(3)
+    assert trace(model, method, key=key) == trace(model, walk, key=key)
 
 
-def run_method(model: nnx.Module, method: Any, images: np.ndarray) -> Any:
-    apply, params = twins_jax.split_model(model, method)
-    return jax.jit(apply)(params, images)
+def test_outputs_of_blocks_that_recompute_their_activations() -> None:
+    model = backbone(dataclasses.replace(SVT, remat=True))
+    assert len(re.findall(r"\b(?:remat|checkpoint)\w*\[", trace(model, TwinsBackbone.intermediates))) == 5
 
 
 def test_stages_after_the_last_block_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,20 +89,6 @@ def test_stages_after_the_last_block_are_not_computed(monkeypatch: pytest.Monkey
     (output,) = jax.eval_shape(lambda images: model.intermediates(images, range(2, 3)), SMALL)
     assert output.shape == (2, 4, 4, 32)
     assert seen == [4, 2]
-
-
-def test_blocks_outputs_draw_as_the_call_does() -> None:
-    key = jax.random.key(3)
-
-    def last(model: TwinsBackbone, images: jax.Array, rngs: nnx.Rngs) -> tuple[jax.Array, jax.Array, jax.Array]:
-        (output,) = model.intermediates(images, [-1], rngs=rngs)
-        called, still = (model(images, rngs=of_call)[-1] for of_call in (nnx.Rngs(dropout=key), None))
-        return model.stages[-1].peg(output), called, still
-
-    apply, params = twins_jax.split_model(backbone(dataclasses.replace(PCPVT, drop_path_rate=0.9)), last)
-    output, called, still = jax.jit(apply)(params, SMALL, key)
-    np.testing.assert_allclose(output, called, rtol=1e-4, atol=1e-5)
-    assert (called != still).any()
 
 
 def test_feature_info_is_that_of_the_maps() -> None:

@@ -100,7 +100,7 @@ def shapes(tree: Any) -> list[tuple[int, ...]]:
 
 def test_frozen_stages_in_a_loop_of_nnx() -> None:
     model = classifier(PCPVT)
-    before, frozen = twins_jax.get_params(model), twins_jax.stages_below(model, 2)
+    before, frozen = twins_jax.get_params(model), twins_jax.stages_below(model, 3)
     trained = nnx.All(nnx.Param, nnx.Not(frozen))
     optimizer = nnx.Optimizer(model, optax.adamw(0.1), wrt=trained)
     assert shapes(nnx.state(optimizer, nnx.OptState)) == sorted(2 * shapes(nnx.state(model, trained)))
