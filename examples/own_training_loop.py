@@ -26,7 +26,7 @@ class Classifier(nnx.Module):
 
 
 @nnx.jit
-def train_step(model: Classifier, optimizer: nnx.Optimizer, images: jax.Array, labels: jax.Array) -> jax.Array:
+def train_step(model: Classifier, optimizer: nnx.Optimizer, images: np.ndarray, labels: np.ndarray) -> jax.Array:
     """Updates model and optimizer in place; returns the loss."""
 
     def loss(model: Classifier) -> jax.Array:

@@ -124,15 +124,19 @@ class TwinsClassifier(nnx.Module):
             InputError: (a ValueError) naming what is wrong with an argument. The model is as before then.
         """
         _check_num_classes(num_classes)
+        head = None
         if num_classes:
             if rngs is None:
                 raise InputError(f"rngs=None: must be given for the fresh head of num_classes={num_classes}")
             check_rngs(rngs, "params")
-            self.head = Linear(self.num_features, int(num_classes), **self.config.dtypes, rngs=rngs)
-        elif self.num_classes:
-            del self.head
+            head = Linear(self.num_features, int(num_classes), **self.config.dtypes, rngs=rngs)
+        had_head = bool(self.num_classes)
         self.num_classes = int(num_classes)
         self.class_names = None
+        if head is not None:
+            self.head = head
+        elif had_head:
+            del self.head
 
 
 def _check_num_classes(num_classes: int) -> None:

@@ -147,7 +147,7 @@ def split_model(model: nnx.Module, method: Callable[..., Any] | None = None) -> 
     """
     _check_model(model)
     run = _call if method is None else method
-    is_function = callable(run) and not inspect.ismethod(run)  # which has a model of its own, with its weights
+    is_function = callable(run) and not inspect.ismethod(run)  # a bound method has its own model's weights
     require("method", method, is_function, f"None or a function of the model: {type(model).__name__}.METHOD")
     graphdef = nnx.graphdef(model)
     batch_stats = get_batch_stats(model)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ from flax import nnx
 from twins_jax.attention import LocallyGroupedAttention
 from twins_jax.backbone import Block, TwinsBackbone
 from twins_jax.classifier import TwinsClassifier
-from twins_jax.errors import is_integer, require
+from twins_jax.errors import InputError, is_integer, require
 from twins_jax.functional import Params, get_params, merge_model
 from twins_jax.inputs import check_images
 from twins_jax.preprocess import DEFAULT, Preprocessing
@@ -20,7 +20,7 @@ from twins_jax.preprocess import DEFAULT, Preprocessing
 if TYPE_CHECKING:
     from PIL import Image
 
-Model = TwinsBackbone | TwinsClassifier
+Model: TypeAlias = TwinsBackbone | TwinsClassifier
 
 LEAST, MOST = (255, 0, 0), (255, 235, 40)
 """RGB of little and of the most attention."""
@@ -42,7 +42,7 @@ def attention_maps(model: Model, images: jax.Array, block: int = -1) -> jax.Arra
         the last two axes. Of a GSA block [B, heads, H', W', h, w]: key (i, j) is the representative of the `ratio` x
         `ratio` square of positions with the corner (i * ratio, j * ratio). Of an LSA block [B, heads, H', W', size,
         size]: key (i, j) of a position (y, x) is the one at (y // size * size + i, x // size * size + j), which is
-        padding if it is outside of the map.
+        padding if it is outside of the map. The weights of a GSA block grow with the square of the image's area.
 
     Raises:
         InputError: (a ValueError) naming what is wrong with an argument.
@@ -149,7 +149,7 @@ def attention_overlay(
     return picture
 
 
-Box = tuple[int, int, int, int]
+Box: TypeAlias = tuple[int, int, int, int]
 """Top, left, bottom and right of a rectangle of pixels; the last two are the first ones outside of it."""
 
 
@@ -203,6 +203,8 @@ def _look(model: Model, images: jax.Array, query: Sequence[int], block: int, hea
 
     of_heads = np.asarray(attention_maps(backbone, images, index), np.float32)[0, :, y, x]
     weights = of_heads.mean(axis=0) if head is None else of_heads[head]
+    if not np.isfinite(weights).all():
+        raise InputError("images: no finite attention: must be finite, as the model's parameters")
     if isinstance(attention, LocallyGroupedAttention):
         window = attention.window_size * stride
         top, left = y * stride // window * window, x * stride // window * window

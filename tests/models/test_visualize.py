@@ -203,6 +203,7 @@ ONE = random_array(1, 75, 149, 3)
         ({"model": nnx.Linear(2, 3, rngs=nnx.Rngs(0))}, "model=.*must be a TwinsClassifier or -Backbone"),
         ({"images": ONE[0]}, r"images.shape=.*with a batch axis"),
         ({"images": np.repeat(ONE, 2, 0)}, r"images.shape=\(2, 75, 149, 3\): must be of a single image: images\[:1\]"),
+        ({"images": np.full_like(ONE, np.nan)}, "images: no finite attention"),
         ({"query": (72, 0)}, r"query=\(72, 0\): must be row and column of a pixel, less than 64 and 128 at stride 32"),
         ({"query": (0, 148)}, "query"),
         ({"query": (-1, 0)}, "query"),
@@ -227,6 +228,12 @@ def test_only_colors_are_drawn() -> None:
     model, images = backbone(dataclasses.replace(SVT, in_channels=1)), ONE[..., :1]
     with pytest.raises(InputError, match=r"images.shape=.*of colors"):
         attention_overlay(model, images, (0, 0))
+
+
+def test_no_images_have_no_maps() -> None:
+    for block, keys in ((0, (7, 7)), (1, (2, 4))):
+        found = jax.eval_shape(lambda images, block=block: attention_maps(backbone(SVT), images, block), ONE[:0])
+        assert found.shape == (0, 1, 18, 37, *keys)
 
 
 def test_maps_within_a_users_jit() -> None:

@@ -82,7 +82,8 @@ def window_attention_weights(
     query, key, _ = _project_windows(x, project, num_heads, window_size)
     bias = padding_bias(height, width, window_size) if window_padding == "mask" else None
     weights = jnp.moveaxis(softmax_weights(query, key, bias), 2, 3)  # [B, windows, queries, heads, keys]
-    weights = _join(weights.reshape(*weights.shape[:3], -1), window_size, height, width)
+    weights = weights.reshape(*weights.shape[:3], num_heads * window_size**2)
+    weights = _join(weights, window_size, height, width)
     weights = weights.reshape(batch, height, width, num_heads, window_size, window_size)
     return jnp.moveaxis(weights, 3, 1)
 
