@@ -22,8 +22,8 @@ DESCRIPTION = """\
 Ports Twins weights between PyTorch and twins_jax; the direction follows from SRC.
 
 SRC in PyTorch: a .safetensors or .pth file with the names of timm or upstream (classification, segmentation or
-detection), a Hugging Face snapshot folder, or hf-hub:OWNER/NAME. It becomes an Orbax folder, or with a DST that ends
-in .safetensors a file of this project's names.
+detection), a Hugging Face snapshot folder, hf-hub:OWNER/NAME, or a variant's name, such as twins_svt_small, for its
+published weights. It becomes an Orbax folder, or with a DST that ends in .safetensors a file of this project's names.
 
 SRC of this project: an Orbax folder, a training run's folder, a .safetensors file or one of flax.serialization. It
 becomes a PyTorch file that timm loads, .safetensors or .pth (.pt, .bin, .ckpt, .pth.tar) as DST ends, or with another

@@ -17,7 +17,7 @@ from twins_jax.functional import (
 )
 from twins_jax.groups import layer_groups, param_mask, stages_below
 from twins_jax.preprocess import Preprocessing, preprocess
-from twins_jax.pretrained import backbone_from_pretrained, from_pretrained
+from twins_jax.pretrained import backbone_from_pretrained, from_pretrained, push_to_hub, save_pretrained
 
 __version__ = "0.2.0.dev0"
 
@@ -43,6 +43,8 @@ __all__ = [
     "merge_model",
     "param_mask",
     "preprocess",
+    "push_to_hub",
+    "save_pretrained",
     "set_params",
     "split_model",
     "stages_below",

@@ -1,5 +1,6 @@
 """Image classification with a Twins backbone."""
 
+import os
 from collections.abc import Sequence
 
 import jax
@@ -137,6 +138,12 @@ class TwinsClassifier(nnx.Module):
             self.head = head
         elif had_head:
             del self.head
+
+    def save_pretrained(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Saves the model; arguments and errors are those of `twins_jax.save_pretrained`."""
+        from twins_jax.pretrained import save_pretrained  # late: it imports this file
+
+        save_pretrained(self, folder, overwrite=overwrite)
 
 
 def _check_num_classes(num_classes: int) -> None:

@@ -1,7 +1,7 @@
-"""Models by name, with fresh weights."""
+"""Models by name, with fresh or published weights."""
 
 import fnmatch
-from typing import Unpack
+from typing import Unpack, cast
 
 from flax import nnx
 
@@ -9,6 +9,9 @@ from twins_jax.backbone import TwinsBackbone
 from twins_jax.classifier import TwinsClassifier
 from twins_jax.config import VARIANTS, TwinsOptions, check_options, variant_config
 from twins_jax.errors import require
+from twins_jax.paths import HUB_PREFIX
+from twins_jax.pretrained import backbone_from_pretrained, from_pretrained
+from twins_jax.published import PUBLISHED
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -28,14 +31,22 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def create_model(
-    name: str, *, num_classes: int = 1000, rngs: nnx.Rngs, **options: Unpack[TwinsOptions]
+    name: str,
+    *,
+    pretrained: bool = False,
+    num_classes: int = 1000,
+    rngs: nnx.Rngs | None = None,
+    **options: Unpack[TwinsOptions],
 ) -> TwinsClassifier:
     """Creates a classifier with random initial weights, drawn as the reference draws them (upstream `gvt.py`).
 
     Args:
         name: a variant, one of `list_models()`.
-        num_classes: outputs of the head; 0 leaves the head out, and the model returns pooled features.
-        rngs: `params` stream for the initial weights.
+        pretrained: take the published weights instead, trained on ImageNet-1K, from the repository
+            "timm/NAME.in1k" or Hugging Face's local cache (extra `hub`). `from_pretrained` takes those of a file.
+        num_classes: outputs of the head; 0 leaves the head out, and the model returns pooled features. Other than 1000,
+            the head is fresh.
+        rngs: `params` stream for the initial weights; with `pretrained` needed only for a fresh head.
         **options: see `TwinsOptions`; `stage_norms` is for backbones only.
 
     Returns:
@@ -43,18 +54,23 @@ def create_model(
         [B, num_classes] in `dtype`. It is deterministic unless called with `rngs`.
 
     Raises:
-        InputError: (a ValueError) naming the argument, its value and what it must be.
+        InputError: (a ValueError) naming the argument, its value and what it must be; or the weights cannot be had.
     """
-    check_options(options, "num_classes", "rngs")
-    return TwinsClassifier(variant_config(name, **options), num_classes, rngs=rngs)
+    check_options(options, "pretrained", "num_classes", "rngs")
+    if (source := _published(name, pretrained)) is not None:
+        return from_pretrained(source, name=name, num_classes=num_classes, rngs=rngs, **options)
+    return TwinsClassifier(variant_config(name, **options), num_classes, rngs=cast("nnx.Rngs", rngs))  # checks them
 
 
-def create_backbone(name: str, *, rngs: nnx.Rngs, **options: Unpack[TwinsOptions]) -> TwinsBackbone:
+def create_backbone(
+    name: str, *, pretrained: bool = False, rngs: nnx.Rngs | None = None, **options: Unpack[TwinsOptions]
+) -> TwinsBackbone:
     """Creates a backbone with random initial weights, drawn as the reference draws them (upstream `gvt.py`).
 
     Args:
         name: a variant, one of `list_models()`.
-        rngs: `params` stream for the initial weights.
+        pretrained: take the weights of the published classifier instead, as in `create_model`.
+        rngs: `params` stream for the initial weights; not needed with `pretrained`.
         **options: see `TwinsOptions`.
 
     Returns:
@@ -63,7 +79,20 @@ def create_backbone(name: str, *, rngs: nnx.Rngs, **options: Unpack[TwinsOptions
         `rngs`.
 
     Raises:
-        InputError: (a ValueError) naming the argument, its value and what it must be.
+        InputError: (a ValueError) naming the argument, its value and what it must be; or the weights cannot be had.
     """
-    check_options(options, "rngs")
-    return TwinsBackbone(variant_config(name, **options), rngs=rngs)
+    check_options(options, "pretrained", "rngs")
+    if (source := _published(name, pretrained)) is not None:
+        return backbone_from_pretrained(source, name=name, **options)
+    return TwinsBackbone(variant_config(name, **options), rngs=cast("nnx.Rngs", rngs))  # checks them
+
+
+def _published(name: str, pretrained: bool) -> str | None:
+    """Returns the source of a variant's published weights; None if they are not wanted."""
+    require("pretrained", pretrained, isinstance(pretrained, bool), "True or False")
+    if not pretrained:
+        return None
+    variant_config(name)
+    allowed = f"a variant with published weights, one of {', '.join(PUBLISHED)}"
+    require("name", name, name in PUBLISHED, allowed)
+    return f"{HUB_PREFIX}{PUBLISHED[name].repository}"

@@ -17,7 +17,7 @@ from twins_jax.fit import array_misfits, by_name, declared_shape
 from twins_jax.inputs import native
 
 Params = dict[str, Any]
-"""A nested dict of arrays with string keys only, such as params["backbone"]["stages"]["0"]["peg"]["kernel"]."""
+"""A nested dict of arrays with string keys only, such as `params["backbone"]["stages"]["0"]["peg"]["kernel"]`."""
 
 BatchStats = dict[str, Any]
 """A nested dict like `Params`, of the running statistics of BatchNorms; empty for a model without any."""

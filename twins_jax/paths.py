@@ -5,7 +5,9 @@ import re
 from pathlib import Path
 from typing import Literal
 
+from twins_jax.config import VARIANTS
 from twins_jax.errors import InputError, require
+from twins_jax.published import PUBLISHED, find_repository
 
 HUB_PREFIX = "hf-hub:"
 """The prefix of names of Hugging Face repositories, as timm has it; they are read as weights, and written nowhere."""
@@ -89,12 +91,23 @@ def target_path(
 
 
 def weights_source(field: str, value: str | os.PathLike[str]) -> str:
-    """Returns a source of weights: a local path as `source_path` does, or a repository's name as it is.
+    """Returns a source of weights: a local path as `source_path` does, or a repository's name with its prefix.
+
+    Args:
+        field: the argument, for messages.
+        value: a path; `HUB_PREFIX` and a repository's name; or the name of a variant, with or without timm's tag, which
+            stands for the repository of its published weights. A file or folder of that name wins over the variant.
 
     Raises:
-        InputError: as `source_path`.
+        InputError: as `source_path`; or no weights of the variant are published.
     """
     if isinstance(value, str) and value.startswith(HUB_PREFIX):
         require(field, value, value.isprintable(), "a repository's name without control characters")
         return value
-    return str(source_path(field, value))
+    path = source_path(field, value)
+    if isinstance(value, str) and not path.exists():
+        if (repository := find_repository(value)) is not None:
+            return f"{HUB_PREFIX}{repository}"
+        allowed = f"a file or folder, or a variant with published weights, one of {', '.join(PUBLISHED)}"
+        require(field, value, value not in VARIANTS, allowed)
+    return str(path)

@@ -1,4 +1,4 @@
-"""Models with the weights of a checkpoint."""
+"""Models from the weights of a checkpoint, and back into a folder or a repository."""
 
 import logging
 import os
@@ -38,9 +38,11 @@ def from_pretrained(
 
     Args:
         source: a PyTorch checkpoint (.safetensors, or .pth and other files of `torch.save`) with the names of timm or
-            upstream, whatever they begin with; a Hugging Face snapshot folder, or "hf-hub:" and a repository's name; a
-            model of this project saved by Orbax, as .safetensors or by flax.serialization; a training run's folder (the
-            newest checkpoint is taken), or any folder with one checkpoint in it.
+            upstream, whatever they begin with; a folder of `save_pretrained`, or of a Hugging Face snapshot; "hf-hub:"
+            and a repository's name; the name of a variant with published weights, such as "twins_svt_small" or
+            "twins_svt_small.in1k", unless a file or folder has that name; a model of this project saved by Orbax, as
+            .safetensors or by flax.serialization; a training run's folder (the newest checkpoint is taken), or any
+            folder with one checkpoint in it.
         name: the variant; read off the weights where it is None.
         num_classes: outputs of the head; read off the weights where it is None. Where it differs from the
             checkpoint's, a fresh head takes the place of the checkpoint's (0: no head).
@@ -132,6 +134,80 @@ def backbone_from_pretrained(
         fresh = {"norms": {str(stage): get_params(norm) for stage, norm in enumerate(norms)}}
     backbone: TwinsBackbone = merge_model(graphdef, _to_params(params, config)["backbone"] | fresh)
     return backbone
+
+
+def save_pretrained(
+    model: TwinsClassifier | TwinsBackbone, folder: str | os.PathLike[str], *, overwrite: bool = False
+) -> None:
+    """Saves a model as a folder that `from_pretrained` and timm load, and that `push_to_hub` uploads.
+
+    `model.safetensors` holds the parameters in their dtypes under timm's names; those of a backbone have the prefix
+    "backbone.", as in upstream's segmentation and detection. `config.json` has timm's form: the variant, `class_names`
+    and `preprocessing` of a classifier, and `window_padding`. `dtype`, `remat` and the rates of dropout and stochastic
+    depth are not saved.
+
+    timm loads a classifier of a published variant with `timm.create_model("local-dir:FOLDER", pretrained=True)`. It has
+    `window_padding` "zero" alone.
+
+    Args:
+        model: of a variant, one of `list_models()`. Parameters on several devices are gathered; those that are sharded
+            over processes must be gathered before.
+        folder: appears complete or not at all; its parents are made. An empty folder may exist. Where several processes
+            share it, one of them should save.
+        overwrite: replace a model that was saved in the folder; a README.md beside it is kept. A folder with anything
+            else in it is never replaced.
+
+    Raises:
+        InputError: (a ValueError) the model is of no variant, its parameters do not fit it or are not finite, an
+            attribute is not what it must be, or the folder cannot be written.
+    """
+    from twins_jax.port.save import save_model
+
+    save_model(model, folder, overwrite=overwrite)
+
+
+def push_to_hub(
+    model: TwinsClassifier | TwinsBackbone,
+    repo_id: str,
+    *,
+    token: str | bool | None = None,
+    private: bool | None = None,
+    commit_message: str = "Upload model with twins_jax",
+    revision: str | None = None,
+    create_pr: bool = False,
+) -> str:
+    """Uploads a model to a repository of Hugging Face, by huggingface_hub (extra `hub`).
+
+    The repository gets the files of `save_pretrained` and, unless it has a README.md, a short model card without a
+    license, which is yours to choose. `from_pretrained("hf-hub:OWNER/NAME")` loads the model again.
+
+    Args:
+        model: as in `save_pretrained`.
+        repo_id: "OWNER/NAME", or "NAME" of your own account; the repository is made if it does not exist.
+        token: with the right to write; None: that of `hf auth login`, or of the variable HF_TOKEN.
+        private: make a new repository private; None: as the owner's settings have it.
+        commit_message: of the upload.
+        revision: branch to upload to, which must exist; None: main.
+        create_pr: open a pull request instead, of main.
+
+    Returns:
+        The URL of the commit, or of the pull request.
+
+    Raises:
+        InputError: (a ValueError) as `save_pretrained`; huggingface_hub is not installed; or the upload fails; says
+            why.
+    """
+    from twins_jax.port.push import push_model
+
+    return push_model(
+        model,
+        repo_id,
+        token=token,
+        private=private,
+        commit_message=commit_message,
+        revision=revision,
+        create_pr=create_pr,
+    )
 
 
 def _port(

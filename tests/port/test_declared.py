@@ -18,7 +18,7 @@ import twins_jax
 from twins_jax.config import RuntimeOptions
 from twins_jax.errors import InputError
 from twins_jax.port.convert import NOTHING_DECLARED, Declared
-from twins_jax.port.declared import from_json, from_text, read_folder, to_json
+from twins_jax.port.declared import from_json, from_text, read_folder, to_json, to_text
 from twins_jax.port.infer import Inferred
 from twins_jax.port.read import read_weights
 from twins_jax.preprocess import Preprocessing
@@ -195,7 +195,8 @@ def test_both_ways():
         model = Inferred("twins_svt_tiny", 3, classes, False)
         expected = DECLARED._replace(num_classes=classes, class_names=NAMES if classes else None)
         assert from_json(to_json(DECLARED, model), "here") == expected
-        assert to_json(Declared("twins_svt_tiny", 10), model) is None
+        assert from_text(to_text(DECLARED, model), "here") == expected
+        assert to_text(Declared("twins_svt_tiny", 10), model) is None
 
 
 @pytest.mark.parametrize("damaged", ["", "{", "[]", '"x"', "3", "\x00", "[" * 100_000, b"\xff\xfe{}"])

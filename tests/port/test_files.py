@@ -226,6 +226,18 @@ def test_content_decides_and_not_the_name(tiny, tmp_path):
         assert port(read_weights(tmp_path / name)).model.name == "twins_svt_tiny"
 
 
+@pytest.mark.parametrize("first", range(0, 256, 8))
+def test_a_safetensors_file_may_begin_as_a_pickle(tmp_path, first):
+    """It begins with the length of its header: that of 0x80 is a pickle's first byte."""
+    tensors, path = {"blocks.0.0.norm1.weight": torch.arange(3.0)}, tmp_path / "a.safetensors"
+    for padding in range(0, 256, 8):
+        safetensors.torch.save_file(tensors, path, metadata={"note": "x" * padding})
+        if path.read_bytes()[0] == first:
+            break
+    assert path.read_bytes()[0] == first
+    assert read_weights(path).tensors.keys() == tensors.keys()
+
+
 def test_unknown_and_ambiguous_variants_say_what_they_look_like(tiny, make_model, tmp_path, capsys):
     torch.save({name: tensor for name, tensor in tiny.items() if not name.startswith("blocks.2")}, tmp_path / "a.pth")
     assert run("--inspect", tmp_path / "a.pth") == 2

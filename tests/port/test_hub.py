@@ -2,62 +2,27 @@
 
 import builtins
 import errno
-import importlib
 import json
 import logging
 
 import pytest
 import safetensors.torch
 
+from tests.support.hub import Files, answered_by, constants, errors, http, hub
 from twins_jax.errors import InputError
 from twins_jax.port.convert import port
 from twins_jax.port.hub import WEIGHT_FILES, download
 from twins_jax.port.hub_errors import explain
 from twins_jax.port.read import read_weights
 
-hub = pytest.importorskip("huggingface_hub")
-errors = importlib.import_module("huggingface_hub.errors")
-constants = importlib.import_module("huggingface_hub.constants")
-http = importlib.import_module(errors.HTTPError.__module__.partition(".")[0])  # httpx, under the name of the version
-
-SOURCE, COMMIT = "hf-hub:owner/name", "0" * 40
-
-
-class Server:
-    """Answers in the place of the network, and keeps the requests."""
-
-    def __init__(self):
-        self.requests = []
-        self.files = {}
-        self.failure = None
-
-    def __call__(self, request):
-        if "/resolve/" in request.url.path:  # the library asks once about itself, too
-            self.requests.append(f"{request.method} {request.url.path}")
-        if isinstance(self.failure, Exception):
-            raise self.failure
-        if self.failure:
-            status, headers = self.failure
-            return http.Response(status, headers=headers)
-        name = request.url.path.partition("/resolve/main/")[2]
-        if name not in self.files:
-            return http.Response(404, headers={"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
-        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{name}"', "Content-Length": str(len(self.files[name]))}
-        return http.Response(200, headers=headers, content=self.files[name] if request.method == "GET" else b"")
+SOURCE = "hf-hub:owner/name"
 
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    server = Server()
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    factory = importlib.import_module("huggingface_hub.utils._http").default_client_factory
-    with factory() as client:
-        hooks = client.event_hooks  # refuse requests in offline mode
-    transport = http.MockTransport(server)
-    hub.set_client_factory(lambda: http.Client(transport=transport, follow_redirects=True, event_hooks=hooks))
-    yield server
-    hub.set_client_factory(factory)
+    server = Files()
+    with answered_by(server, tmp_path / "cache", monkeypatch):
+        yield server
 
 
 FAILURES = {

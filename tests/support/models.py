@@ -25,6 +25,16 @@ PCPVT = TwinsConfig(
 )
 SVT = dataclasses.replace(PCPVT, mlp_ratios=(4, 4, 4, 4), depths=(2, 1, 1, 1), window_size=7)
 
+NANO = TwinsConfig(
+    embed_dims=(8, 8, 16, 16),
+    num_heads=(1, 1, 2, 2),
+    mlp_ratios=(1, 1, 1, 1),
+    depths=(2, 1, 1, 1),
+    sub_sampling_ratios=(8, 4, 2, 1),
+    window_size=7,
+)
+"""The model of the run in run_0_1.tar.gz."""
+
 
 def random_module(make: Callable[[], Module]) -> Module:
     """A module with random values in every parameter, of a size that keeps activations near 1.

@@ -12,17 +12,9 @@ import pytest
 import twins_jax.config
 from tests.support import runs
 from tests.support.alone import call_main
+from tests.support.models import NANO
 from tests.support.paths import ROOT
-from twins_jax import TwinsConfig
 
-NANO = TwinsConfig(
-    embed_dims=(8, 8, 16, 16),
-    num_heads=(1, 1, 2, 2),
-    mlp_ratios=(1, 1, 1, 1),
-    depths=(2, 1, 1, 1),
-    sub_sampling_ratios=(8, 4, 2, 1),
-    window_size=7,
-)
 ARGUMENTS = (
     *("digits", "--model.name", "nano", "--data.dir", "digits", "--distributed.mode", "off"),
     *("--batch_size", "8", "--eval_batch_size", "100", "--steps", "6", "--eval_every_steps", "3"),

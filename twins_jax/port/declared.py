@@ -73,20 +73,24 @@ def from_json(config: Mapping[str, Any], place: str) -> Declared:
     )
 
 
-def to_json(declared: Declared, model: Inferred) -> dict[str, Any] | None:
-    """The inverse of `from_json`, for weights of this model; None if they say all there is to say themselves."""
-    class_names = declared.class_names if model.num_classes else None  # they go with the head
-    if (class_names, declared.preprocessing, declared.window_padding) == (None, None, None):
-        return None
+def to_text(declared: Declared, model: Inferred) -> str | None:
+    """The inverse of `from_text`, for weights of this model; None if they say all there is to say themselves."""
+    config = to_json(declared, model)
+    return json.dumps(config) if config.keys() - {"architecture", "num_classes"} else None
+
+
+def to_json(declared: Declared, model: Inferred) -> dict[str, Any]:
+    """The inverse of `from_json`, for weights of this model."""
     config: dict[str, Any] = {"architecture": model.name, "num_classes": model.num_classes}
-    if class_names is not None:
-        config["label_names"] = list(class_names)
+    if declared.class_names is not None and model.num_classes:  # they go with the head
+        config["label_names"] = list(declared.class_names)
     if declared.window_padding is not None:
         config["window_padding"] = declared.window_padding
     if (images := declared.preprocessing) is not None:
+        side = int(images.image_size)  # Python's own numbers: JSON takes none of NumPy's
         config["pretrained_cfg"] = {
-            "input_size": [len(images.mean), images.image_size, images.image_size],
-            "crop_pct": images.crop,
+            "input_size": [model.in_channels, side, side],
+            "crop_pct": float(images.crop),
             "mean": list(images.mean),
             "std": list(images.std),
             "interpolation": images.interpolation,

@@ -68,10 +68,12 @@ def _head(path: str) -> bytes:
 
 
 def _find(head: bytes) -> Format | None:
-    if torch_file.is_torch_file(head):
+    is_safetensors = safetensors_io.is_safetensors(head)
+    # It begins with the length of its header, below 2**32, whose least byte is a pickle's first in one file of 32.
+    if torch_file.is_torch_file(head) and not (is_safetensors and head[4:8] == bytes(4)):
         return Format.TORCH
     if shards.is_index(head):
         return Format.INDEX
-    if safetensors_io.is_safetensors(head):
+    if is_safetensors:
         return Format.SAFETENSORS
     return Format.MSGPACK if msgpack_io.is_msgpack(head) else None

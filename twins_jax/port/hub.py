@@ -3,13 +3,14 @@
 import logging
 import os
 
-from twins_jax.errors import InputError, one_line
+from twins_jax.errors import InputError
 from twins_jax.files import read_object
 from twins_jax.paths import HUB_PREFIX
 from twins_jax.port import shards
 from twins_jax.port.convert import NOTHING_DECLARED, Declared
 from twins_jax.port.declared import CONFIG_FILE, from_json
-from twins_jax.port.hub_errors import explain
+from twins_jax.port.hub_errors import explain, import_client
+from twins_jax.published import fetch_by_hand
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -38,19 +39,14 @@ def download(source: str) -> str:
         InputError: huggingface_hub is not installed, or the cache has no weights of the repository and they could not
             be downloaded; says why.
     """
-    try:
-        from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-    except ImportError as error:
-        if error.name == "huggingface_hub":
-            raise InputError(f"{source}: huggingface_hub is not installed; install it (the extra `hub`)") from error
-        raise InputError(f"{source}: huggingface_hub cannot be imported: {one_line(error)}") from error
     repository, _, named = source.removeprefix(HUB_PREFIX).partition("@")
-    revision = named or None
+    revision, advice = named or None, fetch_by_hand(repository)
+    client = import_client(source, advice)
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     def fetch(name: str, *, cached: bool) -> str | None:
         try:
-            path: str = hf_hub_download(repository, name, revision=revision, local_files_only=cached)
+            path: str = client.hf_hub_download(repository, name, revision=revision, local_files_only=cached)
         except EntryNotFoundError as error:
             if isinstance(error, LocalEntryNotFoundError) and not cached:  # not absent, but out of reach
                 raise
@@ -67,7 +63,7 @@ def download(source: str) -> str:
 
     try:
         try:
-            get_hf_file_metadata(hf_hub_url(repository, WEIGHT_FILES[0], revision=revision))
+            client.get_hf_file_metadata(client.hf_hub_url(repository, WEIGHT_FILES[0], revision=revision))
         except EntryNotFoundError:
             pass  # then the server has the repository, perhaps with weights of another name
         except Exception as error:
@@ -79,7 +75,7 @@ def download(source: str) -> str:
     except InputError:
         raise
     except Exception as error:  # connection, permission, name: many kinds, from several libraries
-        raise InputError(f"{source}: {explain(error, repository, revision)}") from error
+        raise InputError(f"{source}: {explain(error, repository, revision)}{advice}") from error
     if weights is None:
         raise InputError(f"{source}: the repository holds none of {', '.join(WEIGHT_FILES)}")
     return weights

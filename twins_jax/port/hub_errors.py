@@ -4,7 +4,7 @@ import errno
 import os
 from typing import Any
 
-from twins_jax.errors import one_line
+from twins_jax.errors import InputError, one_line
 
 LOGIN = "set HF_TOKEN, or run `hf auth login`"
 
@@ -28,8 +28,29 @@ SEEN = {
 """The errors of huggingface_hub, by the names of their classes, and the causes that they stand for."""
 
 
+def import_client(place: str, advice: str = "") -> Any:
+    """Imports huggingface_hub.
+
+    Args:
+        place: the repository, for the error.
+        advice: the end of the error.
+
+    Raises:
+        InputError: it is not installed, or cannot be imported.
+    """
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        missing = error.name == "huggingface_hub"
+        found = (
+            "is not installed; install it (the extra `hub`)" if missing else f"cannot be imported: {one_line(error)}"
+        )
+        raise InputError(f"{place}: huggingface_hub {found}{advice}") from error
+    return huggingface_hub
+
+
 def explain(error: BaseException, repository: str, revision: str | None) -> str:
-    """Returns the cause of a failed download, for an error message that begins with the repository's name.
+    """Returns the cause of a failed download or upload, for an error message that begins with the repository's name.
 
     Args:
         error: as huggingface_hub, its HTTP client or the file system raised it.
@@ -42,6 +63,8 @@ def explain(error: BaseException, repository: str, revision: str | None) -> str:
         if error.__cause__ is not None:
             return explain(error.__cause__, repository, revision)
         return f"not in the cache {constants.HF_HUB_CACHE}"
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):  # it names the file, and no cause
+        return explain(error.__cause__, repository, revision)
     for kind in type(error).__mro__:  # the most special first
         if seen := SEEN.get(kind.__name__):
             return seen.format(

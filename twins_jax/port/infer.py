@@ -9,7 +9,7 @@ from flax import nnx, traverse_util
 
 from twins_jax.backbone import TwinsBackbone
 from twins_jax.classifier import TwinsClassifier
-from twins_jax.config import VARIANTS, TwinsConfig, variant_config
+from twins_jax.config import VARIANTS, TwinsConfig, TwinsOptions, check_config, variant_config
 from twins_jax.errors import InputError
 from twins_jax.functional import get_params
 
@@ -78,6 +78,24 @@ def infer(shapes: Mapping[str, Shape], label: str, *, is_dense: bool, name: str 
         num_classes=head[-1] if has_classifier and not is_dense and not stage_norms else None,
         stage_norms=stage_norms,
     )
+
+
+def of_model(model: TwinsClassifier | TwinsBackbone) -> Inferred:
+    """Finds the variant of a model, which its weights will be read as.
+
+    Raises:
+        InputError: its architecture is of no variant.
+    """
+    config = model.config
+    check_config(config)
+    fields = [field.name for field in dataclasses.fields(config) if field.name not in TwinsOptions.__annotations__]
+    found = {field: getattr(config, field) for field in fields}
+    for name, variant in VARIANTS.items():
+        if all(getattr(variant, field) == value for field, value in found.items()):
+            num_classes = model.num_classes if isinstance(model, TwinsClassifier) else None
+            return Inferred(name, config.in_channels, num_classes, config.stage_norms)
+    described = ", ".join(f"{field}={value}" for field, value in found.items())
+    raise InputError(f"model.config: must be of a variant, one of {', '.join(VARIANTS)}; is {described}")
 
 
 def _infer_variant(shapes: Mapping[str, Shape], label: str) -> str:

@@ -1,9 +1,10 @@
 """Reads weights from a source of any kind."""
 
+import errno
 import os
 from typing import NamedTuple
 
-from twins_jax.errors import InputError, require, shown
+from twins_jax.errors import InputError, did_you_mean, require, shown
 from twins_jax.paths import HUB_PREFIX, weights_source
 from twins_jax.port import hub, msgpack_io, names, orbax_io, safetensors_io, shards, torch_io
 from twins_jax.port.convert import NOTHING_DECLARED, Declared, Tensors, Weights
@@ -12,6 +13,7 @@ from twins_jax.port.folder import find_checkpoint
 from twins_jax.port.formats import Format, find_format
 from twins_jax.port.state_names import select
 from twins_jax.port.torch_io import Contents
+from twins_jax.published import PUBLISHED
 
 
 class Choice(NamedTuple):
@@ -29,9 +31,10 @@ def read_weights(
 
     Args:
         source: a .safetensors file, one of `torch.save` or of `flax.serialization`, or the index of sharded ones
-            (recognized by their first bytes, not by name); "hf-hub:" and a repository's name; an Orbax folder of a
-            model's parameters or state; or a folder with one of these in it, as `twins_jax.port.folder` finds it, such
-            as a snapshot of Hugging Face's or a training run's working directory.
+            (recognized by their first bytes, not by name); "hf-hub:" and a repository's name, or the name of a variant
+            with published weights; an Orbax folder of a model's parameters or state; or a folder with one of these in
+            it, as `twins_jax.port.folder` finds it, such as a snapshot of Hugging Face's or a training run's working
+            directory.
         ema: take the exponential moving average of the weights, which training checkpoints hold beside them.
         prefix: what the names of the wanted tensors begin with in a file with several models, or the key of the dict
             that holds them.
@@ -45,6 +48,8 @@ def read_weights(
     if source.startswith(HUB_PREFIX):
         path = hub.download(source)
         return _read_file(path, source, choice, hub.read_config(os.path.dirname(path)))
+    if not os.path.lexists(source):
+        raise InputError(f"{source}: {os.strerror(errno.ENOENT)}{_meant(source)}")
     if not os.path.isdir(source):
         return _read_file(source, source, choice)
     path, is_average = find_checkpoint(source, ema=ema)
@@ -53,6 +58,14 @@ def read_weights(
     require("head", head, head is None, "None for an Orbax folder")
     tensors, note = orbax_io.read_params(path, ema=ema and not is_average, prefix=prefix)
     return Weights(path, f"Orbax folder{note}", tensors, read_folder(path))
+
+
+def _meant(source: str) -> str:
+    """Returns advice on a path that leads nowhere, to end an error message; "" if there is none."""
+    folder, _, name = source.partition("/")
+    if folder and name and "/" not in name and not os.path.isdir(folder):
+        return f"; a repository of Hugging Face is {HUB_PREFIX}{source}"
+    return did_you_mean(source, list(PUBLISHED))
 
 
 def _read_file(path: str, label: str, choice: Choice, declared: Declared = NOTHING_DECLARED) -> Weights:

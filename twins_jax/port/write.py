@@ -1,6 +1,5 @@
 """Ports one file or folder to another: the library behind `port_weights.py`."""
 
-import json
 import os
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,7 +7,7 @@ from typing import NamedTuple
 from twins_jax.errors import InputError, did_you_mean
 from twins_jax.files import staged, write_text
 from twins_jax.port.convert import Ported, Tensors, Weights, to_layout
-from twins_jax.port.declared import CONFIG_FILE, to_json
+from twins_jax.port.declared import CONFIG_FILE, to_text
 from twins_jax.port.orbax_io import is_params, write_params
 from twins_jax.port.rules import OURS, OURS_BACKBONE, TORCH, TORCH_DENSE, Layout
 from twins_jax.port.safetensors_io import write_safetensors
@@ -44,8 +43,7 @@ def plan_target(source: Weights, ported: Ported, target: str) -> Target:
     is_backbone = ported.model.num_classes is None
     ours, theirs = (OURS_BACKBONE, TORCH_DENSE) if is_backbone else (OURS, TORCH)
     name = target.lower()
-    config = to_json(source.declared, ported.model)
-    about = json.dumps(config) if config else None
+    about = to_text(source.declared, ported.model)
     if name.endswith(".safetensors"):
         layout = ours if source.layout.is_torch else theirs
         framework = "pt" if layout.is_torch else "jax"
