@@ -27,6 +27,9 @@ class Own(nnx.Module):
         self.stages = nnx.List([nnx.Linear(4, 4, rngs=nnx.Rngs(0))])
 
 
+NORMED = backbone(dataclasses.replace(SVT, stage_norms=True))
+
+
 def by_path(tree: dict[str, Any]) -> dict[str, Any]:
     return traverse_util.flatten_dict(tree, sep="/")
 
@@ -64,7 +67,7 @@ def test_layers_of_a_backbone_and_of_a_users_model() -> None:
 
 
 def test_a_stages_norm_is_with_its_last_block() -> None:
-    layers = twins_jax.layer_groups(backbone(dataclasses.replace(SVT, stage_norms=True)))
+    layers = twins_jax.layer_groups(NORMED)
     assert [norm["scale"] for norm in layers["norms"].values()] == [2, 3, 4, 5]
 
 
@@ -72,8 +75,7 @@ def test_a_stages_norm_is_with_its_last_block() -> None:
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_stages_are_their_layers(stage: int, wrapped: bool) -> None:
     """Two definitions of the same: stages by name, and layers by number."""
-    model: nnx.Module = backbone(dataclasses.replace(SVT, stage_norms=True))
-    model = Own(model) if wrapped else model
+    model = Own(NORMED) if wrapped else NORMED
     first = (0, 3, 4, 5, 6)[stage]  # layer of the stage
     expected = {path: layer < first for path, layer in by_path(twins_jax.layer_groups(model)).items()}
     selected = twins_jax.stages_below(model, stage)
@@ -148,8 +150,8 @@ def test_masks_of_filters_of_nnx() -> None:
         (lambda: twins_jax.layer_groups(nnx.Linear(2, 3, rngs=nnx.Rngs(0))), "model=.*a model with a TwinsBackbone"),
         (lambda: twins_jax.layer_groups({}), "model=.*must be a model, an nnx.Module"),
         (lambda: twins_jax.stages_below(nnx.Dict(), 1), "model=.*a model with a TwinsBackbone in it"),
-        (lambda: twins_jax.stages_below(backbone(PCPVT), 5), "stage=5: must be an integer from 0 to 4"),
-        (lambda: twins_jax.stages_below(backbone(PCPVT), -1), "stage=-1: must be an integer from 0 to 4"),
+        (lambda: twins_jax.stages_below(NORMED, 5), "stage=5: must be an integer from 0 to 4"),
+        (lambda: twins_jax.stages_below(NORMED, -1), "stage=-1: must be an integer from 0 to 4"),
         (lambda: twins_jax.param_mask([1], nnx.Param), "params=.*nested dicts"),
         (lambda: twins_jax.param_mask({}, 3), "selected=3: must be a filter of NNX"),
     ],

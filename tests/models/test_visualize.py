@@ -19,6 +19,7 @@ from twins_jax.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, nor
 from twins_jax.visualize import CYAN, MOST, WHITE, attention_heatmap, attention_maps, attention_overlay
 
 DIM, HEADS, HEAD_DIM = 8, 2, 4
+MODEL, ONE = backbone(SVT), random_array(1, 75, 149, 3)
 Weights = dict[str, np.ndarray]
 
 
@@ -187,14 +188,10 @@ def test_a_classifiers_picture_has_its_own_preprocessing() -> None:
 
 
 def test_heads() -> None:
-    model, images = backbone(SVT), random_array(1, HEIGHT, WIDTH, 3)
-    of_heads = [attention_heatmap(model, images, (8, 8), block=2, head=head) for head in (0, 1)]
+    of_heads = [attention_heatmap(MODEL, ONE, (8, 8), block=2, head=head) for head in (0, 1)]
     assert np.abs(of_heads[0] - of_heads[1]).max() > 1e-4
-    mean = attention_heatmap(model, images, (8, 8), block=-3)
+    mean = attention_heatmap(MODEL, ONE, (8, 8), block=-3)
     np.testing.assert_allclose(mean, (of_heads[0] + of_heads[1]) / 2, rtol=1e-5)
-
-
-ONE = random_array(1, 75, 149, 3)
 
 
 @pytest.mark.parametrize(
@@ -219,24 +216,24 @@ ONE = random_array(1, 75, 149, 3)
     ],
 )
 def test_refused_arguments(options: dict[str, Any], message: str) -> None:
-    arguments = {"model": backbone(SVT), "images": ONE, "query": (0, 0), **options}
+    arguments = {"model": MODEL, "images": ONE, "query": (0, 0), **options}
     with pytest.raises(InputError, match=message):
         attention_overlay(arguments.pop("model"), arguments.pop("images"), arguments.pop("query"), **arguments)
 
 
 def test_only_colors_are_drawn() -> None:
-    model, images = backbone(dataclasses.replace(SVT, in_channels=1)), ONE[..., :1]
+    config = dataclasses.replace(SVT, in_channels=1)
+    model = nnx.eval_shape(lambda: twins_jax.TwinsBackbone(config, rngs=nnx.Rngs(0)))
     with pytest.raises(InputError, match=r"images.shape=.*of colors"):
-        attention_overlay(model, images, (0, 0))
+        attention_overlay(model, ONE[..., :1], (0, 0))
 
 
 def test_no_images_have_no_maps() -> None:
     for block, keys in ((0, (7, 7)), (1, (2, 4))):
-        found = jax.eval_shape(lambda images, block=block: attention_maps(backbone(SVT), images, block), ONE[:0])
+        found = jax.eval_shape(lambda images, block=block: attention_maps(MODEL, images, block), ONE[:0])
         assert found.shape == (0, 1, 18, 37, *keys)
 
 
 def test_maps_within_a_users_jit() -> None:
-    model = backbone(SVT)
-    apply, params = twins_jax.split_model(model, lambda model, images, **_: attention_maps(model, images, 0))
-    np.testing.assert_allclose(jax.jit(apply)(params, ONE), attention_maps(model, ONE, 0), rtol=1e-5)
+    apply, params = twins_jax.split_model(MODEL, lambda model, images, **_: attention_maps(model, images, 0))
+    np.testing.assert_allclose(jax.jit(apply)(params, ONE), attention_maps(MODEL, ONE, 0), rtol=1e-5)
