@@ -1,6 +1,7 @@
 """Twins-PCPVT and Twins-SVT vision transformers (arXiv 2104.13840) in JAX."""
 
-from twins_jax.backbone import TwinsBackbone
+from twins_jax import visualize
+from twins_jax.backbone import FeatureInfo, TwinsBackbone
 from twins_jax.classifier import TwinsClassifier
 from twins_jax.config import TwinsConfig, TwinsOptions
 from twins_jax.create import create_backbone, create_model, list_models
@@ -15,6 +16,7 @@ from twins_jax.functional import (
     set_params,
     split_model,
 )
+from twins_jax.groups import layer_groups, param_mask, stages_below
 from twins_jax.image_classifier import Answer, classify
 from twins_jax.preprocess import Preprocessing, preprocess
 from twins_jax.pretrained import backbone_from_pretrained, from_pretrained, push_to_hub, save_pretrained
@@ -25,6 +27,7 @@ __all__ = [
     "Answer",
     "BatchStats",
     "ExportError",
+    "FeatureInfo",
     "InputError",
     "Params",
     "Preprocessing",
@@ -41,11 +44,15 @@ __all__ = [
     "from_pretrained",
     "get_batch_stats",
     "get_params",
+    "layer_groups",
     "list_models",
     "merge_model",
+    "param_mask",
     "preprocess",
     "push_to_hub",
     "save_pretrained",
     "set_params",
     "split_model",
+    "stages_below",
+    "visualize",
 ]

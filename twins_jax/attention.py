@@ -41,6 +41,15 @@ class LocallyGroupedAttention(nnx.Module):
         )
         return drop(self.dropout, self.proj(attended), rngs)
 
+    def weights(self, x: jax.Array) -> jax.Array:
+        """Computes softmax(q k^T / sqrt(d)): [B, H, W, C] -> [B, heads, H, W, window_size, window_size].
+
+        The weights of a position are over the positions of its window, of which some may be padding.
+        """
+        return ops.window_attention_weights(
+            x, self.qkv, self.num_heads, self.window_size, window_padding=self.window_padding
+        )
+
 
 class GlobalSubSampledAttention(nnx.Module):
     """GSA: each position attends to one representative of every `ratio` x `ratio` square of positions.
@@ -63,6 +72,13 @@ class GlobalSubSampledAttention(nnx.Module):
             self.norm = LayerNorm(dim, epsilon=1e-5, **config.dtypes)
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
-        representatives = self.norm(self.sub_sample(x)) if self.ratio > 1 else x
+        representatives = self._representatives(x)
         attended = ops.attention(self.q(x), self.kv(representatives), self.num_heads, self.implementation)
         return drop(self.dropout, self.proj(attended), rngs)
+
+    def weights(self, x: jax.Array) -> jax.Array:
+        """Computes softmax(q k^T / sqrt(d)): [B, H, W, C] -> [B, heads, H, W, H // ratio, W // ratio]."""
+        return ops.attention_weights(self.q(x), self.kv(self._representatives(x)), self.num_heads)
+
+    def _representatives(self, x: jax.Array) -> jax.Array:
+        return self.norm(self.sub_sample(x)) if self.ratio > 1 else x

@@ -1,5 +1,6 @@
 """Models as pure functions of plain dicts: the low-overhead boundary for jit, grad and checkpoints."""
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, overload
 
@@ -113,14 +114,16 @@ def merge_model(graphdef: nnx.GraphDef[Any], params: Params, batch_stats: BatchS
 
 
 @overload
-def split_model(model: TwinsBackbone | TwinsClassifier) -> tuple[Callable[..., Any], Params]: ...
+def split_model(
+    model: TwinsBackbone | TwinsClassifier, method: Callable[..., Any] | None = None
+) -> tuple[Callable[..., Any], Params]: ...
 
 
 @overload
-def split_model(model: nnx.Module) -> tuple[Any, ...]: ...
+def split_model(model: nnx.Module, method: Callable[..., Any] | None = None) -> tuple[Any, ...]: ...
 
 
-def split_model(model: nnx.Module) -> tuple[Any, ...]:
+def split_model(model: nnx.Module, method: Callable[..., Any] | None = None) -> tuple[Any, ...]:
     """Splits a model into a pure function, its parameters and, if it has any, its running statistics.
 
     Calling `jax.jit(apply)` costs a fraction of a millisecond where `nnx.jit(model)` costs tens: only the plain dicts
@@ -128,6 +131,8 @@ def split_model(model: nnx.Module) -> tuple[Any, ...]:
 
     Args:
         model: any model of this library, called as model(images, rngs=...).
+        method: the function to compute in place of the model's call, called as method(model, images, rngs=...), such as
+            `TwinsClassifier.forward_features`, or `functools.partial(TwinsBackbone.intermediates, blocks=(0, -1))`.
 
     Returns:
         For a model without BatchNorm `apply` and `params`: `apply(params, images, key=None)` computes `model(images)`,
@@ -136,24 +141,34 @@ def split_model(model: nnx.Module) -> tuple[Any, ...]:
         For a model with BatchNorm `apply`, `params` and `batch_stats`: `apply(params, batch_stats, images)` computes
         `model(images)` with the running statistics. `apply(params, batch_stats, images, key)` trains: BatchNorm takes
         the statistics of the batch, and the outputs come as a pair with the new running statistics.
+
+    Raises:
+        InputError: (a ValueError) an argument is of another kind.
     """
     _check_model(model)
+    run = _call if method is None else method
+    is_function = callable(run) and not inspect.ismethod(run)  # a bound method has its own model's weights
+    require("method", method, is_function, f"None or a function of the model: {type(model).__name__}.METHOD")
     graphdef = nnx.graphdef(model)
     batch_stats = get_batch_stats(model)
 
     def apply(params: Params, images: jax.Array, key: jax.Array | None = None) -> Any:
-        return merge_model(graphdef, params)(images, rngs=_rngs(key))
+        return run(merge_model(graphdef, params), images, rngs=_rngs(key))
 
     def apply_with_stats(
         params: Params, batch_stats: BatchStats, images: jax.Array, key: jax.Array | None = None
     ) -> Any:
         merged = merge_model(graphdef, params, batch_stats)
-        outputs = merged(images, rngs=_rngs(key))
+        outputs = run(merged, images, rngs=_rngs(key))
         return outputs if key is None else (outputs, get_batch_stats(merged))
 
     if batch_stats:
         return apply_with_stats, get_params(model), batch_stats
     return apply, get_params(model)
+
+
+def _call(model: Any, images: jax.Array, *, rngs: nnx.Rngs | None) -> Any:
+    return model(images, rngs=rngs)
 
 
 def _to_dict(model: nnx.Module, kind: type[nnx.Variable[Any]]) -> dict[str, Any]:

@@ -176,6 +176,11 @@ WRONG_CALLS: dict[str, tuple[Callable[..., Any], Sequence[Any], str]] = {
     "rngs": (lambda value: twins_jax.from_pretrained("w.pth", rngs=value), [0, "0"], "rngs"),
     "option": (lambda value: twins_jax.from_pretrained("w.pth", num_clases=value), [10], "num_clases"),
     "get_params": (twins_jax.get_params, [None, {}, TwinsClassifier], "model"),
+    "layer_groups": (twins_jax.layer_groups, [None, {}, nnx.Dict()], "model"),
+    "stages_below": (lambda value: twins_jax.stages_below(MODEL, value), [None, -1, 5, 1.0, True], "stage"),
+    "param_mask": (lambda value: twins_jax.param_mask(value, nnx.Param), [None, [1]], "params"),
+    "selected": (lambda value: twins_jax.param_mask(PARAMS, value), [3, 1.5], "selected"),
+    "method": (lambda value: twins_jax.split_model(MODEL, value), ["call", MODEL.forward_features], "method"),
     "get_batch_stats": (twins_jax.get_batch_stats, [None, {}], "model"),
     "set_params": (lambda value: twins_jax.set_params(value, PARAMS), [None, {}], "model"),
     "strict": (lambda value: twins_jax.set_params(MODEL, PARAMS, strict=value), [None, "no"], "strict"),
@@ -210,7 +215,15 @@ def test_every_public_function_names_the_argument(
 
 def test_the_table_has_every_public_function() -> None:
     functions = {name for name in twins_jax.__all__ if callable(getattr(twins_jax, name))}
-    with_own_tests = {"create_model", "create_backbone", "InputError", "BatchStats", "Params", "TwinsOptions"}
+    with_own_tests = {
+        "create_model",
+        "create_backbone",
+        "InputError",
+        "BatchStats",
+        "Params",
+        "TwinsOptions",
+        "FeatureInfo",
+    }
     assert functions - with_own_tests <= WRONG_CALLS.keys()
 
 

@@ -5,11 +5,11 @@ kind of hardware: `numerics` holds the rules for dtypes, `dispatch` chooses betw
 `cudnn` and `pallas` are two of them, and `xla_cpu` holds what exists for one of XLA's backends.
 """
 
-from twins_jax.ops.attention import attention
+from twins_jax.ops.attention import attention, attention_weights
 from twins_jax.ops.convolution import depthwise_conv, patch_conv
 from twins_jax.ops.dispatch import PLATFORMS, PORTABLE
 from twins_jax.ops.numerics import at_least_float32, gelu, layer_norm, linear, per_channel, residual_add
-from twins_jax.ops.window_attention import window_attention
+from twins_jax.ops.window_attention import window_attention, window_attention_weights
 from twins_jax.ops.xla_cpu import by_image
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "PORTABLE",
     "at_least_float32",
     "attention",
+    "attention_weights",
     "by_image",
     "depthwise_conv",
     "gelu",
@@ -26,4 +27,5 @@ __all__ = [
     "per_channel",
     "residual_add",
     "window_attention",
+    "window_attention_weights",
 ]

@@ -36,11 +36,16 @@ def attention(
 
         return pallas.attention(query, key_value, num_heads)
 
-    def split_heads(x: jax.Array) -> jax.Array:
-        return x.reshape(batch, x.shape[1] * x.shape[2], num_heads, dim // num_heads)
+    key, value = (_split_heads(part, num_heads) for part in jnp.split(key_value, 2, axis=-1))
+    attended = softmax_attention(_split_heads(query, num_heads), key, value, implementation=chosen)
+    return attended.reshape(query.shape)
 
-    key, value = map(split_heads, jnp.split(key_value, 2, axis=-1))
-    return softmax_attention(split_heads(query), key, value, implementation=chosen).reshape(query.shape)
+
+def attention_weights(query: jax.Array, key_value: jax.Array, num_heads: int) -> jax.Array:
+    """The weights that `attention` gives the values: [B, heads, H, W, h, w], in float32 at least."""
+    key = jnp.split(key_value, 2, axis=-1)[0]
+    weights = softmax_weights(_split_heads(query, num_heads), _split_heads(key, num_heads))
+    return weights.reshape(*weights.shape[:2], *query.shape[1:3], *key_value.shape[1:3])
 
 
 def softmax_attention(
@@ -67,6 +72,23 @@ def softmax_attention(
         from twins_jax.ops import cudnn
 
         return cudnn.softmax_attention(query, key, value)
+    weights = _exp_scores(query, key, bias)
+    attended = _batched_dot(weights.astype(value.dtype), _heads_first(value), 1, weights.dtype)
+    # The division by the weights' sum comes last: d numbers a query instead of K.
+    attended = (attended / weights.sum(axis=-1, keepdims=True)).astype(value.dtype)
+    *batch, queries, heads, dim = query.shape
+    return jnp.swapaxes(attended.reshape(*batch, heads, queries, dim), -3, -2)
+
+
+def softmax_weights(query: jax.Array, key: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+    """The weights that `softmax_attention` gives the values: [..., heads, Q, K], in float32 at least."""
+    weights = _exp_scores(query, key, bias)
+    weights = weights / weights.sum(axis=-1, keepdims=True)
+    return weights.reshape(*query.shape[:-3], query.shape[-2], *weights.shape[1:])
+
+
+def _exp_scores(query: jax.Array, key: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """exp(query key^T / sqrt(d) + bias) up to a factor for each query: [batch, Q, K], in float32 at least."""
     score_dtype = at_least_float32(query.dtype)
     scale = query.shape[-1] ** -0.5
     scores = _batched_dot(_heads_first(query * scale), _heads_first(key), 2, score_dtype)
@@ -74,12 +96,13 @@ def softmax_attention(
         shape = (*query.shape[:-3], query.shape[-2], *scores.shape[1:])
         bias = lax.broadcast_to_rank(bias.astype(score_dtype), len(shape))
         scores = (scores.reshape(shape) + bias).reshape(scores.shape)
-    weights = jnp.exp(scores - lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-    attended = _batched_dot(weights.astype(value.dtype), _heads_first(value), 1, score_dtype)
-    # The division by the weights' sum comes last: d numbers a query instead of K.
-    attended = (attended / weights.sum(axis=-1, keepdims=True)).astype(value.dtype)
-    *batch, queries, heads, dim = query.shape
-    return jnp.swapaxes(attended.reshape(*batch, heads, queries, dim), -3, -2)
+    return jnp.exp(scores - lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+
+
+def _split_heads(x: jax.Array, num_heads: int) -> jax.Array:
+    """[B, H, W, C] -> [B, H * W, heads, d]."""
+    batch, height, width, dim = x.shape
+    return x.reshape(batch, height * width, num_heads, dim // num_heads)
 
 
 def _heads_first(x: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from twins_jax.config import AttentionImplementation, WindowPadding
-from twins_jax.ops.attention import softmax_attention
+from twins_jax.ops.attention import softmax_attention, softmax_weights
 from twins_jax.ops.dispatch import choose
 from twins_jax.ops.numerics import crop
 
@@ -53,13 +53,57 @@ def window_attention(
         from twins_jax.ops import pallas
 
         return pallas.window_attention(x, project, num_heads, window_size, masks_padding=masks)
-    padded = jnp.pad(x, ((0, 0), (0, -height % window_size), (0, -width % window_size), (0, 0)))
-    windows = split_windows(padded, window_size)
-    heads = (*windows.shape[:-1], num_heads, dim // num_heads)
-    query, key, value = (part.reshape(heads) for part in jnp.split(project(windows), 3, axis=-1))
+    query, key, value = _project_windows(x, project, num_heads, window_size)
     bias = padding_bias(height, width, window_size) if masks else None
-    attended = softmax_attention(query, key, value, bias, implementation=chosen).reshape(windows.shape)
-    return crop(join_windows(attended, window_size, *padded.shape[1:3]), 0, 0, height, width)
+    attended = softmax_attention(query, key, value, bias, implementation=chosen).reshape(*query.shape[:3], dim)
+    return _join(attended, window_size, height, width)
+
+
+def window_attention_weights(
+    x: jax.Array,
+    project: Callable[[jax.Array], jax.Array],
+    num_heads: int,
+    window_size: int,
+    *,
+    window_padding: WindowPadding = "zero",
+) -> jax.Array:
+    """The weights that `window_attention` gives the values.
+
+    Args:
+        x: as in `window_attention`, as the other arguments.
+        project: query, key and value.
+        num_heads: heads.
+        window_size: side of the windows.
+        window_padding: "zero" or "mask".
+
+    Returns:
+        [B, heads, H, W, window_size, window_size], in float32 at least: of each position, over its window's.
+    """
+    batch, height, width, _ = x.shape
+    query, key, _ = _project_windows(x, project, num_heads, window_size)
+    bias = padding_bias(height, width, window_size) if window_padding == "mask" else None
+    weights = jnp.moveaxis(softmax_weights(query, key, bias), 2, 3)  # [B, windows, queries, heads, keys]
+    weights = weights.reshape(*weights.shape[:3], num_heads * window_size**2)
+    weights = _join(weights, window_size, height, width)
+    weights = weights.reshape(batch, height, width, num_heads, window_size, window_size)
+    return jnp.moveaxis(weights, 3, 1)
+
+
+def _project_windows(
+    x: jax.Array, project: Callable[[jax.Array], jax.Array], num_heads: int, size: int
+) -> list[jax.Array]:
+    """[B, H, W, C] -> query, key and value [B, windows, size * size, heads, d] of the padded map's windows."""
+    _, height, width, dim = x.shape
+    padded = jnp.pad(x, ((0, 0), (0, -height % size), (0, -width % size), (0, 0)))
+    windows = split_windows(padded, size)
+    heads = (*windows.shape[:-1], num_heads, dim // num_heads)
+    return [part.reshape(heads) for part in jnp.split(project(windows), 3, axis=-1)]
+
+
+def _join(windows: jax.Array, size: int, height: int, width: int) -> jax.Array:
+    """[B, windows, size * size, C] of a padded map -> [B, H, W, C]."""
+    joined = join_windows(windows, size, height + -height % size, width + -width % size)
+    return crop(joined, 0, 0, height, width)
 
 
 def split_windows(x: jax.Array, size: int) -> jax.Array:

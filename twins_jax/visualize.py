@@ -1,0 +1,233 @@
+"""Attention maps of LSA and GSA, as arrays and as pictures: the pixels at which a query looks."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import jax
+import numpy as np
+from flax import nnx
+
+from twins_jax.attention import LocallyGroupedAttention
+from twins_jax.backbone import Block, TwinsBackbone
+from twins_jax.classifier import TwinsClassifier
+from twins_jax.errors import InputError, is_integer, require
+from twins_jax.functional import Params, get_params, merge_model
+from twins_jax.inputs import check_images
+from twins_jax.preprocess import DEFAULT, Preprocessing
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Model: TypeAlias = TwinsBackbone | TwinsClassifier
+
+LEAST, MOST = (255, 0, 0), (255, 235, 40)
+"""RGB of little and of the most attention."""
+
+CYAN, WHITE, THIN = (0, 255, 255), (255, 255, 255), (255, 255, 255, 50)
+"""RGB or RGBA of the outlines of the query, of all keys and of each key."""
+
+
+def attention_maps(model: Model, images: jax.Array, block: int = -1) -> jax.Array:
+    """Computes the attention weights of a block: softmax(q k^T / sqrt(d)), from the model's own queries and keys.
+
+    Args:
+        model: a classifier or a backbone.
+        images: normalized floats [B, H, W, in_channels], H and W at least 32.
+        block: index over the blocks of all stages; negative ones count from the end.
+
+    Returns:
+        The weights of each position of the block's map [B, H', W', C] over its keys, float32 or wider, of sum 1 over
+        the last two axes. Of a GSA block [B, heads, H', W', h, w]: key (i, j) is the representative of the `ratio` x
+        `ratio` square of positions with the corner (i * ratio, j * ratio). Of an LSA block [B, heads, H', W', size,
+        size]: key (i, j) of a position (y, x) is the one at (y // size * size + i, x // size * size + j), which is
+        padding if it is outside of the map. The weights of a GSA block grow with the square of the image's area.
+
+    Raises:
+        InputError: (a ValueError) naming what is wrong with an argument.
+    """
+    backbone = _backbone(model)
+    index = _block_index(backbone, block)
+    images = check_images(images, backbone.config.in_channels)
+    return _attention_maps(nnx.graphdef(backbone), get_params(backbone), images, index)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _attention_maps(graphdef: nnx.GraphDef[Any], params: Params, images: jax.Array, index: int) -> jax.Array:
+    seen: list[tuple[Block, jax.Array]] = []
+    backbone: TwinsBackbone = merge_model(graphdef, params)
+    backbone.observe_blocks(images, lambda *block_and_maps: seen.append(block_and_maps[:2]), last=index)
+    block, x = seen[index]
+    return block.attn.weights(block.norm1(x))
+
+
+def attention_heatmap(
+    model: Model, images: jax.Array, query: Sequence[int], *, block: int = -1, head: int | None = None
+) -> np.ndarray:
+    """Spreads the attention weights of one query over the pixels that its keys stand for.
+
+    A position of a map stands for the square of pixels that patch embeddings cut out for it.
+
+    Args:
+        model: a classifier or a backbone.
+        images: a single image, normalized floats [1, H, W, in_channels].
+        query: row and column of a pixel; the position that it belongs to is the query.
+        block: as in `attention_maps`.
+        head: index of a head; None: the mean over all heads.
+
+    Returns:
+        float32 [H, W]: the weight of a pixel's key over the pixels of that key. The sum is 1, less the weights of
+        padding. Pixels without a key have 0.
+
+    Raises:
+        InputError: (a ValueError) naming what is wrong with an argument.
+    """
+    images = _single(model, images)
+    return _look(model, images, query, block, head).heat(*images.shape[1:3])
+
+
+def attention_overlay(
+    model: Model,
+    images: jax.Array,
+    query: Sequence[int],
+    *,
+    block: int = -1,
+    head: int | None = None,
+    preprocessing: Preprocessing | None = None,
+    scale: int = 2,
+) -> "Image.Image":
+    """Draws where a query looks, over the photograph as the model sees it.
+
+    The photograph is gray and darkened. The attention of a pixel, relative to the largest, is its color, from red to
+    yellow. The query's patch has a cyan outline; thin lines separate the pixels of the keys, and a white outline
+    surrounds all of them: LSA's window, or GSA's squares. Random weights attend to everything alike.
+
+    Args:
+        model: a classifier or a backbone.
+        images: a single image [1, H, W, 3], normalized, as `preprocess` returns it.
+        query: as in `attention_heatmap`.
+        block: as in `attention_maps`.
+        head: as in `attention_heatmap`.
+        preprocessing: with which the image was normalized; None: the model's, and without it `DEFAULT`.
+        scale: pixels of the picture for each of the image, both ways.
+
+    Returns:
+        A PIL image in RGB, of `scale` H x `scale` W pixels.
+
+    Raises:
+        InputError: (a ValueError) naming what is wrong with an argument.
+    """
+    require("scale", scale, is_integer(scale, 1, 64), "an integer from 1 to 64")
+    if preprocessing is None:
+        preprocessing = (isinstance(model, TwinsClassifier) and model.preprocessing) or DEFAULT
+    require("preprocessing", preprocessing, isinstance(preprocessing, Preprocessing), "None or a Preprocessing")
+    images = _single(model, images)
+    is_rgb = images.shape[-1] == len(preprocessing.mean) == 3
+    require("images.shape", images.shape, is_rgb, "[1, H, W, 3], of colors")
+    look = _look(model, images, query, block, head)
+    from PIL import Image, ImageDraw  # late: `import twins_jax` does not wait for it
+
+    mean, std, least, most = (np.array(rgb, np.float32) for rgb in (preprocessing.mean, preprocessing.std, LEAST, MOST))
+    photograph = (np.asarray(images, np.float32)[0] * std + mean).clip(0, 1)
+    gray = 0.7 * 255 * photograph.mean(axis=-1, keepdims=True)
+    heat = look.heat(*images.shape[1:3])[:, :, None]
+    share = heat / heat.max()
+    blended = gray + 0.7 * share * (least + share * (most - least) - gray)
+    picture = Image.fromarray(blended.round().astype(np.uint8))
+    picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+    draw = ImageDraw.Draw(picture, "RGBA")
+
+    def outline(box: Box, color: tuple[int, ...], width: int = 1) -> None:
+        top, left, bottom, right = (scale * side for side in box)
+        draw.rectangle((left, top, right - 1, bottom - 1), outline=color, width=width)
+
+    for key in look.keys.values():
+        outline(key, THIN)
+    outline(look.seen, WHITE, 2)
+    outline(look.query, CYAN, 2)
+    return picture
+
+
+Box: TypeAlias = tuple[int, int, int, int]
+"""Top, left, bottom and right of a rectangle of pixels; the last two are the first ones outside of it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Look:
+    """Where one query looks.
+
+    Attributes:
+        weights: float32 [h, w], over the keys.
+        query: the pixels of the query's position.
+        seen: the pixels of all keys, without padding.
+        side: of a key, in pixels.
+    """
+
+    weights: np.ndarray
+    query: Box
+    seen: Box
+    side: int
+
+    @property
+    def keys(self) -> dict[tuple[int, int], Box]:
+        """The pixels of each key by its index, without padding."""
+        top, left, bottom, right = self.seen
+        return {
+            (i, j): (y, x, y + self.side, x + self.side)
+            for i, y in enumerate(range(top, bottom, self.side))
+            for j, x in enumerate(range(left, right, self.side))
+        }
+
+    def heat(self, height: int, width: int) -> np.ndarray:
+        """The weights spread over the pixels of an image: float32 [height, width]."""
+        heat = np.zeros((height, width), np.float32)
+        for index, (top, left, bottom, right) in self.keys.items():
+            heat[top:bottom, left:right] = self.weights[index] / self.side**2
+        return heat
+
+
+def _look(model: Model, images: jax.Array, query: Sequence[int], block: int, head: int | None) -> _Look:
+    backbone = _backbone(model)
+    index = _block_index(backbone, block)
+    stage, info = next((i, info) for i, info in enumerate(backbone.feature_info) if index <= info.last_block)
+    attention = backbone.stages[stage].blocks[index - info.last_block - 1].attn
+    heads, stride = attention.num_heads, info.stride
+    allowed = f"None, for the mean, or an index from {-heads} to {heads - 1}"
+    require("head", head, head is None or is_integer(head, -heads, heads - 1), allowed)
+    bottom, right = (side // stride * stride for side in images.shape[1:3])  # of the pixels that have a position
+    is_pair = isinstance(query, Sequence) and len(query) == 2
+    is_pixel = is_pair and is_integer(query[0], 0, bottom - 1) and is_integer(query[1], 0, right - 1)
+    require("query", query, is_pixel, f"row and column of a pixel, less than {bottom} and {right} at stride {stride}")
+    y, x = (int(at) // stride for at in query)
+
+    of_heads = np.asarray(attention_maps(backbone, images, index), np.float32)[0, :, y, x]
+    weights = of_heads.mean(axis=0) if head is None else of_heads[head]
+    if not np.isfinite(weights).all():
+        raise InputError("images: no finite attention: must be finite, as the model's parameters")
+    if isinstance(attention, LocallyGroupedAttention):
+        window = attention.window_size * stride
+        top, left = y * stride // window * window, x * stride // window * window
+        seen, side = (top, left, min(top + window, bottom), min(left + window, right)), stride
+    else:
+        side = attention.ratio * stride
+        seen = (0, 0, bottom // side * side, right // side * side)
+    patch = (y * stride, x * stride, (y + 1) * stride, (x + 1) * stride)
+    return _Look(weights, patch, seen, side)
+
+
+def _single(model: Model, images: jax.Array) -> jax.Array:
+    images = check_images(images, _backbone(model).config.in_channels)
+    require("images.shape", images.shape, images.shape[0] == 1, "of a single image: images[:1]")
+    return images
+
+
+def _backbone(model: Model) -> TwinsBackbone:
+    require("model", type(model), isinstance(model, TwinsBackbone | TwinsClassifier), "a TwinsClassifier or -Backbone")
+    return model.backbone if isinstance(model, TwinsClassifier) else model
+
+
+def _block_index(backbone: TwinsBackbone, block: int) -> int:
+    total = sum(backbone.config.depths)
+    require("block", block, is_integer(block, -total, total - 1), f"an index from {-total} to {total - 1}")
+    return int(block) % total
