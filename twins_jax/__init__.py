@@ -18,7 +18,7 @@ from twins_jax.functional import (
 )
 from twins_jax.groups import layer_groups, param_mask, stages_below
 from twins_jax.image_classifier import Answer, classify
-from twins_jax.preprocess import Preprocessing, preprocess
+from twins_jax.preprocess import Preprocessing, normalize, preprocess
 from twins_jax.pretrained import backbone_from_pretrained, from_pretrained, push_to_hub, save_pretrained
 
 __version__ = "0.2.0.dev0"
@@ -47,6 +47,7 @@ __all__ = [
     "layer_groups",
     "list_models",
     "merge_model",
+    "normalize",
     "param_mask",
     "preprocess",
     "push_to_hub",

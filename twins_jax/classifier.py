@@ -116,7 +116,7 @@ class TwinsClassifier(nnx.Module):
         return self.backbone.intermediates(images, blocks, rngs=rngs)
 
     def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs | None = None) -> None:
-        """Puts a fresh head in the place of the model's, in place; `class_names` become None.
+        """Puts a fresh head in the place of the model's, in place; `class_names` and `multi_label` are reset.
 
         What was made from the model before knows the old head: an optimizer, a jitted function, `split_model`'s.
 
@@ -136,7 +136,7 @@ class TwinsClassifier(nnx.Module):
             head = Linear(self.num_features, int(num_classes), **self.config.dtypes, rngs=rngs)
         had_head = bool(self.num_classes)
         self.num_classes = int(num_classes)
-        self.class_names = None
+        self.class_names, self.multi_label = None, False
         if head is not None:
             self.head = head
         elif had_head:

@@ -92,7 +92,7 @@ class ImageClassifier:
         self._preprocessing = model.preprocessing or DEFAULT
         mean = self._preprocessing.mean
         require("preprocessing.mean", mean, len(mean) == 3, "of 3 channels: images are read as RGB")
-        self._class_names = _class_names(model)
+        self._class_names = known_class_names(model) or tuple(f"class {label}" for label in range(classes))
         self._topk = topk
         self._graphdef, self._params = nnx.graphdef(model), get_params(model)
 
@@ -113,10 +113,15 @@ class ImageClassifier:
         return [Answer(int(label), self._class_names[label], float(probabilities[label])) for label in top]
 
 
-def _class_names(model: TwinsClassifier) -> tuple[str, ...]:
+def known_class_names(model: TwinsClassifier) -> tuple[str, ...] | None:
+    """Returns the names of a model's outputs: its own, or ImageNet-1K's for 1000 outputs without names, or None.
+
+    Raises:
+        InputError: (a ValueError) its names are not as many as its outputs.
+    """
     names, classes = model.class_names, model.num_classes
     if names is None:
-        return imagenet.class_names() if classes == 1000 else tuple(f"class {label}" for label in range(classes))
+        return imagenet.class_names() if classes == 1000 else None
     require("class_names", names, len(names) == classes, f"{classes} names, one for each of num_classes")
     return imagenet.spelled_out(names)
 

@@ -107,10 +107,11 @@ def shape_of_logits(model: TwinsClassifier) -> tuple[int, ...]:
 
 def test_a_fresh_head() -> None:
     model = classifier(SVT)
-    model.class_names = tuple("0123456789")
+    model.class_names, model.multi_label = tuple("0123456789"), True
     before = named(twins_jax.get_params(model.backbone))
     model.reset_classifier(np.int64(7), rngs=nnx.Rngs(5))  # type: ignore[arg-type]
     assert (model.num_classes, type(model.num_classes), model.class_names) == (7, int, None)
+    assert model.multi_label is False
     expected = Linear(64, 7, rngs=nnx.Rngs(5))
     np.testing.assert_array_equal(model.head.kernel[...], expected.kernel[...])
     apply, params = twins_jax.split_model(model)

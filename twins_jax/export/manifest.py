@@ -9,6 +9,7 @@ from twins_jax.classifier import TwinsClassifier
 from twins_jax.errors import InputError
 from twins_jax.export.comparison import Comparison
 from twins_jax.export.program import Model, Program
+from twins_jax.image_classifier import known_class_names
 
 if TYPE_CHECKING:
     from twins_jax.port.infer import Inferred
@@ -30,10 +31,12 @@ def make_manifest(
     from twins_jax.port.declared import to_json
 
     model = program.model
+    classifier = model if isinstance(model, TwinsClassifier) and model.num_classes else None
     declared = Declared(
-        class_names=model.class_names if isinstance(model, TwinsClassifier) else None,
+        class_names=known_class_names(classifier) if classifier else None,
         preprocessing=program.preprocessing,
         window_padding=model.config.window_padding,
+        multi_label=classifier.multi_label if classifier else None,
     )
     manifest = to_json(declared, _inferred(model))
     _, height, width, channels = program.shape
