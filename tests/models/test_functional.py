@@ -7,7 +7,7 @@ from flax import nnx
 
 import twins_jax
 from tests.support.batch_norm import Normed
-from tests.support.models import IMAGES, PCPVT, SVT, classifier, named, random_array, run
+from tests.support.models import IMAGES, PCPVT, SVT, classifier, named, random_array, relative_error, run
 
 
 def test_apply_equals_the_model(logits: jax.Array) -> None:
@@ -18,7 +18,8 @@ def test_apply_equals_the_model(logits: jax.Array) -> None:
 def test_apply_with_a_key_equals_the_model_with_rngs() -> None:
     model, key = classifier(dataclasses.replace(PCPVT, drop_path_rate=0.5)), jax.random.key(3)
     run_model = nnx.jit(lambda model, images, rngs: model(images, rngs=rngs))
-    np.testing.assert_array_equal(run(model, IMAGES, key), run_model(model, IMAGES, nnx.Rngs(dropout=key)))
+    # Of other draws the difference is of the size of the values. The two programs may round in another order.
+    assert relative_error(run(model, IMAGES, key), run_model(model, IMAGES, nnx.Rngs(dropout=key))) < 4e-6
 
 
 def test_params_are_nested_dicts_with_string_keys() -> None:

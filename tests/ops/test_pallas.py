@@ -15,6 +15,7 @@ import pytest
 from flax import nnx
 
 import twins_jax
+from tests.support.compilation import OPTIONS
 from tests.support.models import SVT, named, random_array, random_module, relative_error
 from twins_jax import TwinsConfig
 from twins_jax.attention import GlobalSubSampledAttention, LocallyGroupedAttention
@@ -25,7 +26,7 @@ from twins_jax.ops.pallas.lsa import Windows, lsa
 Make = Callable[[TwinsConfig], nnx.Module]
 Error = Callable[[np.ndarray, np.ndarray], float]
 
-FAST_COMPILATION = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+FAST_COMPILATION = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True} | OPTIONS
 """Compiling the interpreted kernels takes most of the time."""
 
 

@@ -11,6 +11,7 @@ import jax
 import pytest
 import safetensors.numpy
 
+from tests.support.compilation import fast_compilation
 from tests.support.images import picture, saved
 from twins_jax.config import variant_config
 
@@ -22,7 +23,6 @@ MEAN, STD = [0.5, 0.45, 0.4], [0.25, 0.2, 0.3]
 def _compile_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Compiles fast, and keeps what is compiled on disk, in a cache that the command leaves as it is."""
     options = {
-        "jax_disable_most_optimizations": True,
         "jax_default_matmul_precision": "float32",
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
         "jax_persistent_cache_min_compile_time_secs": 0.1,
@@ -30,7 +30,8 @@ def _compile_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     before = {name: jax.config.values[name] for name in options}
     for name, value in options.items():
         jax.config.update(name, value)
-    yield
+    with fast_compilation():
+        yield
     for name, value in before.items():
         jax.config.update(name, value)
     jax.clear_caches()

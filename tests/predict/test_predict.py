@@ -16,6 +16,7 @@ import safetensors.numpy
 from PIL import Image
 
 import twins_jax
+from tests.support.compilation import ENVIRONMENT
 from tests.support.images import picture
 from tests.support.models import classifier, named
 from tests.support.paths import ROOT
@@ -235,8 +236,7 @@ def test_as_a_process(photos: Path, tmp_path: Path) -> None:
     model = classifier(variant_config("twins_svt_tiny"), 1000)
     safetensors.numpy.save_file(named(twins_jax.get_params(model)), tmp_path / "ours.safetensors")
     command = [sys.executable, "-m", "twins_jax.predict", "ours.safetensors", "photos/a.jpg", "photos/more"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "caches")}
-    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    environment = os.environ | ENVIRONMENT | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "caches")}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (0, "")

@@ -21,22 +21,19 @@ STEPS = 16
 # Checkpoints of every fourth step, all of them kept: a copy can go on from any.
 PLAN = ("--steps", str(STEPS), "--checkpoint.every_steps", "4", "--checkpoint.keep", "9", "--eval_every_steps", "8")
 
-# Compiling for speed would take longer than the steps. Runs that must give the same bits are compiled in the same way.
-FAST = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-
 RunMain = Callable[..., tuple[int, str, str]]
 """(workdir, further arguments) -> exit code, stdout, stderr."""
 
 
 def call_main(arguments: Sequence[str]) -> tuple[int, str, str]:
-    """Runs in this process, compiled as `FAST` says: exit code, stdout and stderr."""
+    """Runs in this process, compiled as `short.COMMAND` does: exit code, stdout and stderr."""
     gc.collect()  # Orbax leaves coroutines that raise when they are freed, at a bad moment inside Python's parser
     output, errors = io.StringIO(), io.StringIO()
     with (
         contextlib.redirect_stdout(output),
         contextlib.redirect_stderr(errors),
         jax.numpy_dtype_promotion("standard"),  # as outside of the tests
-        fast_compilation(),
+        fast_compilation(),  # runs that must give the same bits are compiled in the same way
     ):
         code = main(arguments)
     return code, output.getvalue(), errors.getvalue()

@@ -13,7 +13,7 @@ CONFIG = dataclasses.replace(VARIANTS["twins_svt_tiny"], depths=(2, 1, 1, 1))
 
 COMMAND = (
     *(sys.executable, "-c"),
-    "import sys; from tests.support import short; from train.main import main; "
-    "short.VARIANTS[short.NAME] = short.CONFIG; sys.exit(main(sys.argv[1:]))",
+    "import sys; from tests.support import compilation, short; from train.main import main; "
+    "compilation.compile_fast(); short.VARIANTS[short.NAME] = short.CONFIG; sys.exit(main(sys.argv[1:]))",
 )
-"""`python -m train.main` with this variant."""
+"""`python -m train.main` with this variant, compiled as `alone.call_main` does."""

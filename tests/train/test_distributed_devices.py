@@ -18,6 +18,7 @@ import train.experiment
 import twins_jax.config
 from tests.support import batch_norm
 from tests.support.classification import train_batches
+from tests.support.compilation import compile_fast
 from tests.support.models import SVT
 from tests.support.paths import ROOT
 from train.checkpoint import Checkpoints
@@ -167,7 +168,6 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling for speed would take longer than the steps
     }
     command = [sys.executable, __file__, str(folder)]
     process = subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
@@ -220,6 +220,7 @@ def test_checkpoint_of_split_parameters(found: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    compile_fast()
     Path(sys.argv[1], "found.json").write_text(json.dumps(measure(Path(sys.argv[1])), indent=1))
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -23,8 +22,10 @@ from train.lock import owned
 # `python -m train.main` with one more model. Its blocks, one of each kind, compile in seconds; each process must do it.
 MAIN = """
 import sys
+from tests.support.compilation import compile_fast
 from train.main import main
 from twins_jax import config
+compile_fast()
 config.VARIANTS["nano"] = config.TwinsConfig((8, 8, 8, 8), (1, 1, 1, 1), (1, 1, 1, 1), (2, 1, 1, 1), (2, 2, 1, 1), 7)
 sys.exit(main(sys.argv[1:]))
 """
@@ -64,8 +65,7 @@ class Pair:
 def start(
     code: str, arguments: Sequence[str] = (), environment: Mapping[str, str] | None = None
 ) -> subprocess.Popen[str]:
-    # Compiling for speed would take longer than these runs.
-    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} | (environment or {})
+    environment = os.environ | (environment or {})
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=ROOT, env=environment, **pipes)
 
@@ -144,31 +144,17 @@ def test_a_folder_in_use_is_refused_in_both(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_process_goes_on_from_two(undisturbed: tuple[Path, list[tuple[int, str, str]]], tmp_path: Path) -> None:
-    """With the same batches, losses and evaluation."""
-    before, ((_, output, _), _) = undisturbed
-    workdir = tmp_path / "run"
-    shutil.copytree(before, workdir)
-    shutil.rmtree(workdir / "checkpoints" / str(STEPS))
-    process = start(MAIN, [*ARGUMENTS, "--workdir", str(workdir)])
-    ((code, one_output, errors),) = Pair([process]).end(timeout=600)
-    assert code == 0, errors
-    assert f"holds step {STEPS - SAVE_EVERY} of {STEPS}" in one_output
-    for name in ("examples", "top1", "top5", "step"):
-        assert final(one_output)[name] == final(output)[name]
-    for line, expected in zip(lines(workdir), lines(before), strict=True):
-        assert line.pop("split") == expected.pop("split")
-        assert line == pytest.approx(expected, rel=32 * float(np.finfo(np.float32).eps))
-
-
 def test_run_goes_on_after_a_loss_and_preemption(
     undisturbed: tuple[Path, list[tuple[int, str, str]]], tmp_path: Path
 ) -> None:
+    """Two processes go on where two were lost, bit for bit, and one goes on where two were preempted."""
+    before, ((_, undisturbed_output, _), _) = undisturbed
     workdir = tmp_path / "run"
-    arguments = [*ARGUMENTS, "--fsdp", "2", "--workdir", str(workdir)]
+    arguments = [*ARGUMENTS, "--workdir", str(workdir)]
+    two = [*arguments, "--fsdp", "2"]
 
     # The one that the others find each other by; `test_process_that_fails_alone` ends the other one.
-    pair = start_pair(MAIN, *arguments)
+    pair = start_pair(MAIN, *two)
     pair.signal_when((workdir / "checkpoints" / "4").is_dir, 0, signal.SIGKILL)  # a save ends some steps later
     killed = time.monotonic()
     (victim_code, _, _), (code, _, errors) = pair.end(timeout=600)
@@ -178,7 +164,7 @@ def test_run_goes_on_after_a_loss_and_preemption(
     assert errors.splitlines()[-1].startswith(LOST)
     assert "Traceback" not in errors
 
-    pair = start_pair(MAIN, *arguments)
+    pair = start_pair(MAIN, *two)
     pair.signal_when(lambda: reached(workdir, 13), 1, signal.SIGTERM)
     (code, output, errors), (other_code, _, other_errors) = pair.end(timeout=600)
     assert (code, other_code) == (75, 75), errors + other_errors
@@ -187,11 +173,16 @@ def test_run_goes_on_after_a_loss_and_preemption(
     for text in (errors, other_errors):
         assert f"SIGTERM: saved step {stopped} of {STEPS}" in text
     assert (workdir / "checkpoints" / str(stopped)).is_dir()
+    assert lines(workdir) == lines(before)[:stopped]
 
-    (code, output, errors), (other_code, _, _) = start_pair(MAIN, *arguments).end(timeout=600)
-    assert (code, other_code) == (0, 0), errors
+    ((code, output, errors),) = Pair([start(MAIN, arguments)]).end(timeout=600)
+    assert code == 0, errors
     assert f"holds step {stopped} of {STEPS}" in output
-    assert lines(workdir) == lines(undisturbed[0])
+    for name in ("examples", "top1", "top5", "step"):
+        assert final(output)[name] == final(undisturbed_output)[name]
+    for line, expected in zip(lines(workdir), lines(before), strict=True):
+        assert line.pop("split") == expected.pop("split")
+        assert line == pytest.approx(expected, rel=32 * float(np.finfo(np.float32).eps))
 
 
 JOIN = """

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import random
 import re
 import shutil
 import signal
@@ -18,7 +17,7 @@ from flax import nnx
 import train.loop
 import twins_jax
 from tests.support import runs, short
-from tests.support.alone import FAST, STEPS, Alone, RunMain, last_line
+from tests.support.alone import STEPS, Alone, RunMain, last_line
 from tests.support.classification import eval_batches
 from train.checkpoint import Checkpoints
 from train.config import RunConfig
@@ -100,34 +99,28 @@ def test_lines_of_metrics(alone: Alone) -> None:
             assert line["mfu"] == pytest.approx(expected, rel=0.15)
 
 
-def test_killed_and_started_again(alone: Alone, arguments: list[str], compile_cache: Path, tmp_path: Path) -> None:
-    """At one moment, between the first and the third checkpoint; `soak.py` does it at many."""
-    rng = random.Random(0)
-    lines, delay = rng.randint(3, 7), rng.uniform(0, 0.05)
-    process = runs.start([*arguments, "--workdir", str(tmp_path)], compile_cache, short.COMMAND, **FAST)
-    runs.signal_when(process, signal.SIGKILL, lambda: len(runs.metrics(tmp_path)) >= lines, delay)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    process = runs.start([*arguments, "--workdir", str(tmp_path)], compile_cache, short.COMMAND, **FAST)
-    output, errors = process.communicate()
-    assert process.returncode == 0, errors
-    assert last_line(output) == alone.final
-    alone.assert_same_end(tmp_path)
-    assert runs.checkpoints(tmp_path) == [4, 8, 12, 16]
-    assert all(path.name.isdigit() for path in (tmp_path / "checkpoints").iterdir())
-
-
-def test_terminated_and_started_again(
+def test_killed_terminated_and_started_again(
     alone: Alone,
     arguments: list[str],
     compile_cache: Path,
     rerun: RunMain,
     tmp_path: Path,
 ) -> None:
-    process = runs.start([*arguments, "--workdir", str(tmp_path)], compile_cache, short.COMMAND, **FAST)
-    runs.signal_when(process, signal.SIGTERM, lambda: len(runs.metrics(tmp_path)) >= 3)
-    _, errors = process.communicate()
-    assert process.returncode == 75
+    """Killed soon after the first checkpoint, then ended by SIGTERM; `soak.py` kills at many moments."""
+    process = runs.start([*arguments, "--workdir", str(tmp_path)], compile_cache, short.COMMAND)
+    runs.signal_when(process, signal.SIGKILL, lambda: runs.checkpoints(tmp_path) != [])  # a save ends some steps later
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+    def goes_on() -> bool:
+        """It has dropped the lines after its checkpoint, and begun event files of its own."""
+        return len(list((tmp_path / "tensorboard").iterdir())) == 2 and len(runs.metrics(tmp_path)) >= 3
+
+    process = runs.start([*arguments, "--workdir", str(tmp_path)], compile_cache, short.COMMAND)
+    runs.signal_when(process, signal.SIGTERM, goes_on)
+    output, errors = process.communicate()
+    assert process.returncode == 75, errors
+    assert re.search(rf"{tmp_path} holds step (4|8|12) of 16: going on from there", output)
     (line,) = [line for line in errors.splitlines() if line.startswith("SIGTERM: ")]
     step = int(re.search(r"saved step (\d+) of 16 in ", line)[1])  # type: ignore[index]
     assert runs.checkpoints(tmp_path)[-1] == step < STEPS
@@ -135,10 +128,16 @@ def test_terminated_and_started_again(
     code, output, _ = rerun(tmp_path)
     assert code == 0
     assert f"{tmp_path} holds step {step} of 16: going on from there" in output
+    assert last_line(output) == alone.final
     # It wrote a line when it stopped, which the other did not; evaluations and weights are the same.
     alone.assert_same_end(tmp_path, metrics=False)
-    evaluations = [[x for x in runs.metrics(w) if x["split"] == "eval"] for w in (tmp_path, alone.workdir)]
-    assert evaluations[0] == evaluations[1]
+    lines = [
+        [x for x in runs.metrics(workdir) if x["split"] == "eval" or x["step"] < step]
+        for workdir in (tmp_path, alone.workdir)
+    ]
+    assert lines[0] == lines[1]
+    assert set(runs.checkpoints(tmp_path)) == {4, 8, 12, 16, step}
+    assert all(path.name.isdigit() for path in (tmp_path / "checkpoints").iterdir())
 
 
 def test_terminated_during_compilation(

@@ -39,12 +39,11 @@ class Inferred:
 
     def expected(self) -> Mapping[str, Shape]:
         """Path -> shape of every parameter, with paths below "backbone/" for a backbone alone, too."""
-        return _expected(self)
+        return _expected(self.config(), self.num_classes)
 
 
 @functools.cache
-def _expected(model: Inferred) -> Mapping[str, Shape]:
-    config, num_classes = model.config(), model.num_classes
+def _expected(config: TwinsConfig, num_classes: int | None) -> Mapping[str, Shape]:
     if num_classes is None:
         params = {"backbone": get_params(abstract_model(lambda rngs: TwinsBackbone(config, rngs=rngs)))}
     else:

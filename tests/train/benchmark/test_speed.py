@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import train.benchmark.speed
+from tests.support.compilation import ENVIRONMENT
 from train.benchmark.backends import OURS, Case
 
 CASE = Case("twins_svt_tiny", "infer", 2, 32, "float32", "cpu")
@@ -15,7 +16,8 @@ CASE = Case("twins_svt_tiny", "infer", 2, 32, "float32", "cpu")
 
 @pytest.fixture(autouse=True)
 def _fast_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # no figure is compared with another here
+    for name, value in ENVIRONMENT.items():  # no figure is compared with another here
+        monkeypatch.setenv(name, value)
 
 
 def run(*arguments: str) -> int:
