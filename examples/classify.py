@@ -6,7 +6,6 @@ arguments a model with random weights answers about scikit-learn's photograph of
 
 import argparse
 
-import jax
 from flax import nnx
 from sklearn.datasets import load_sample_image
 
@@ -22,13 +21,9 @@ if args.weights:
 else:
     print("random weights: pass --weights for answers with a meaning")
     model = twins_jax.create_model("twins_svt_tiny", num_classes=10, rngs=nnx.Rngs(0))
-apply, params = twins_jax.split_model(model)
-classify = jax.jit(apply)
 
-for image in args.images or [load_sample_image("flower.jpg")]:
-    logits = classify(params, twins_jax.preprocess(image, model.preprocessing))
-    probabilities, classes = jax.lax.top_k(jax.nn.softmax(logits[0]), min(5, model.num_classes))
-    print(image if args.images else "flower.jpg")
-    for probability, index in zip(probabilities, classes, strict=True):
-        name = model.class_names[index] if model.class_names else f"class {index}"
-        print(f"  {probability:6.1%}  {name}")
+images = args.images or [load_sample_image("flower.jpg")]
+for name, answers in zip(args.images or ["flower.jpg"], twins_jax.classify(model, images), strict=True):
+    print(name)
+    for answer in answers:
+        print(f"  {answer.probability:6.1%}  {answer.name}")

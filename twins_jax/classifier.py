@@ -22,12 +22,6 @@ class TwinsClassifier(nnx.Module):
         num_classes: outputs of the head; 0 leaves the head out and returns the pooled features.
         rngs: `params` stream for the initial parameters.
 
-    Attributes:
-        class_names: of the outputs, in their order; None where the weights came without.
-        multi_label: True for weights that were trained on images with any number of labels: the probability of each
-            class is then the sigmoid of its logit, and not a share of a softmax.
-        preprocessing: of the images with which the weights were evaluated; None where they came without.
-
     Raises:
         InputError: (a ValueError) naming the argument, its value and what it must be.
     """
@@ -40,9 +34,7 @@ class TwinsClassifier(nnx.Module):
         )
         self.config = config
         self.num_classes = int(num_classes)
-        self.class_names: tuple[str, ...] | None = None
-        self.multi_label = False
-        self.preprocessing: Preprocessing | None = None
+        self.class_names, self.multi_label, self.preprocessing = None, False, None
         self.backbone = TwinsBackbone(config, rngs=rngs)
         self.norm = LayerNorm(config.embed_dims[-1], epsilon=1e-6, **config.dtypes)
         if num_classes:
@@ -62,6 +54,42 @@ class TwinsClassifier(nnx.Module):
             InputError: (a ValueError) naming what is wrong with the images.
         """
         return self.forward_head(self.forward_features(images, rngs=rngs))
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names of the outputs, in their order; None where the weights came without. Takes a list, too."""
+        return self._class_names
+
+    @class_names.setter
+    def class_names(self, names: Sequence[str] | None) -> None:
+        are_names = isinstance(names, tuple | list) and all(isinstance(name, str) for name in names)
+        is_right = names is None or (are_names and len(names) == self.num_classes)
+        require("class_names", names, is_right, f"None or {self.num_classes} strings, one for each of num_classes")
+        self._class_names = None if names is None else tuple(names)
+
+    @property
+    def multi_label(self) -> bool:
+        """True for weights that were trained on images with any number of labels.
+
+        The probability of each class is then the sigmoid of its logit, and not a share of a softmax.
+        """
+        return self._multi_label
+
+    @multi_label.setter
+    def multi_label(self, value: bool) -> None:
+        require("multi_label", value, isinstance(value, bool), "True or False")
+        self._multi_label = value
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """The preprocessing of the images with which the weights were evaluated; None where they came without."""
+        return self._preprocessing
+
+    @preprocessing.setter
+    def preprocessing(self, value: Preprocessing | None) -> None:
+        is_right = value is None or isinstance(value, Preprocessing)
+        require("preprocessing", value, is_right, "None or a twins_jax.Preprocessing")
+        self._preprocessing = value
 
     @property
     def num_features(self) -> int:

@@ -21,6 +21,18 @@ class Parser(argparse.ArgumentParser):
         self.formatter_class = argparse.RawDescriptionHelpFormatter
         self.add_argument("--version", action="version", version=VERSION)
 
+    def add_choice_of_weights(self, source: str) -> None:
+        """Adds `--ema`, `--prefix` and `--head`, which choose among the weights of a file; see `port.read`.
+
+        Args:
+            source: the argument that names the file.
+        """
+        self.add_argument("--ema", action="store_true", help="take the moving average in a training checkpoint")
+        prefix = f"what names begin with (default: found), or a key in {source}"
+        self.add_argument("--prefix", metavar="TEXT", help=prefix)
+        head = f"the head's name in {source} (default: head); none: leave it out"
+        self.add_argument("--head", metavar="NAME", help=head)
+
     def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
         """Parses arguments, those of the command line if None; exits with code 2 where they are wrong."""
         parsed, unknown = self.parse_known_args(arguments)

@@ -24,13 +24,13 @@ def add_flag(parser: Parser) -> None:
     parser.add_argument(
         "--compilation_cache",
         metavar="FOLDER",
-        help=f"keep compiled programs there (default: twins_jax/compiled in the user's cache folder); {OFF}: nowhere",
+        help=f"keep compiled programs in it (default: twins_jax/compiled in the user's cache folder); {OFF}: nowhere",
     )
 
 
 @contextlib.contextmanager
 def compilation_cache(folder: str | None) -> Iterator[None]:
-    """Keeps the programs that are compiled meanwhile in a folder, and takes from it those that are there.
+    """Keeps the programs that are compiled meanwhile in a folder, and takes from it those that it has already.
 
     A folder that cannot be used, or an entry that is damaged, costs a warning of one line and the time to compile. The
     folder can be removed at any time.

@@ -114,16 +114,10 @@ class ImageClassifier:
 
 
 def known_class_names(model: TwinsClassifier) -> tuple[str, ...] | None:
-    """Returns the names of a model's outputs: its own, or ImageNet-1K's for 1000 outputs without names, or None.
-
-    Raises:
-        InputError: (a ValueError) its names are not as many as its outputs.
-    """
-    names, classes = model.class_names, model.num_classes
-    if names is None:
-        return imagenet.class_names() if classes == 1000 else None
-    require("class_names", names, len(names) == classes, f"{classes} names, one for each of num_classes")
-    return imagenet.spelled_out(names)
+    """Returns the names of a model's outputs: its own, or ImageNet-1K's for 1000 outputs without names, or None."""
+    if model.class_names is None:
+        return imagenet.class_names() if model.num_classes == 1000 else None
+    return imagenet.spelled_out(model.class_names)
 
 
 # Keyed by the graph definition, which is the same for each call with a model: a jit of a new function would compile.

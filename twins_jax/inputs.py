@@ -31,7 +31,7 @@ def check_images(images: jax.Array, in_channels: int) -> jax.Array:
     require("images.shape", shape, len(shape) == 4 and shape[-1] == in_channels, allowed)
     require("images.shape", shape, min(shape[1:3]) >= MIN_IMAGE_SIZE, f"of H and W from {MIN_IMAGE_SIZE}")
     is_float = jnp.issubdtype(images.dtype, jnp.floating)
-    allowed = "a floating-point dtype, of normalized values, as twins_jax.preprocess.normalize makes them"
+    allowed = "a floating-point dtype, of normalized values, as twins_jax.normalize makes them"
     require("images.dtype", str(images.dtype), is_float, allowed)
     return images
 

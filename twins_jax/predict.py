@@ -97,9 +97,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print a JSON object a line")
     parser.add_argument("--out", metavar="FOLDER", help="write a page with the images, FOLDER/index.html")
     parser.add_argument("--batch_size", metavar="N", type=int, default=16, help="images at a time (default: 16)")
-    parser.add_argument("--ema", action="store_true", help="take the moving average in a training checkpoint")
-    parser.add_argument("--prefix", metavar="TEXT", help="what names begin with (default: found), or a key in WEIGHTS")
-    parser.add_argument("--head", metavar="NAME", help="the head's name in WEIGHTS (default: head)")
+    parser.add_choice_of_weights("WEIGHTS")
     add_flag(parser)
     args = parser.parse(argv)
     args.weights = weights_source("WEIGHTS", args.weights)
@@ -145,7 +143,7 @@ def _predict(args: argparse.Namespace, paths: Sequence[str], target: Path | None
 
 
 def _load(args: argparse.Namespace) -> ImageClassifier:
-    """Returns what predicts: of the kind in `SHOWN_AS` that the weights are, which is a classifier so far."""
+    """Returns the predictor for the weights' kind, one of `SHOWN_AS`; only classifiers have one yet."""
     model = from_pretrained(args.weights, ema=args.ema, prefix=args.prefix, head=args.head)
     try:
         return ImageClassifier(model, args.topk)
@@ -178,9 +176,9 @@ def _prepared(
 def _page_file(folder: Path) -> Path:
     """Returns the page's file in a folder, after a look at what could prevent its writing."""
     page.require_own(folder / "index.html")
-    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-        raise InputError(f"--out={str(folder)!r}: must be in a folder that can be written to: {there}")
+    nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)):
+        raise InputError(f"--out={str(folder)!r}: must be in a folder that can be written to: {nearest}")
     return folder / "index.html"
 
 

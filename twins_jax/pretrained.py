@@ -88,7 +88,7 @@ def from_pretrained(
             fresh = {"head": get_params(Linear(config.embed_dims[-1], classes, **config.dtypes, rngs=rngs))}
     classifier: TwinsClassifier = merge_model(graphdef, _to_params(params, config) | fresh)
     classifier.preprocessing = weights.declared.preprocessing
-    if classes == model.num_classes:
+    if classes and classes == model.num_classes:
         classifier.class_names = weights.declared.class_names
         classifier.multi_label = bool(weights.declared.multi_label)
     return classifier

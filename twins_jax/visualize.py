@@ -155,7 +155,7 @@ Box: TypeAlias = tuple[int, int, int, int]
 
 @dataclasses.dataclass(frozen=True)
 class _Look:
-    """Where one query looks.
+    """The keys at which one query looks.
 
     Attributes:
         weights: float32 [h, w], over the keys.

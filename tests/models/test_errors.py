@@ -293,7 +293,7 @@ def test_bad_architecture(fields: dict[str, Any], message: str) -> None:
         (
             (2, 64, 64, 3),
             "uint8",
-            r"images.dtype='uint8': must be a floating-point dtype, of normalized values, as twins_jax.preprocess.*",
+            r"images.dtype='uint8': must be a floating-point dtype, of normalized values, as twins_jax.normalize .*",
         ),
         ((2, 64, 64, 3), "bool", r"images.dtype='bool': must be a floating-point dtype, of normalized values, .*"),
         ((2, 64, 64, 3), "complex64", r"images.dtype='complex64': must be a floating-point dtype, .*"),

@@ -13,7 +13,7 @@ from flax import nnx
 
 import twins_jax
 from tests.support.models import IMAGES, SVT, backbone, classifier, named, random_array
-from twins_jax import FeatureInfo, InputError, TwinsBackbone, TwinsClassifier
+from twins_jax import FeatureInfo, InputError, Preprocessing, TwinsBackbone, TwinsClassifier
 from twins_jax.backbone import Stage
 from twins_jax.layers import Linear
 
@@ -146,12 +146,39 @@ def test_a_fresh_head_has_the_models_dtypes() -> None:
     ],
 )
 def test_a_refused_head_changes_nothing(num_classes: Any, rngs: Any, message: str) -> None:
-    MODEL.class_names = ("one",)
+    MODEL.class_names = names = tuple("0123456789")
     head = MODEL.head
     with pytest.raises(InputError, match=message):
         MODEL.reset_classifier(num_classes, rngs=rngs)
-    assert (MODEL.num_classes, MODEL.class_names) == (10, ("one",))
+    assert (MODEL.num_classes, MODEL.class_names) == (10, names)
     assert MODEL.head is head
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "message"),
+    [
+        ("class_names", ("a",), r"class_names=\('a',\): must be None or 10 strings, one for each of num_classes$"),
+        ("class_names", "0123456789", "class_names='0123456789': must be None or 10 strings"),
+        ("class_names", list(range(10)), r"class_names=\[0, 1, .*: must be None or 10 strings"),
+        ("class_names", {}, "class_names={}: must be"),
+        ("multi_label", 1, "multi_label=1: must be True or False$"),
+        ("preprocessing", {"mean": 3}, "preprocessing={'mean': 3}: must be None or a twins_jax.Preprocessing$"),
+    ],
+)
+def test_attributes_that_are_refused(attribute: str, value: Any, message: str) -> None:
+    before = getattr(MODEL, attribute)
+    with pytest.raises(InputError, match=message):
+        setattr(MODEL, attribute, value)
+    assert getattr(MODEL, attribute) is before
+
+
+def test_attributes_are_part_of_the_graph_definition() -> None:
+    model = classifier(SVT)
+    model.class_names, model.multi_label, model.preprocessing = list("0123456789"), True, Preprocessing(96)
+    graphdef = nnx.graphdef(model)
+    assert isinstance(hash(graphdef), int)  # a jitted function takes it as a static argument
+    copy = twins_jax.merge_model(graphdef, twins_jax.get_params(model))
+    assert (copy.class_names, copy.multi_label, copy.preprocessing) == (tuple("0123456789"), True, Preprocessing(96))
 
 
 @pytest.mark.parametrize("blocks", [[], 3, "ab", [5], [-6], [True], [1.0], [None], {1}, np.array([1])])

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from twins_jax.errors import InputError
+from twins_jax.errors import InputError, require
 from twins_jax.export import onnx_file, stablehlo_file
 from twins_jax.export.comparison import BOUND, Comparison, compare
 from twins_jax.export.manifest import make_manifest
@@ -64,6 +64,7 @@ def export_model(
             cannot be written.
         ExportError: (an InputError) the file differs from the model; it is removed.
     """
+    require("overwrite", overwrite, isinstance(overwrite, bool), "True or False")
     target = checked_target(path, overwrite=overwrite)
     program = make_program(model, image_size, batch_size, normalize)
     file = onnx_file if target.endswith(ONNX) else stablehlo_file

@@ -24,7 +24,7 @@ def make_manifest(
         program: of the file.
         comparisons: of its outputs with the model's.
         packages: whose versions matter to the format.
-        **of_format: what else the format has to say.
+        **of_format: further facts that the format has.
     """
     from twins_jax import __version__
     from twins_jax.port.convert import Declared

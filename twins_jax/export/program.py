@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 
 from twins_jax import ops
+from twins_jax.abstract import abstract_model
 from twins_jax.backbone import TwinsBackbone
 from twins_jax.classifier import TwinsClassifier
 from twins_jax.config import MIN_IMAGE_SIZE, RuntimeOptions
@@ -28,7 +29,7 @@ class Program:
     Attributes:
         model: holds the weights.
         shape: of the images, [B, H, W, C]; B is `BATCH` where any batch is taken.
-        normalizes: whether the images are uint8 RGB pixels, which the program normalizes; else they are float32, and
+        normalizes: True for images of uint8 RGB pixels, which the program normalizes; False for float32 that are
             normalized already.
         preprocessing: of the model, or that of the published weights for images of 3 channels without any; None where
             nothing is known.
@@ -117,10 +118,10 @@ def with_options(model: Model, **options: Unpack[RuntimeOptions]) -> Model:
     """Returns a model that shares the parameters, and has some options replaced."""
     config = dataclasses.replace(model.config, **options)
 
-    def make() -> Model:
+    def make(rngs: nnx.Rngs) -> Model:
         if isinstance(model, TwinsClassifier):
-            return TwinsClassifier(config, model.num_classes, rngs=nnx.Rngs(0))
-        return TwinsBackbone(config, rngs=nnx.Rngs(0))
+            return TwinsClassifier(config, model.num_classes, rngs=rngs)
+        return TwinsBackbone(config, rngs=rngs)
 
-    changed: Model = merge_model(nnx.graphdef(nnx.eval_shape(make)), get_params(model))
+    changed: Model = merge_model(nnx.graphdef(abstract_model(make)), get_params(model))
     return changed

@@ -77,7 +77,7 @@ def from_json(config: Mapping[str, Any], place: str) -> Declared:
 
 
 def to_text(declared: Declared, model: Inferred) -> str | None:
-    """The inverse of `from_text`, for weights of this model; None if they say all there is to say themselves."""
+    """The inverse of `from_text`, for weights of this model; None if the weights alone say everything."""
     config = to_json(declared, model)
     return json.dumps(config) if config.keys() - {"architecture", "num_classes"} else None
 

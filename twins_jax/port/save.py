@@ -23,7 +23,6 @@ from twins_jax.port.infer import Inferred, of_model
 from twins_jax.port.rules import TORCH, TORCH_DENSE
 from twins_jax.port.safetensors_io import write_safetensors
 from twins_jax.port.write import SUFFIXES
-from twins_jax.preprocess import Preprocessing
 
 WEIGHTS_FILE = WEIGHT_FILES[0]
 CARD_FILE = "README.md"
@@ -98,23 +97,15 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
 
 
 def _declared(model: Model, inferred: Inferred) -> Declared:
-    """Collects what weights do not tell, from attributes that callers may set to anything."""
+    """Collects what weights do not tell."""
     class_names, preprocessing, multi_label = None, None, None
     if isinstance(model, TwinsClassifier):
         require("model.num_classes", model.num_classes, is_integer(model.num_classes, 0), "an integer from 0")
         class_names, preprocessing, multi_label = model.class_names, model.preprocessing, model.multi_label
-        are_names = isinstance(class_names, tuple | list) and all(isinstance(name, str) for name in class_names)
-        require("model.class_names", class_names, class_names is None or are_names, "None or a tuple of strings")
-        if class_names is not None and model.num_classes:
-            count = len(class_names)
-            require("len(model.class_names)", count, count == model.num_classes, f"{model.num_classes}, as num_classes")
-        is_ours = preprocessing is None or isinstance(preprocessing, Preprocessing)
-        require("model.preprocessing", preprocessing, is_ours, "None or a twins_jax.Preprocessing")
-        require("model.multi_label", multi_label, isinstance(multi_label, bool), "True or False")
     return Declared(
         name=inferred.name,
         num_classes=inferred.num_classes,
-        class_names=None if class_names is None else tuple(class_names),
+        class_names=class_names,
         preprocessing=preprocessing,
         window_padding=model.config.window_padding,
         multi_label=multi_label or None,

@@ -116,6 +116,6 @@ def check_target(target: str, *, overwrite: bool) -> None:
     if not os.path.lexists(target):
         return
     if not overwrite:
-        raise InputError(f"{target}: exists already, and is only overwritten with --overwrite")
+        raise InputError(f"{target}: exists already, and is only overwritten with --overwrite (overwrite=True)")
     if os.path.isdir(target) and not is_params(target):
         raise InputError(f"{target}: is a folder that is no Orbax folder of parameters, and is never overwritten")

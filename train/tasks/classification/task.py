@@ -14,7 +14,7 @@ import twins_jax
 from twins_jax import TwinsClassifier
 from twins_jax.errors import require
 from twins_jax.paths import weights_source
-from twins_jax.preprocess import normalize
+from twins_jax.preprocess import DEFAULT, normalize
 
 from ...data.pipeline import eval_batches, train_batches
 from ...data.records import Source
@@ -58,7 +58,7 @@ class ClassificationTask:
 
         Raises:
             InputError: `init` cannot be loaded or is of another variant than `model.name`; or, with `eval_only`, of
-                another number of classes; or it is of images that are not RGB.
+                another number of classes, or of images normalized otherwise; or it is of images that are not RGB.
         """
         config, num_classes = self._config, self.info.num_classes
         options: dict[str, Any] = dict(config.model)
@@ -71,6 +71,10 @@ class ClassificationTask:
         require("init", config.init, channels == 3, f"of images with 3 channels, as the data: found {channels}")
         allowed = f"of {num_classes} classes, as the data: found {model.num_classes}"
         require("init", config.init, model.num_classes == num_classes, allowed)
+        if config.eval_only and (images := model.preprocessing):  # training goes on with the run's own
+            is_same = (images.mean, images.std) == (DEFAULT.mean, DEFAULT.std)
+            found = f"found mean {images.mean} and std {images.std}"
+            require("init", config.init, is_same, f"of images with ImageNet's mean and standard deviation: {found}")
         return model
 
     def batches(self, split: Split, batch_size: int, *, shard: int = 0, shards: int = 1) -> grain.IterDataset:
