@@ -143,6 +143,7 @@ def preprocess(
     preprocessing = DEFAULT if preprocessing is None else preprocessing
     is_ours = isinstance(preprocessing, Preprocessing)
     require("preprocessing", preprocessing, is_ours, "None or a Preprocessing, such as model.preprocessing")
+    require("exif_orientation", exif_orientation, isinstance(exif_orientation, bool), "True or False")
     cropped = center_crop(read(picture, exif_orientation=exif_orientation), preprocessing)
     channels = len(preprocessing.mean)
     require("preprocessing.mean", preprocessing.mean, channels == 3, "of 3 channels: images are read as RGB")

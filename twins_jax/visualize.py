@@ -132,7 +132,7 @@ def attention_overlay(
     photograph = (np.asarray(images, np.float32)[0] * std + mean).clip(0, 1)
     gray = 0.7 * 255 * photograph.mean(axis=-1, keepdims=True)
     heat = look.heat(*images.shape[1:3])[:, :, None]
-    share = heat / heat.max()
+    share = heat / (heat.max() or 1.0)  # all the weight may be on padding
     blended = gray + 0.7 * share * (least + share * (most - least) - gray)
     picture = Image.fromarray(blended.round().astype(np.uint8))
     picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)

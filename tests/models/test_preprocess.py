@@ -215,6 +215,8 @@ def test_the_preprocessing_is_checked() -> None:
         preprocess(picture(40, 30), {"image_size": 64})  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"^preprocessing.mean=\(0.5,\): must be of 3 channels"):
         preprocess(picture(40, 30), Preprocessing(64, mean=(0.5,), std=(0.5,)))
+    with pytest.raises(InputError, match=r"^exif_orientation='no': must be True or False"):
+        preprocess(picture(40, 30), exif_orientation="no")  # type: ignore[arg-type]
 
 
 def test_pil_has_every_interpolation() -> None:
