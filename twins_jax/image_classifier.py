@@ -14,7 +14,7 @@ from twins_jax import imagenet, ops
 from twins_jax.classifier import TwinsClassifier
 from twins_jax.errors import MAX_INT, InputError, is_integer, require
 from twins_jax.functional import Params, get_params, merge_model
-from twins_jax.preprocess import DEFAULT, Picture, center_crop, normalize, read
+from twins_jax.preprocess import DEFAULT, Picture, Preprocessing, center_crop, normalize, read
 
 
 class Answer(NamedTuple):
@@ -89,12 +89,17 @@ class ImageClassifier:
         classes, channels = model.num_classes, model.config.in_channels
         require("num_classes", classes, classes > 0, "from 1: a model without a head names no classes")
         require("in_channels", channels, channels == 3, "3: images are read as RGB")
+        is_ours = model.preprocessing is None or isinstance(model.preprocessing, Preprocessing)
+        require("model.preprocessing", model.preprocessing, is_ours, "None or a twins_jax.Preprocessing")
         self._preprocessing = model.preprocessing or DEFAULT
         mean = self._preprocessing.mean
         require("preprocessing.mean", mean, len(mean) == 3, "of 3 channels: images are read as RGB")
         self._class_names = known_class_names(model) or tuple(f"class {label}" for label in range(classes))
         self._topk = topk
-        self._graphdef, self._params = nnx.graphdef(model), get_params(model)
+        self._params = get_params(model)
+        nameless: TwinsClassifier = merge_model(nnx.graphdef(model), self._params)
+        nameless.class_names = None  # a list of names has no hash, and other names are no other program
+        self._graphdef = nnx.graphdef(nameless)
 
     def prepare(self, picture: Picture) -> np.ndarray:
         """Returns the pixels that the model sees of an image, uint8 [S, S, 3]."""
@@ -117,11 +122,13 @@ def known_class_names(model: TwinsClassifier) -> tuple[str, ...] | None:
     """Returns the names of a model's outputs: its own, or ImageNet-1K's for 1000 outputs without names, or None.
 
     Raises:
-        InputError: (a ValueError) its names are not as many as its outputs.
+        InputError: (a ValueError) its names are no strings, or not as many as its outputs.
     """
     names, classes = model.class_names, model.num_classes
     if names is None:
         return imagenet.class_names() if classes == 1000 else None
+    are_names = isinstance(names, tuple | list) and all(isinstance(name, str) for name in names)
+    require("class_names", names, are_names, "None or a tuple of strings")
     require("class_names", names, len(names) == classes, f"{classes} names, one for each of num_classes")
     return imagenet.spelled_out(names)
 

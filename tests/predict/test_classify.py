@@ -142,6 +142,23 @@ def test_names(names: tuple[str, ...] | None, expected: list[str]) -> None:
     assert classify(model, [picture(40, 40)], topk=1) == [answers[:1]]
 
 
+def test_names_may_be_a_list_and_are_no_part_of_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = []
+
+    def compute(graphdef: nnx.GraphDef[Any], *_: Any) -> np.ndarray:
+        keys.append(hash(graphdef))
+        return np.float32([[0.2, 0.5, 0.3]])
+
+    monkeypatch.setattr("twins_jax.image_classifier._probabilities", compute)
+    model: Any = small()
+    for names in (None, ["a", "b", "c"], ("d", "e", "f")):
+        model.class_names = names
+        [[answer]] = classify(model, [picture(40, 40)], topk=1)
+        assert answer.name == (names[1] if names else "class 1")
+        assert model.class_names == names
+    assert len(set(keys)) == 1
+
+
 def test_probabilities_are_computed_in_float32() -> None:
     model = small(dtype="bfloat16")
     images = np.zeros((2, 32, 32, 3), np.uint8)
@@ -183,6 +200,10 @@ def test_models_that_do_not_fit_photographs() -> None:
     model = small()
     model.class_names = ("a", "b")
     assert refused(model) == "class_names=('a', 'b'): must be 3 names, one for each of num_classes"
+    model.class_names = "abc"  # type: ignore[assignment]
+    assert refused(model) == "class_names='abc': must be None or a tuple of strings"
+    model.preprocessing = {"image_size": 64}  # type: ignore[assignment]
+    assert refused(model).endswith("'image_size': 64}: must be None or a twins_jax.Preprocessing")
 
 
 def test_outputs_that_are_no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
