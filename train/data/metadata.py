@@ -136,4 +136,5 @@ def _csv(path: Path, text: str) -> Iterator[tuple[int, Any, Any]]:
             names = row["labels"].split(SEPARATOR)
             yield reader.line_num, row["file_name"], [name.strip() for name in names if name.strip()]
     except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num + 1}: {error}") from error  # of the last that was right
+        first = reader.line_num + 1  # of the row; the reader still counts the lines of the one before
+        raise InputError(f"{path}, line {first}: {error}") from error
