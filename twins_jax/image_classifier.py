@@ -94,7 +94,10 @@ class ImageClassifier:
         require("preprocessing.mean", mean, len(mean) == 3, "of 3 channels: images are read as RGB")
         self._class_names = known_class_names(model) or tuple(f"class {label}" for label in range(classes))
         self._topk = topk
-        self._graphdef, self._params = nnx.graphdef(model), get_params(model)
+        self._params = get_params(model)
+        nameless: TwinsClassifier = merge_model(nnx.graphdef(model), self._params)
+        nameless.class_names = None  # other names are no other program
+        self._graphdef = nnx.graphdef(nameless)
 
     def prepare(self, picture: Picture) -> np.ndarray:
         """Returns the pixels that the model sees of an image, uint8 [S, S, 3]."""

@@ -1,6 +1,7 @@
 """The image files that arguments of a command line mean."""
 
 import glob
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,8 @@ def find_images(arguments: list[str]) -> list[str]:
 
     Args:
         arguments: each a file of any name; a folder, of which all images in it and below it are taken, except hidden
-            ones; or a pattern of Python's `glob`, "**" included, that matches any of these.
+            ones; or a pattern of Python's `glob`, "**" included, that matches any of these. A pattern that matches a
+            folder and what is in it gives each file once.
 
     Raises:
         InputError: an argument is no path, nothing has its name or matches it, or a folder holds no image.
@@ -26,20 +28,29 @@ def find_images(arguments: list[str]) -> list[str]:
 def _of_argument(argument: str) -> list[str]:
     path = source_path("IMAGE", argument)
     if path.exists():
-        return _of_path(path)
+        files = _of_path(path)
+        if not files:
+            raise _no_image(path)
+        return files
     matches = sorted(glob.glob(str(path), recursive=True))
     if not matches:
         raise InputError(f"{argument}: no such file or folder{', and no match' * glob.has_magic(argument)}")
-    return [file for match in matches for file in _of_path(Path(match))]
+    found: dict[tuple[str, str], str] = {}
+    for file in itertools.chain.from_iterable(_of_path(Path(match)) for match in matches):
+        # "**" matches a folder, what is in it, and both once more through a link to a folder above.
+        folder, name = os.path.split(file)
+        found.setdefault((os.path.realpath(folder), name), file)
+    if not found:
+        raise _no_image(argument)
+    return list(found.values())
 
 
 def _of_path(path: Path) -> list[str]:
-    if not path.is_dir():
-        return [str(path)]
-    found = list(_below(path))
-    if not found:
-        raise InputError(f"{path}: holds no image; extensions are {' '.join(EXTENSIONS)}")
-    return found
+    return list(_below(path)) if path.is_dir() else [str(path)]
+
+
+def _no_image(place: str | Path) -> InputError:
+    return InputError(f"{place}: holds no image; extensions are {' '.join(EXTENSIONS)}")
 
 
 def _below(root: Path) -> Iterator[str]:

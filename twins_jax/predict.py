@@ -23,6 +23,7 @@ from twins_jax.files import write_text
 from twins_jax.image_classifier import Answer, ImageClassifier, padded_size
 from twins_jax.image_files import find_images
 from twins_jax.paths import target_path, weights_source
+from twins_jax.preprocess import read_file
 from twins_jax.pretrained import from_pretrained
 
 DESCRIPTION = """\
@@ -115,11 +116,15 @@ def _predict(args: argparse.Namespace, paths: Sequence[str], target: Path | None
     predictor = _load(args)
     show = SHOWN_AS[type(predictor)]
     size = padded_size(len(paths), args.batch_size)
+
+    def prepare(path: str) -> np.ndarray:
+        return predictor.prepare(read_file(Path(path)))
+
     figures: list[str] = []
     skipped: list[str] = []
     has_bar = len(paths) > size and sys.stderr is not None and sys.stderr.isatty()
     with (
-        contextlib.closing(_prepared(predictor.prepare, paths, ahead=2 * size)) as prepared,
+        contextlib.closing(_prepared(prepare, paths, ahead=2 * size)) as prepared,
         tqdm(unit=" images", total=len(paths), leave=False, disable=not has_bar) as bar,
     ):
         while batch := list(itertools.islice(prepared, size)):
@@ -128,7 +133,7 @@ def _predict(args: argparse.Namespace, paths: Sequence[str], target: Path | None
             answers = predictor.predict([pixels for _, pixels in images], size) if images else []
             with bar.external_write_mode():
                 for problem in problems:
-                    say(f"skipped: {problem}")
+                    say(f"skipped: {shown(str(problem), 2 * MAX_PATH)}")
                 for (path, pixels), answer in zip(images, map(show, answers), strict=True):
                     is_json = {"file": path, "answers": answer.to_json()}
                     print(json.dumps(is_json) if args.json else f"{shown(path, MAX_PATH)}: {answer.to_text()}")

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, Union
 
 import jax
@@ -157,8 +158,7 @@ def read(picture: Picture, *, exif_orientation: bool = True) -> np.ndarray:
     from twins_jax import decode
 
     if isinstance(picture, str | os.PathLike):
-        path = source_path("picture", picture)
-        return decode.decode(decode.read_image(path), str(path), exif_orientation=exif_orientation)
+        return read_file(source_path("picture", picture), exif_orientation=exif_orientation)
     if isinstance(picture, bytes):
         return decode.decode(picture, "picture", exif_orientation=exif_orientation)
     if isinstance(picture, Image.Image):
@@ -173,6 +173,16 @@ def read(picture: Picture, *, exif_orientation: bool = True) -> np.ndarray:
     is_image = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
     require("picture", described, array.dtype == np.uint8 and is_image and array.size > 0, allowed)
     return np.repeat(array[:, :, None], 3, axis=2) if array.ndim == 2 else array
+
+
+def read_file(path: Path, *, exif_orientation: bool = True) -> np.ndarray:
+    """Returns the pixels of an image file of any name, uint8 [H, W, 3], RGB, with the errors of `read`.
+
+    `read` takes what a user wrote, where "~" means the home folder; this takes what a folder lists.
+    """
+    from twins_jax import decode  # late: `import twins_jax` does not wait for PIL
+
+    return decode.decode(decode.read_image(path), str(path), exif_orientation=exif_orientation)
 
 
 def center_crop(image: np.ndarray, preprocessing: Preprocessing, resize: Resize | None = None) -> np.ndarray:

@@ -144,6 +144,23 @@ def test_names(names: Sequence[str] | None, expected: list[str]) -> None:
     assert classify(model, [picture(40, 40)], topk=1) == [answers[:1]]
 
 
+def test_names_may_be_a_list_and_are_no_part_of_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = []
+
+    def compute(graphdef: nnx.GraphDef[Any], *_: Any) -> np.ndarray:
+        keys.append(hash(graphdef))
+        return np.float32([[0.2, 0.5, 0.3]])
+
+    monkeypatch.setattr("twins_jax.image_classifier._probabilities", compute)
+    model: Any = small()
+    for names in (None, ["a", "b", "c"], ("d", "e", "f")):
+        model.class_names = names
+        [[answer]] = classify(model, [picture(40, 40)], topk=1)
+        assert answer.name == (names[1] if names else "class 1")
+        assert model.class_names == (names and tuple(names))
+    assert len(set(keys)) == 1
+
+
 def test_probabilities_are_computed_in_float32() -> None:
     model = small(dtype="bfloat16")
     images = np.zeros((2, 32, 32, 3), np.uint8)

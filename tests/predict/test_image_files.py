@@ -39,6 +39,9 @@ def test_files_and_patterns(folder: Path) -> None:
     assert find_images(["photos/*.jp*"]) == ["photos/b.jpg"]
     assert find_images(["photos/[ad]*"]) == ["photos/a.JPEG", *find_images(["photos/d"])]
     assert find_images(["photos/**/[y-z].*"]) == ["photos/d/e/y.tif", "photos/d/z.webp"]
+    assert find_images(["photos/**"]) == find_images(["photos", "photos/text.txt"])  # folders and what is in them
+    (folder / "empty").mkdir()
+    assert find_images(["photos/[be]*"]) == ["photos/b.jpg"]
     assert find_images(["photos/[1]"]) == ["photos/[1]/w.bmp"]  # a name that looks like a pattern
 
 
@@ -51,6 +54,7 @@ def test_files_and_patterns(folder: Path) -> None:
         ("photos/*.gif", "photos/*.gif: no such file or folder, and no match"),
         ("photos/.git/..x", "photos/.git/..x: no such file or folder"),
         ("photos/b.jpg/c.jpg", "IMAGE='photos/b.jpg/c.jpg': must be a path that can be used: Not a directory"),
+        ("photos/em*", "photos/em*: holds no image; extensions are .jpg .jpeg .png"),
         ("photos/empty", "photos/empty: holds no image; extensions are .jpg .jpeg .png"),
     ],
 )

@@ -75,6 +75,19 @@ def test_damaged_images_are_named_and_skipped(weights: Path, photos: Path, capsy
     assert run(capsys, weights, photos / "a2.jpg")[:2] == (1, [])
 
 
+def test_found_files_may_have_any_name(
+    weights: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(photos)
+    (photos / "a.jpg").rename("~a.jpg")  # no home of a user
+    (photos / "b.PNG").rename("new\nline.png")
+    (photos / "\x1b.jpg").write_bytes(b"hello")
+    code, lines, errors = run(capsys, weights, "*.*g", "--topk", 1)
+    assert code == 1
+    assert [line.rpartition(": ")[0] for line in lines] == [r"'new\nline.png'", "~a.jpg"]
+    assert [line.split(": ")[:2] for line in errors] == [["skipped", '"\\x1b.jpg']]  # sets no terminal's colors
+
+
 def test_a_bar_on_a_terminal(
     weights: Path, photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -122,13 +122,19 @@ def _jsonl(path: Path, text: str) -> Iterator[tuple[int, Any, Any]]:
 
 
 def _csv(path: Path, text: str) -> Iterator[tuple[int, Any, Any]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)  # or a quote left open takes all that follows
     try:
         columns = reader.fieldnames or ()
-        if not {"file_name", "labels"} <= set(columns):
+        if not columns.count("file_name") == columns.count("labels") == 1:
             raise InputError(f"{path}: must have the columns file_name and labels; has {', '.join(columns) or 'none'}")
         for row in reader:
-            names = (row["labels"] or "").split(SEPARATOR)
+            if None in row or row["labels"] is None:  # "a.jpg,cat,dog" would lose the dog
+                raise InputError(
+                    f"{path}, line {reader.line_num}: must have {len(columns)} cells, as the first line; labels are "
+                    f"separated by {SEPARATOR!r}"
+                )
+            names = row["labels"].split(SEPARATOR)
             yield reader.line_num, row["file_name"], [name.strip() for name in names if name.strip()]
     except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: {error}") from error
+        first = reader.line_num + 1  # of the row; the reader still counts the lines of the one before
+        raise InputError(f"{path}, line {first}: {error}") from error

@@ -82,7 +82,11 @@ def test_image_that_is_missing_is_named_when_it_is_read(root: Path) -> None:
         ("metadata.csv", "", "train/metadata.csv: must have the columns file_name and labels; has none"),
         ("metadata.csv", "file,label\na,b\n", "must have the columns file_name and labels; has file, label"),
         ("metadata.csv", "file_name,labels\n,b\n", "line 2: file_name must be the path of an image"),
-        ("metadata.csv", "file_name,labels\n" + "x" * 200_000, "line 1: field larger than field limit"),
+        ("metadata.csv", "file_name,labels\n" + "x" * 200_000, "line 2: field larger than field limit"),
+        ("metadata.csv", "file_name,labels,labels\na,b,c\n", "file_name and labels; has file_name, labels, labels"),
+        ("metadata.csv", "file_name,labels\na,b\nc,d,e\n", "line 3: must have 2 cells, .* separated by '|'"),
+        ("metadata.csv", "file_name,labels\na,b\nc\n", "line 3: must have 2 cells"),
+        ("metadata.csv", 'file_name,labels\na,"b\nc,d\n', "line 2: unexpected end of data"),
         ("labels.json", "{}", r"train: must hold metadata.jsonl or metadata.csv for data.multi_label; .* labels.json$"),
     ],
 )
