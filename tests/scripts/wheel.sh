@@ -128,5 +128,11 @@ arguments=(--steps 2 --eval_every_steps 2 --data.workers 2 --distributed.mode of
 "$bin/twins-train" "${arguments[@]}" --workdir first | tail -n 1
 "$bin/python" -m twins_jax.train.main "${arguments[@]}" --workdir second | tail -n 1
 [[ -s first/metrics.jsonl && -s second/metrics.jsonl ]] || fail "a run wrote no metrics"
+for example in classify attention retrieval "own_training_loop --steps 2" "linear_probe --steps 2"; do
+  read -r name flags <<<"$example"
+  # shellcheck disable=SC2086 # several flags
+  "$bin/python" "$folder/source/examples/$name.py" $flags >"$name.out" || fail "examples/$name.py"
+  [[ -s $name.out ]] || fail "examples/$name.py printed nothing"
+done
 [[ $("$bin/python" -m train) == "my own train.py" ]] || fail "train is not the user's own"
 echo "wheel.sh: all as it must be"
