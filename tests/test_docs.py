@@ -6,12 +6,14 @@ import functools
 import importlib
 import io
 import json
+import pickle
 import re
 import shlex
 import shutil
 import tarfile
 import tempfile
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -49,6 +51,7 @@ FILES = repository_files()
 HERE = "run here, on stand-ins; of training what comes before its first step"
 CI = "run by .ci/run"
 IMAGENET = "needs ImageNet; tests/train/test_recipes.py checks the recipe, tests/train/test_run.py runs another"
+ELSEWHERE = "installs into the active environment; tests/scripts/wheel.sh has one of its own"
 QUIET = "measures for minutes on an idle machine; tests/train/benchmark/test_speed.py runs less"
 
 COMMANDS = {
@@ -57,17 +60,22 @@ COMMANDS = {
     "pip install -e .[train]": CI,
     "pip install -e .[test]": CI,
     "pip install -e .[docs]": CI,
+    "pip install .[hub]": ELSEWHERE,
+    "pip install -e .[train,hf]": ELSEWHERE,
     "pip install -e .[train,prepare]": "installs TensorFlow",
     "pytest -n 2 --dist loadfile": CI,
     "mkdocs serve": "serves the site until it is stopped; .ci/run builds it",
     "python -m train.main": CI,
     "python -m train.main [RECIPE] [--field value ...]": "is the pattern of a command",
-    "python -m train.main --help": HERE,
     "python -m train.main RECIPE --help": HERE,
+    "python -m train.main RECIPE --help_all": HERE,
+    "python -m train.main finetune_folder * --data.source hf:*": "needs the network; tests/train/data makes sets",
     "python -m train.main finetune_folder *": HERE,
     "python -m train.main --eval_only --workdir RUN --report": "needs a run; tests/train/test_run_weights.py has one",
     "python -m train.main imagenet_svt_small *": IMAGENET,
     "python -m train.main cifar10 --data.dir DIR": "needs CIFAR-10, and 7 minutes",
+    "python -m train.main digits --data.image_size 112 *": "takes minutes; tests/train/test_run.py runs another",
+    "python examples/attention.py *": "needs the run before it; tests/examples/test_examples.py runs the script",
     "python -m train.main digits --fsdp 4": "eight devices; tests/train/test_distributed_devices.py has them",
     "python -m train.main digits --distributed.coordinator *": "run by tests/train/test_distributed_processes.py",
     "python -m train.prepare imagenet2012 *": "needs ImageNet's archives; tests/train/test_prepare.py has small ones",
@@ -79,6 +87,8 @@ COMMANDS = {
     "python -m train.benchmark.aot imagenet_*": "compiles for minutes; tests/train/benchmark/test_aot.py does less",
     "python port_weights.py hf-hub:*": "needs the network; tests/port/test_hub.py has a server of its own",
     "python port_weights.py *": HERE,
+    "twins-predict *": HERE,
+    "twins-export *": "takes a while; tests/export/test_command.py exports small models",
     "twins-train *": "run by .ci/run in the notebook",
 }
 
@@ -235,7 +245,8 @@ def test_links_lead_somewhere(page: Page) -> None:
             continue
         path, _, anchor = link.partition("#")
         target = (page.path.parent / path).resolve() if path else page.path
-        assert target.relative_to(ROOT).as_posix() in FILES, link
+        name = target.relative_to(ROOT).as_posix()
+        assert {name, f"{name}/"} & FILES, link
         assert not anchor or anchor in anchors[target], link
         # The site holds the pages of docs/ alone.
         assert ROOT / "docs" not in page.path.parents or ROOT / "docs" in target.parents, link
@@ -285,27 +296,72 @@ def test_the_page_of_the_api_has_every_public_name() -> None:
     assert set(twins_jax.__all__) - {"__version__"} - set(shown) == set()
 
 
-@pytest.fixture
-def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes what documents name in the current folder: weights, a folder of images, a run; and small variants."""
-    monkeypatch.setitem(VARIANTS, "nano", NANO)
-    monkeypatch.setitem(VARIANTS, "twins_svt_small", SMALL)
-    monkeypatch.setitem(VARIANTS, "twins_pcpvt_base", dataclasses.replace(SMALL, window_size=None))
+def save_image(path: str, pixels: np.ndarray) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Makes a folder of what documents name: weights, images, a run, CIFAR-10; meanwhile variants are small."""
+    folder = tmp_path_factory.mktemp("stand_ins")
+    with pytest.MonkeyPatch.context() as patch, fast_compilation(), jax.numpy_dtype_promotion("standard"):
+        patch.setitem(VARIANTS, "nano", NANO)
+        patch.setitem(VARIANTS, "twins_svt_small", SMALL)
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("caches")))
+        make_images(folder)
+        aside = tmp_path_factory.mktemp("weights")
+        save_file(named(twins_jax.get_params(classifier(NANO))), aside / "ours.safetensors")
+        assert port_weights.main([str(aside / "ours.safetensors"), str(aside / "timm.safetensors")]) == 0
+        variant = "twins_svt_small"
+        for name in ("SRC", "alt_gvt_small.pth", variant, f"{variant}.pth", f"{variant}.safetensors"):
+            shutil.copy(aside / "timm.safetensors", folder / name)  # files are known by their first bytes
+        with tarfile.open(ROOT / "tests" / "support" / "run_0_1.tar.gz") as archive:
+            archive.extractall(folder, filter="data")
+        for name in ("RUN", "workdir", "runs/digits"):
+            shutil.copytree(folder / "run", folder / name)
+        make_exports(folder)
+        yield folder
+
+
+def make_exports(folder: Path) -> None:
+    """Makes exported files that return the mean of an image's pixels: a model's take a while."""
+    shape = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("batch"), 224, 224, 3), np.float32)
+    exported = jax.export.export(jax.jit(lambda images: images.mean((1, 2, 3))))(shape)
+    (folder / "model.jax").write_bytes(exported.serialize())
+    (folder / "model.jax.json").write_text(json.dumps({"input": {"name": "images"}}))
+    onnx = pytest.importorskip("onnx")
+    images, logits = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in (("images", ["batch", 224, 224, 3]), ("logits", ["batch", 1, 1, 1]))
+    )
+    node = onnx.helper.make_node("GlobalAveragePool", ["images"], ["logits"])
+    graph = onnx.helper.make_graph([node], "mean", [images], [logits])
+    opset = onnx.helper.make_opsetid("", 17)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8), folder / "model.onnx")
+
+
+def make_images(folder: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (4, 40, 40, 3), np.uint8)
+
+    def save(name: str, image: np.ndarray) -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / name)
+
     for number, name in enumerate(("train/a/0.png", "train/b/0.png", "val/a/0.png", "val/b/0.png")):
-        path = tmp_path / "here" / "DATA" / name
-        path.parent.mkdir(parents=True)
-        Image.fromarray(pixels[number]).save(path)
-    monkeypatch.chdir(tmp_path / "here")
-    ours, weights = tmp_path / "ours.safetensors", tmp_path / "timm.safetensors"
-    save_file(named(twins_jax.get_params(classifier(NANO))), ours)
-    assert port_weights.main([str(ours), str(weights)]) == 0
-    for name in ("SRC", "alt_gvt_small.pth", "twins_svt_small.pth", "twins_svt_small.safetensors"):
-        shutil.copy(weights, name)  # files are known by their first bytes
-    with tarfile.open(ROOT / "tests" / "support" / "run_0_1.tar.gz") as archive:
-        archive.extractall(tmp_path, filter="data")
-    for name in ("RUN", "workdir"):
-        shutil.copytree(tmp_path / "run", name)
+        save(f"DATA/{name}", pixels[number])
+        save(f"LABELS/{name}", pixels[number])
+    for split in ("train", "val"):
+        lines = (json.dumps({"file_name": f"{name}/0.png", "labels": [name]}) for name in "ab")
+        (folder / "LABELS" / split / "metadata.jsonl").write_text("\n".join(lines))
+    for name in ("photo.jpg", "other.jpg", "photos/a.jpg", "docs/digit.png"):
+        save(name, pixels[0])
+    cifar = {"data": pixels[:2, :32, :32].transpose(0, 3, 1, 2).reshape(2, -1), "labels": [0, 1]}
+    batches = folder / "cifar-10-batches-py"
+    batches.mkdir()
+    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
+        (batches / name).write_bytes(pickle.dumps(cifar))
+    (batches / "batches.meta").write_bytes(pickle.dumps({"label_names": ["airplane", "cat"]}))
 
 
 def run(command: list[str]) -> None:
@@ -313,7 +369,7 @@ def run(command: list[str]) -> None:
     arguments = ["digits" if word == "RECIPE" else word for word in arguments]
     code: Any = 0
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as printed:
-        if name == "train.main" and "--help" not in arguments:
+        if name == "train.main" and not any(word.startswith("--help") for word in arguments):
             config = parse([*arguments, "--model.name", "nano", "--data.workers", "0"])
             task = config.make_task()
             next(iter(task.batches("train", 2)))
@@ -331,18 +387,19 @@ def is_run(page: Page) -> bool:
     return page.path != NOTEBOOK and (any(is_here) or any(block.language == "python" for block in page.blocks))
 
 
-@pytest.mark.usefixtures("timm", "stand_ins")
+@pytest.mark.usefixtures("timm")
 @pytest.mark.parametrize("page", [page for page in PAGES if is_run(page)], ids=lambda page: page.name)
-def test_blocks_run(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_run(page: Page, stand_ins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In their order, in one folder and one interpreter."""
     one = (verify_module.Input(1, 64, 96),)
     monkeypatch.setattr(verify_module, "verify", functools.partial(verify_module.verify, inputs=one))
+    shutil.copytree(stand_ins, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {}
     exec(PRELUDES.get(page.name, ""), namespace)
-    with fast_compilation(), jax.numpy_dtype_promotion("standard"):
-        for block in page.blocks:
-            if block.language == "python":
-                exec(compile(block.text, page.name, "exec"), namespace)
-            for command in commands(block):
-                if COMMANDS.get(row(command) or "") == HERE:
-                    run(command)
+    for block in page.blocks:
+        if block.language == "python":
+            exec(compile(block.text, page.name, "exec"), namespace)
+        for command in commands(block):
+            if COMMANDS.get(row(command) or "") == HERE:
+                run(command)
