@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Unpack, get_args
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ from flax import nnx, traverse_util
 from twins_jax.abstract import abstract_model
 from twins_jax.backbone import TwinsBackbone
 from twins_jax.classifier import TwinsClassifier
-from twins_jax.config import TwinsConfig, TwinsOptions, check_options, variant_config
+from twins_jax.config import TwinsConfig, TwinsOptions, WindowPadding, check_options, variant_config
 from twins_jax.errors import MAX_INT, InputError, is_integer, require, shown_list
 from twins_jax.functional import Params, get_params, merge_model
 from twins_jax.layers import LayerNorm, Linear, check_rngs
@@ -52,7 +52,7 @@ def from_pretrained(
         head: the name of the head in the file, such as "fc", where it is not "head"; "none" leaves it out.
         rngs: `params` stream for a fresh head; needed only for that.
         **overrides: see `TwinsOptions`; `in_channels` and `stage_norms` must be those of the weights. Left out,
-            `window_padding` is what the source declares, if it declares any.
+            `window_padding` is what the source declares, if it declares any; another one is a logged warning.
 
     Returns:
         The model, all its weights from the checkpoint but a fresh head's, in `param_dtype` (float32 by default). Where
@@ -73,7 +73,7 @@ def from_pretrained(
         raise InputError(f"{source}: holds a backbone without a classifier: use backbone_from_pretrained{weights.hint}")
     if num_classes is None:
         weights.check_head(model)
-    config = _config(model, weights.declared, overrides)
+    config = _config(source, model, weights.declared, overrides)
     classes = model.num_classes if num_classes is None else num_classes
     graphdef = nnx.graphdef(abstract_model(lambda rngs: TwinsClassifier(config, classes, rngs=rngs)))
     fresh: Params = {}
@@ -129,7 +129,7 @@ def backbone_from_pretrained(
     """
     check_options(overrides, "name", "ema", "prefix", "head")
     (model, params, _), weights = _port(source, name, ema, prefix, head)
-    config = _config(model, weights.declared, overrides)
+    config = _config(source, model, weights.declared, overrides)
     graphdef = nnx.graphdef(abstract_model(lambda rngs: TwinsBackbone(config, rngs=rngs)))
     fresh: Params = {}
     if config.stage_norms and not model.stage_norms:
@@ -239,11 +239,21 @@ def _to_params(params: Mapping[str, np.ndarray], config: TwinsConfig) -> Params:
     return traverse_util.unflatten_dict(arrays, sep="/")
 
 
-def _config(model: "Inferred", declared: "Declared", overrides: TwinsOptions) -> TwinsConfig:
+def _config(
+    source: str | os.PathLike[str], model: "Inferred", declared: "Declared", overrides: TwinsOptions
+) -> TwinsConfig:
     """Returns the configuration of the weights, with the options that the weights leave open."""
     options = overrides.copy()
-    if declared.window_padding is not None:
-        options.setdefault("window_padding", declared.window_padding)
+    if (declares := declared.window_padding) is not None:
+        padding = options.setdefault("window_padding", declares)
+        if padding != declares and padding in get_args(WindowPadding):
+            _logger.warning(
+                "%s: window_padding=%r is given, and the weights declare %r: outputs differ where windows do not tile "
+                "a map",
+                source,
+                padding,
+                declares,
+            )
     channels = options.setdefault("in_channels", model.in_channels)
     require("in_channels", channels, channels == model.in_channels, f"{model.in_channels}, as in the weights")
     norms = options.setdefault("stage_norms", model.stage_norms)

@@ -73,8 +73,13 @@ def test_a_run(run, place, monkeypatch):
     assert_declares(model)
 
 
-def test_what_is_given_wins(run):
-    model = twins_jax.from_pretrained(run, window_padding="zero", num_classes=3, rngs=nnx.Rngs(0))
+def test_what_is_given_wins(run, caplog):
+    """The command lines of training give a `window_padding` in any case: another than declared must not go unseen."""
+    with caplog.at_level(logging.WARNING):
+        model = twins_jax.from_pretrained(run, window_padding="zero", num_classes=3, rngs=nnx.Rngs(0))
+        twins_jax.from_pretrained(run, window_padding="mask")
+    (message,) = caplog.messages
+    assert message.startswith(f"{run}: window_padding='zero' is given, and the weights declare 'mask': outputs differ")
     assert model.config.window_padding == "zero"
     assert (model.class_names, model.multi_label) == (None, False)  # of the old head
     assert model.preprocessing == Preprocessing(image_size=96, crop=0.9)
