@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from safetensors.torch import save_file
 
 import twins_jax
+from tests.support.compilation import fast_compilation
 from twins_jax.config import variant_config
 
 Model = TypeVar("Model", bound=nnx.Module)
@@ -209,11 +210,12 @@ def _maps_and_logits(model: Callable[[jax.Array], Any], images: jax.Array) -> di
 def precision(dtype: DTypeLike) -> Iterator[None]:
     """The modes of JAX that a comparison in this dtype needs.
 
-    float32: sums in blocks (see `ops.xla_cpu.blocked_dot`), as PyTorch's are. float64: the x64 mode, without blocks.
+    float32: sums in blocks (see `ops.xla_cpu.blocked_dot`), as PyTorch's are. float64: the x64 mode, without blocks,
+    compiled fast: it has rounding to spare.
     """
     if np.dtype(dtype) == np.float32:
         with jax.default_matmul_precision("highest"):
             yield
     else:
-        with jax.enable_x64(True):
+        with jax.enable_x64(True), fast_compilation():
             yield

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from tests.support.classification import eval_batches, train_batches
 from train.checkpoint import Checkpoints
 from train.config import CheckpointConfig, DistributedConfig
-from train.distributed import StopRequest
+from train.distributed import StopRequest, lost_connection
 from train.state import create_state
 from train.tasks.classification.config import ClassificationDataConfig
 from twins_jax import InputError
@@ -128,6 +128,19 @@ def test_a_signal_that_is_ignored_stays_so() -> None:
         assert not stop.requested(1)
     finally:
         signal.signal(signal.SIGHUP, previous)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_lost"),
+    [
+        (jax.errors.JaxRuntimeError("UNKNOWN: connection closed by peer"), True),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"), False),
+        (ValueError("Gloo all-reduce failed"), True),
+        (ValueError("another"), False),
+    ],
+)
+def test_errors_that_a_lost_process_causes(error: Exception, is_lost: bool) -> None:
+    assert lost_connection(error) == is_lost
 
 
 def test_a_run_in_a_thread_leaves_signals_alone() -> None:
