@@ -14,6 +14,7 @@ import twins_jax
 from tests.export.conftest import names_in
 from tests.support import short
 from tests.support.models import classifier, named, random_array, relative_error
+from tests.support.timm_twins import make_timm
 from twins_jax.config import VARIANTS
 from twins_jax.export import export
 from twins_jax.export.__main__ import main
@@ -33,18 +34,7 @@ def pytorch(timm: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple
     from tests.parity.reference import randomize
 
     torch.manual_seed(0)
-    config = short.CONFIG
-    model = randomize(
-        timm.models.twins.Twins(
-            num_classes=10,
-            embed_dims=config.embed_dims,
-            num_heads=config.num_heads,
-            mlp_ratios=config.mlp_ratios,
-            depths=config.depths,
-            sr_ratios=config.sub_sampling_ratios,
-            wss=(config.window_size,) * 4,
-        )
-    )
+    model = randomize(make_timm(timm, short.CONFIG))
     path = tmp_path_factory.mktemp("pytorch") / "short.safetensors"
     save_file(model.state_dict(), path)
     return model, path

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 import twins_jax
 from tests.support.compilation import fast_compilation
+from tests.support.timm_twins import make_timm
 from twins_jax.config import variant_config
 
 Model = TypeVar("Model", bound=nnx.Module)
@@ -122,19 +123,8 @@ def _load(read: Callable[..., Model], weights: Mapping[str, torch.Tensor], overr
 
 def make_tiny(timm: ModuleType) -> Any:
     """timm's twin of our twins_svt_tiny, which has no name in timm."""
-    config = variant_config("twins_svt_tiny")
     torch.manual_seed(0)
-    return randomize(
-        timm.models.twins.Twins(
-            num_classes=10,
-            embed_dims=config.embed_dims,
-            num_heads=config.num_heads,
-            mlp_ratios=config.mlp_ratios,
-            depths=config.depths,
-            sr_ratios=config.sub_sampling_ratios,
-            wss=(config.window_size,) * 4,
-        )
-    )
+    return randomize(make_timm(timm, variant_config("twins_svt_tiny")))
 
 
 def compare(

@@ -14,26 +14,11 @@ import twins_jax
 from tests.parity.reference import Comparison, compare, randomize
 from tests.support.compilation import fast_compilation
 from tests.support.models import PCPVT, SVT
-from twins_jax.config import TwinsConfig
+from tests.support.timm_twins import make_timm
 from twins_jax.port.rules import TORCH
 
 LOOKED_AT = {"svt": (0, 1), "pcpvt": (0, 2)}  # blocks: LSA and GSA; GSA of two ratios
 CONFIGS = {"svt": SVT, "pcpvt": PCPVT}
-
-
-def make_timm(timm: ModuleType, config: TwinsConfig) -> Any:
-    torch.manual_seed(0)
-    return randomize(
-        timm.models.twins.Twins(
-            num_classes=10,
-            embed_dims=config.embed_dims,
-            num_heads=config.num_heads,
-            mlp_ratios=config.mlp_ratios,
-            depths=config.depths,
-            sr_ratios=config.sub_sampling_ratios,
-            wss=config.window_size and (config.window_size,) * 4,
-        )
-    )
 
 
 def to_params(module: torch.nn.Module) -> dict[str, Any]:
@@ -65,7 +50,8 @@ def to_positions(weights: torch.Tensor) -> torch.Tensor:
 @pytest.fixture(scope="module", params=CONFIGS)
 def comparison(request: pytest.FixtureRequest, timm: ModuleType) -> Comparison:
     family = request.param
-    theirs = make_timm(timm, CONFIGS[family])
+    torch.manual_seed(0)
+    theirs = randomize(make_timm(timm, CONFIGS[family]))
     blocks = [block for stage in theirs.blocks for block in stage]
     found: dict[str, torch.Tensor] = {}
     for i, block in enumerate(blocks):

@@ -8,7 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from twins_jax.config import variant_config
+from tests.support.models import SVT
+from tests.support.saving import NAME
+from tests.support.timm_twins import make_timm
+from twins_jax.config import VARIANTS, variant_config
 
 torch = pytest.importorskip("torch")
 
@@ -48,17 +51,7 @@ def make_model(timm: ModuleType) -> Callable[..., Any]:
         if timm.is_model(name):
             model = timm.create_model(name, num_classes=num_classes, in_chans=in_chans)
         else:
-            config = variant_config(name)
-            model = timm.models.twins.Twins(
-                num_classes=num_classes,
-                in_chans=in_chans,
-                embed_dims=config.embed_dims,
-                num_heads=config.num_heads,
-                mlp_ratios=config.mlp_ratios,
-                depths=config.depths,
-                sr_ratios=config.sub_sampling_ratios,
-                wss=(7, 7, 7, 7),
-            )
+            model = make_timm(timm, variant_config(name), num_classes, in_chans)
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for parameter in model.parameters():
@@ -70,6 +63,12 @@ def make_model(timm: ModuleType) -> Callable[..., Any]:
         return model.eval()
 
     return make
+
+
+@pytest.fixture
+def mini_variant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variant of the models of tests/support/saving.py."""
+    monkeypatch.setitem(VARIANTS, NAME, SVT)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """hf-hub: names: each way in which a download fails is named as it was seen, after one request; nothing leaves here."""
 
-import builtins
 import errno
 import json
 import logging
@@ -8,7 +7,7 @@ import logging
 import pytest
 import safetensors.torch
 
-from tests.support.hub import Files, answered_by, constants, errors, http, hub
+from tests.support.hub import Files, answered_by, constants, errors, fail_import, http, hub
 from twins_jax.errors import InputError
 from twins_jax.port.convert import port
 from twins_jax.port.hub import WEIGHT_FILES, download
@@ -180,14 +179,7 @@ def test_the_network_is_lost_between_two_files(monkeypatch):
     ],
 )
 def test_a_package_that_is_missing_or_broken(monkeypatch, package, message):
-    original = builtins.__import__
-
-    def fail(name, *args):
-        if name == "huggingface_hub":
-            raise ImportError("cannot import name 'x'", name=package)
-        return original(name, *args)
-
-    monkeypatch.setattr(builtins, "__import__", fail)
+    fail_import(monkeypatch, package, "cannot import name 'x'")
     with pytest.raises(InputError) as error:
         download(SOURCE)
     assert str(error.value) == f"{SOURCE}: {message}"

@@ -1,7 +1,6 @@
 """push_to_hub: Hugging Face's own client runs, up to a stand-in of the hub's API; nothing leaves here."""
 
 import base64
-import builtins
 import dataclasses
 import hashlib
 import importlib
@@ -10,7 +9,7 @@ import json
 import pytest
 
 import twins_jax
-from tests.support.hub import COMMIT, Files, answered_by, constants, http, hub
+from tests.support.hub import COMMIT, Files, answered_by, constants, fail_import, http, hub
 from tests.support.models import SVT, classifier, named
 from twins_jax.config import VARIANTS
 from twins_jax.errors import InputError
@@ -217,14 +216,7 @@ def test_a_model_that_cannot_be_saved_makes_no_repository(server, model):
 
 
 def test_without_the_package(model, monkeypatch):
-    original = builtins.__import__
-
-    def fail(name, *args):
-        if name == "huggingface_hub":
-            raise ImportError("no", name=name)
-        return original(name, *args)
-
-    monkeypatch.setattr(builtins, "__import__", fail)
+    fail_import(monkeypatch, "huggingface_hub")
     with pytest.raises(InputError) as caught:
         twins_jax.push_to_hub(model, "owner/name")
     assert str(caught.value) == "owner/name: huggingface_hub is not installed; install it (the extra `hub`)"

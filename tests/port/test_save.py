@@ -1,8 +1,6 @@
-"""Folders of save_pretrained: read back bit by bit, by timm too, and never half written or in the place of others."""
+"""Folders of save_pretrained are read back bit by bit, by timm too."""
 
 import dataclasses
-import errno
-import functools
 import json
 import logging
 import os
@@ -22,43 +20,18 @@ from flax import nnx
 import port_weights
 import twins_jax
 from tests.support.compilation import fast_compilation
-from tests.support.models import SVT, classifier, named, random_array, random_module, relative_error, run
-from twins_jax.config import VARIANTS, TwinsOptions
+from tests.support.models import SVT, named, random_array, random_module, relative_error, run
+from tests.support.saving import CLASS_NAMES, FILES, PREPROCESSING, content, described, mini
+from twins_jax.config import TwinsOptions
 from twins_jax.errors import InputError
-from twins_jax.layers import BatchNorm, Linear
 from twins_jax.port.read import read_weights
 
-NAMES = ("Käse", "a\nb", "\udce9t\udce9", "", "`]('\"", "same", "same", "7" * 500, "猫", "\x1b[31m")
-IMAGES = twins_jax.Preprocessing(96, 0.9, (0.5, 0.4, 0.3), (0.25, 0.3, 0.1 + 0.2), "bilinear")
-FILES = ["config.json", "model.safetensors"]
-
-
-@pytest.fixture(autouse=True)
-def _mini(monkeypatch):
-    """A variant for these tests: a file of 1 MB, and few blocks to trace."""
-    monkeypatch.setitem(VARIANTS, "mini", SVT)
-
-
-@functools.cache
-def parts(num_classes, **options):
-    model = classifier(dataclasses.replace(SVT, **options), num_classes)
-    return nnx.graphdef(model), twins_jax.get_params(model)
-
-
-def mini(num_classes=10, **options):
-    """A classifier with random values in every parameter."""
-    return twins_jax.merge_model(*parts(num_classes, **options))
+pytestmark = pytest.mark.usefixtures("mini_variant")
 
 
 @pytest.fixture
 def model():
-    model = mini(window_padding="mask")
-    model.class_names, model.preprocessing = NAMES, IMAGES
-    return model
-
-
-def content(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return described()
 
 
 def assert_same(found, expected):
@@ -76,7 +49,7 @@ def test_round_trip(model, tmp_path, source):
     assert sorted(content(tmp_path / "new" / "folder")) == FILES
     back = twins_jax.from_pretrained(tmp_path / "new" / "folder" / source)
     assert_same(back, model)
-    assert (back.class_names, back.preprocessing, back.num_classes) == (NAMES, IMAGES, 10)
+    assert (back.class_names, back.preprocessing, back.num_classes) == (CLASS_NAMES, PREPROCESSING, 10)
     assert back.multi_label
     assert back.config == model.config
 
@@ -120,7 +93,7 @@ def test_port_weights_takes_it_there_and_back(model, tmp_path):
     saved, back = (safetensors.torch.load_file(file) for file in files)
     assert saved.keys() == back.keys()
     assert all(torch.equal(saved[name], back[name]) for name in saved)
-    assert twins_jax.from_pretrained(files[1]).class_names == NAMES
+    assert twins_jax.from_pretrained(files[1]).class_names == CLASS_NAMES
 
 
 @pytest.fixture
@@ -144,11 +117,11 @@ def test_timm_computes_the_same(timm_mini, model, tmp_path):
         truth = theirs(torch.from_numpy(inputs).double().permute(0, 3, 1, 2)).numpy()
     with jax.default_matmul_precision("highest"), fast_compilation():
         assert relative_error(run(model, inputs), truth) < 2e-6
-    assert theirs.pretrained_cfg["label_names"] == list(NAMES)
+    assert theirs.pretrained_cfg["label_names"] == list(CLASS_NAMES)
     config = timm_mini.data.resolve_model_data_config(theirs)
     expected = {"input_size": (3, 96, 96), "crop_pct": 0.9, "crop_mode": "center", "interpolation": "bilinear"}
     found = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
-    assert found == expected | {"mean": IMAGES.mean, "std": IMAGES.std}
+    assert found == expected | {"mean": PREPROCESSING.mean, "std": PREPROCESSING.std}
 
 
 def test_timm_adapts_it(timm_mini, tmp_path, caplog):
@@ -200,7 +173,7 @@ def test_a_snapshot_in_hugging_face_s_cache(model, tmp_path):
     before = content(blobs)
     back = twins_jax.from_pretrained(snapshot)
     assert_same(back, model)
-    assert (back.class_names, back.preprocessing, back.config) == (NAMES, IMAGES, model.config)
+    assert (back.class_names, back.preprocessing, back.config) == (CLASS_NAMES, PREPROCESSING, model.config)
     mini(3).save_pretrained(snapshot, overwrite=True)  # in the place of the links, not of what they lead to
     assert content(blobs) == before
     assert twins_jax.from_pretrained(snapshot).num_classes == 3
@@ -223,167 +196,6 @@ def test_a_second_model_in_the_folder(model, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
-@pytest.mark.parametrize("others", [["notes.txt"], [".git"], ["config.json"], ["README.md", "config.json"]])
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_folders_of_others_are_left_alone(model, tmp_path, others, overwrite):
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    if others == [".git"]:
-        model.save_pretrained(folder)
-    for name in others:
-        (folder / name).write_text("theirs")
-    before = content(folder)
-    with pytest.raises(InputError) as caught:
-        model.save_pretrained(folder, overwrite=overwrite)
-    held = f"{', '.join(others)}; save into a new folder"
-    assert str(caught.value) == f"{folder}: holds more than a saved model, and is never overwritten: {held}"
-    assert content(folder) == before
-
-
-@pytest.mark.parametrize("exists", [False, True])
-@pytest.mark.parametrize("place", ["safetensors.numpy.save_file", "pathlib.Path.write_text", "os.replace", "os.mkdir"])
-def test_a_write_that_fails_leaves_nothing_new(model, tmp_path, monkeypatch, place, exists):
-    folder = tmp_path / "folder"
-    if exists:
-        model.save_pretrained(folder)
-    before = content(folder) if exists else {}
-
-    def fail(*_, **__):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(place, fail)
-        with pytest.raises(InputError, match=rf"^{folder}: could not be written: No space left on device$"):
-            mini(3).save_pretrained(folder, overwrite=True)
-    assert [path.name for path in tmp_path.iterdir()] == (["folder"] if exists else [])
-    assert not exists or content(folder) == before
-
-
-def test_ctrl_c_leaves_nothing_new(model, tmp_path, monkeypatch):
-    def interrupt(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("safetensors.numpy.save_file", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        model.save_pretrained(tmp_path / "folder")
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
-def test_a_place_that_is_closed_to_us(tmp_path, monkeypatch, number):
-    def fail(path, *_, **__):
-        raise OSError(number, os.strerror(number), os.fspath(path))
-
-    monkeypatch.setattr("pathlib.Path.mkdir", fail)
-    with pytest.raises(InputError) as caught:
-        mini().save_pretrained(tmp_path / "a" / "b")
-    assert str(caught.value) == f"{tmp_path}/a/b: could not be written: {tmp_path}/a: {os.strerror(number)}"
-
-
-def test_paths(model, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    (tmp_path / "file").touch()
-    (tmp_path / "real").mkdir()
-    (tmp_path / "link").symlink_to("real")
-    for folder, message in {
-        ".": r"^\.: holds more than a saved model",
-        "file": "must be the path of a folder, which may be a new one",
-        "file/below": "must be a path that can be used: Not a directory",
-        "hf-hub:owner/name": "must be a path on this machine",
-        "gs://bucket/a": "must be a path on this machine",
-        None: "must be text",
-    }.items():
-        with pytest.raises(InputError, match=message):
-            model.save_pretrained(folder)
-    model.save_pretrained("~/models/a")
-    model.save_pretrained("link")
-    assert (tmp_path / "link").is_symlink()
-    assert sorted(content(tmp_path / "real")) == sorted(content(tmp_path / "home" / "models" / "a")) == FILES
-    monkeypatch.chdir(tmp_path / "real")
-    with pytest.raises(InputError, match=r"^\.: must not be the working folder; name a folder in it$"):
-        model.save_pretrained(".", overwrite=True)
-
-
-def changed(change):
-    model = mini()
-    change(model)
-    return model
-
-
-def set_bias(model, value):
-    model.norm.bias.set_value(value)
-
-
-REFUSED = {
-    "no model": (lambda: 3, r"^model=<class 'int'>: must be a TwinsClassifier or a TwinsBackbone$"),
-    "a layer": (lambda: Linear(2, 3, rngs=nnx.Rngs(0)), r"^model=<class '.*Linear'>: must be a TwinsClassifier"),
-    "params": (lambda: twins_jax.get_params(mini()), r"^model=<class 'dict'>: must be"),
-    "no variant": (
-        lambda: changed(lambda model: setattr(model, "config", dataclasses.replace(SVT, num_heads=(1, 2, 3, 1)))),
-        r"^model\.config: must be of a variant, one of .*; is embed_dims=.*, num_heads=\(1, 2, 3, 1\), ",
-    ),
-    "no values": (
-        lambda: nnx.eval_shape(lambda: twins_jax.create_model("mini", rngs=nnx.Rngs(0))),
-        r"^model: \d+ parameters do not fit mini\n  ! .* holds ShapeDtypeStruct, expected an array \(",
-    ),
-    "statistics": (
-        lambda: changed(lambda model: setattr(model, "bn", BatchNorm(4))),
-        r"^model: holds running statistics, and weights of Twins have none: bn/mean, bn/var$",
-    ),
-    "a layer more": (
-        lambda: changed(lambda model: setattr(model, "head2", Linear(2, 3, rngs=nnx.Rngs(0)))),
-        r"^model: 2 parameters do not fit mini\n  \+ head2/.* is left over",
-    ),
-    "a head of others": (
-        lambda: changed(lambda model: setattr(model, "head", Linear(64, 3, rngs=nnx.Rngs(0)))),
-        r"head/kernel has shape \(64, 3\), expected \(64, 10\)",
-    ),
-    "no head": (lambda: changed(lambda model: delattr(model, "head")), r"head/kernel \(64, 10\) is missing"),
-    "NaN": (
-        lambda: changed(lambda model: set_bias(model, model.norm.bias[...].at[3].set(jnp.nan))),
-        r"^model: 1 parameters do not fit mini\n  ! norm/bias holds NaN or infinity$",
-    ),
-    "integers": (
-        lambda: changed(lambda model: set_bias(model, jnp.zeros(64, jnp.int32))),
-        r"norm/bias has dtype int32, expected floating-point$",
-    ),
-    "float8": (
-        lambda: changed(lambda model: set_bias(model, jnp.zeros(64, jnp.float8_e4m3fn))),
-        r"norm/bias has dtype float8_e4m3fn, expected one of float16, bfloat16, float32, float64$",
-    ),
-    "no config": (
-        lambda: changed(lambda model: setattr(model, "config", None)),
-        r"^config=None: must be a TwinsConfig",
-    ),
-    "no count": (
-        lambda: changed(lambda model: setattr(model, "num_classes", None)),
-        r"^model.num_classes=None: must be",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_models_that_would_not_come_back(tmp_path, name):
-    make, message = REFUSED[name]
-    model = make()
-    with pytest.raises(InputError, match=message):
-        twins_jax.save_pretrained(model, tmp_path / "a" / "b")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_within_a_transformation(tmp_path):
-    graphdef, params = parts(10)
-
-    @jax.jit
-    def traced(params):
-        twins_jax.save_pretrained(twins_jax.merge_model(graphdef, params), tmp_path / "a")
-
-    with pytest.raises(InputError, match="is traced by a transformation of JAX: save the model outside of it"):
-        traced(params)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_sharded_parameters_are_gathered(tmp_path):
     mini().save_pretrained(tmp_path / "one")
     code = (
@@ -404,22 +216,11 @@ def test_sharded_parameters_are_gathered(tmp_path):
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_parameters_of_other_processes(tmp_path, monkeypatch):
-    model = mini()
-    kind = type(model.norm.bias.get_value())
-    monkeypatch.setattr(kind, "is_fully_addressable", property(lambda _: False))
-    monkeypatch.setattr(kind, "is_fully_replicated", property(lambda _: False))
-    with pytest.raises(
-        InputError, match=r"is sharded over processes: gather the parameters before, as jax\.experimental"
-    ):
-        model.save_pretrained(tmp_path / "a")
-
-
 def test_preprocessing_of_other_channels(tmp_path):
     """As timm's snapshots of models of other channels have it, and in NumPy's numbers: nothing of it is lost."""
     model = mini(in_channels=1)
-    model.preprocessing = dataclasses.replace(IMAGES, image_size=np.int64(96), crop=np.float32(0.875))
+    model.preprocessing = dataclasses.replace(PREPROCESSING, image_size=np.int64(96), crop=np.float32(0.875))
     model.save_pretrained(tmp_path)
-    assert twins_jax.from_pretrained(tmp_path).preprocessing == dataclasses.replace(IMAGES, crop=0.875)
+    assert twins_jax.from_pretrained(tmp_path).preprocessing == dataclasses.replace(PREPROCESSING, crop=0.875)
     assert json.loads((tmp_path / "config.json").read_text())["pretrained_cfg"]["input_size"] == [1, 96, 96]
     assert read_weights(tmp_path).declared.num_classes == 10

@@ -13,6 +13,7 @@ import safetensors.numpy
 
 from tests.support.compilation import fast_compilation
 from tests.support.images import picture, saved
+from tests.support.timm_twins import make_timm
 from twins_jax.config import variant_config
 
 SIZE = 64
@@ -42,16 +43,7 @@ def timm_model(timm: ModuleType) -> Any:
     """timm's module of twins_svt_tiny whose logits differ from image to image by more than their rounding."""
     import torch
 
-    config = variant_config("twins_svt_tiny")
-    model = timm.models.twins.Twins(
-        num_classes=1000,
-        embed_dims=config.embed_dims,
-        num_heads=config.num_heads,
-        mlp_ratios=config.mlp_ratios,
-        depths=config.depths,
-        sr_ratios=config.sub_sampling_ratios,
-        wss=(7, 7, 7, 7),
-    )
+    model = make_timm(timm, variant_config("twins_svt_tiny"), num_classes=1000)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():

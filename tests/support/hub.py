@@ -1,5 +1,6 @@
 """Puts a function in the place of the network below Hugging Face's client, whose own code runs up to there."""
 
+import builtins
 import contextlib
 import importlib
 from collections.abc import Callable, Iterator
@@ -28,6 +29,18 @@ def answered_by(server: Callable[[Any], Any], cache: Path, monkeypatch: pytest.M
     hub.set_client_factory(lambda: http.Client(transport=transport, follow_redirects=True, event_hooks=hooks))
     yield
     hub.set_client_factory(factory)
+
+
+def fail_import(monkeypatch: pytest.MonkeyPatch, package: str, message: str = "") -> None:
+    """Makes the import of Hugging Face's client fail for want of a package, which may be itself."""
+    original = builtins.__import__
+
+    def fail(name: str, *args: Any) -> Any:
+        if name == "huggingface_hub":
+            raise ImportError(message, name=package)
+        return original(name, *args)
+
+    monkeypatch.setattr(builtins, "__import__", fail)
 
 
 class Files:

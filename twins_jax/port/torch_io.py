@@ -58,7 +58,7 @@ class Candidate(NamedTuple):
 
     @property
     def is_average(self) -> bool:
-        """Whether its keys say that it is a moving average."""
+        """True if its keys say that it is a moving average."""
         return any(map(is_average, self.path))
 
 

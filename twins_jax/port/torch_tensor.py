@@ -91,7 +91,7 @@ FUNCTIONS: Functions = {
     "torch._utils._rebuild_device_tensor_from_cpu_tensor": _first,
     "torch.Size": _first,
 }
-"""What a pickle names -> our own function, called in its place."""
+"""A function that pickles name -> our own, called in its place."""
 
 HARMLESS = (
     "torch.device",

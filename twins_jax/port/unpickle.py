@@ -53,7 +53,7 @@ Functions = Mapping[str, Callable[..., Any]]
 
 
 def make_dict(*arguments: Any) -> dict[Any, Any]:
-    """What `collections.OrderedDict(...)` gives: of nothing, of a dict, or of pairs."""
+    """Returns the content of `collections.OrderedDict(...)`: of nothing, of a dict, or of pairs."""
     given = arguments[0] if arguments else {}
     if isinstance(given, dict):
         return given
