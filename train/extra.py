@@ -7,7 +7,7 @@ from twins_jax.errors import InputError
 TRAINING = ("absl", "grain", "numba", "optax", "PIL", "simplejpeg", "tensorboardX", "tqdm", "tyro")
 """The modules that every run imports. Some data sets need more, and name it."""
 
-PACKAGES = {"absl": "absl-py", "PIL": "pillow", "tensorflow_datasets": "tensorflow-datasets"}
+PACKAGES = {"absl": "absl-py", "PIL": "pillow", "sklearn": "scikit-learn", "tensorflow_datasets": "tensorflow-datasets"}
 """The packages of the modules that have another name."""
 
 

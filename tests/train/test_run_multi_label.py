@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn import metrics
 
 import twins_jax
 from tests.support import models, runs
@@ -31,7 +32,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_run(folder: Path, arguments: list[str], tmp_path: Path) -> None:
-    metrics = pytest.importorskip("sklearn.metrics")
     data = ["--data.source", "folder", "--data.dir", str(folder), "--data.multi_label", "--optim.ema_decay", "0"]
     mixed = ["--mix.mixup_alpha", "0.8", "--mix.cutmix_alpha", "1", "--batch_size", "4", "--eval_batch_size", "4"]
     run = [*arguments, *data, *mixed, "--steps", "2", "--workdir", str(tmp_path / "run")]

@@ -19,6 +19,7 @@ from twins_jax.preprocess import DEFAULT, normalize
 from ...data.pipeline import eval_batches, train_batches
 from ...data.records import Source
 from ...data.sources import dataset_info, open_source
+from ...extra import check_installed
 from ...task import Batch, DatasetInfo, Evaluator, Split
 from .config import ClassificationConfig
 from .losses import Loss, binary_cross_entropy, cross_entropy, smooth_multi_hot, smooth_targets
@@ -140,6 +141,10 @@ class MultiLabelTask(ClassificationTask):
     """Trains a `TwinsClassifier` on images with any number of labels each: batches have "label": bool [B, classes]."""
 
     best_metric = "map"
+
+    def __init__(self, config: ClassificationConfig, info: DatasetInfo | None = None) -> None:
+        check_installed("sklearn", purpose="evaluating several labels", extra="train")
+        super().__init__(config, info)
 
     def batch_shapes(self, split: Split, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         label = jax.ShapeDtypeStruct((batch_size, self.info.num_classes), jnp.bool_)
