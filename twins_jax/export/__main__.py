@@ -7,12 +7,12 @@ import time
 from typing import Any, get_args
 
 from twins_jax import ops
+from twins_jax.classifier import Model
 from twins_jax.command_line import Parser
 from twins_jax.config import RuntimeOptions, WindowPadding
 from twins_jax.ending import command_line, say
 from twins_jax.errors import InputError
 from twins_jax.export.export import ExportError, checked_target, export_model
-from twins_jax.export.program import Model
 from twins_jax.paths import target_path, weights_source
 from twins_jax.pretrained import backbone_from_pretrained, from_pretrained
 
