@@ -103,16 +103,14 @@ def _port(args: argparse.Namespace) -> int:
 
 def _verify(args: argparse.Namespace, from_torch: bool) -> int:
     from twins_jax.files import write_text
-    from twins_jax.port.convert import port
     from twins_jax.port.read import read_weights
     from twins_jax.port.verify import verify
-    from twins_jax.pretrained import backbone_from_pretrained, from_pretrained
+    from twins_jax.pretrained import model_from_pretrained
 
     choice = {"ema": args.ema, "prefix": args.prefix, "head": args.head}  # of SRC; DST holds one set of weights
     weights = read_weights(args.src, **choice) if from_torch else read_weights(args.dst)
-    is_backbone = port(weights, args.model).model.num_classes is None
-    load = backbone_from_pretrained if is_backbone else from_pretrained
-    model = load(args.dst, name=args.model) if from_torch else load(args.src, name=args.model, **choice)
+    source, ours = (args.dst, {}) if from_torch else (args.src, choice)
+    model = model_from_pretrained(source, name=args.model, **ours)
     report = verify(weights, model, name=args.model)
     print(report.to_text())
     if args.report:
