@@ -14,6 +14,7 @@ from twins_jax.errors import InputError, did_you_mean, shown
 from twins_jax.files import parse_object, read_text
 
 from .folder import contents, eval_dir
+from .packed import PackedPaths
 from .records import Record
 
 FILES = ("metadata.jsonl", "metadata.csv")
@@ -56,19 +57,15 @@ class MetadataSource:
                 )
             labels += sorted(positions[name] for name in names)
             ends.append(len(labels))
-        # As in `FolderSource`: millions of Python objects would take hundreds of megabytes, in each worker process too.
-        names_bytes = [os.fsencode(file_name) for file_name in rows]
-        self._names = b"".join(names_bytes)
-        self._name_ends = np.cumsum([0, *map(len, names_bytes)], dtype=np.int64)
+        self._files = PackedPaths([os.fsencode(file_name) for file_name in rows])
         self._labels = np.asarray(labels, np.int32)
         self._label_ends = np.asarray(ends, np.int64)
 
     def __len__(self) -> int:
-        return len(self._name_ends) - 1
+        return len(self._files)
 
     def __getitem__(self, index: int) -> Record:
-        begin, end = self._name_ends[index], self._name_ends[index + 1]
-        path = self._dir / os.fsdecode(self._names[begin:end])
+        path = self._dir / self._files[index]
         label = np.zeros(len(self.class_names), bool)
         label[self._labels[self._label_ends[index] : self._label_ends[index + 1]]] = True
         return {"image": read_image(path), "label": label, "name": str(path)}
