@@ -9,7 +9,7 @@ from typing import Any, get_args
 from twins_jax import ops
 from twins_jax.backbone import TwinsBackbone
 from twins_jax.classifier import Model
-from twins_jax.command_line import Parser
+from twins_jax.command_line import Parser, choice_of_weights
 from twins_jax.config import RuntimeOptions, WindowPadding
 from twins_jax.ending import command_line, say
 from twins_jax.errors import InputError
@@ -94,8 +94,7 @@ def _export(args: argparse.Namespace, target: str) -> int:
 
 
 def _load(args: argparse.Namespace) -> Model:
-    choice = {"ema": args.ema, "prefix": args.prefix, "head": args.head}
-    options = RuntimeOptions(dtype=args.dtype)
+    choice, options = choice_of_weights(args), RuntimeOptions(dtype=args.dtype)
     if args.window_padding is not None:
         options["window_padding"] = args.window_padding
     if args.outputs == "maps":
