@@ -13,7 +13,7 @@ if __name__ == "__main__":  # Ctrl-C during the imports that follow, which take 
         else sys.__excepthook__(kind, error, trace)
     )
 
-from twins_jax.command_line import Parser
+from twins_jax.command_line import Parser, choice_of_weights
 from twins_jax.ending import command_line
 from twins_jax.errors import InputError, shown_list
 from twins_jax.paths import target_path, weights_source
@@ -67,7 +67,7 @@ def _inspect(args: argparse.Namespace) -> int:
     from twins_jax.port.describe import describe
     from twins_jax.port.read import read_weights
 
-    weights = read_weights(args.src, ema=args.ema, prefix=args.prefix, head=args.head)
+    weights = read_weights(args.src, **choice_of_weights(args))
     print(describe(weights, port(weights, args.model)))
     return 0
 
@@ -78,7 +78,7 @@ def _port(args: argparse.Namespace) -> int:
     from twins_jax.port.write import check_paths, plan_target, write_target
 
     check_paths(args.src, args.dst, *([args.report] if args.report else []), overwrite=args.overwrite)
-    weights = read_weights(args.src, ema=args.ema, prefix=args.prefix, head=args.head)
+    weights = read_weights(args.src, **choice_of_weights(args))
     ported = port(weights, args.model)
     weights.check_head(ported.model)
     target = plan_target(weights, ported, args.dst)
@@ -103,16 +103,15 @@ def _port(args: argparse.Namespace) -> int:
 
 def _verify(args: argparse.Namespace, from_torch: bool) -> int:
     from twins_jax.files import write_text
-    from twins_jax.port.convert import port
     from twins_jax.port.read import read_weights
     from twins_jax.port.verify import verify
-    from twins_jax.pretrained import backbone_from_pretrained, from_pretrained
+    from twins_jax.pretrained import model_from_pretrained
 
-    choice = {"ema": args.ema, "prefix": args.prefix, "head": args.head}  # of SRC; DST holds one set of weights
-    weights = read_weights(args.src, **choice) if from_torch else read_weights(args.dst)
-    is_backbone = port(weights, args.model).model.num_classes is None
-    load = backbone_from_pretrained if is_backbone else from_pretrained
-    model = load(args.dst, name=args.model) if from_torch else load(args.src, name=args.model, **choice)
+    choice = choice_of_weights(args)  # of SRC; DST holds one set of weights
+    if from_torch:
+        weights, model = read_weights(args.src, **choice), model_from_pretrained(args.dst, name=args.model)
+    else:
+        weights, model = read_weights(args.dst), model_from_pretrained(args.src, name=args.model, **choice)
     report = verify(weights, model, name=args.model)
     print(report.to_text())
     if args.report:

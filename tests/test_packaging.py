@@ -14,8 +14,9 @@ import twins_jax
 from tests.support.paths import ROOT
 from train import plot, prepare
 from train.benchmark import aot, input_pipeline
-from train.extra import PACKAGES, TRAINING, check_installed
+from train.extra import TRAINING
 from train.main import main
+from twins_jax.extra import PACKAGES, check_installed
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
@@ -89,7 +90,7 @@ def test_commands_without_their_extra(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     missing = {"absl", "matplotlib", "PIL", "tensorflow_datasets"}
-    monkeypatch.setattr("train.extra.find_spec", lambda name: None if name in missing else name)
+    monkeypatch.setattr("twins_jax.extra.find_spec", lambda name: None if name in missing else name)
     with pytest.raises(SystemExit, match="0"):  # help needs none of them
         command(["--help"])
     assert capsys.readouterr().out.startswith("usage: ")

@@ -13,13 +13,14 @@ import jax
 
 from twins_jax.ending import command_line, say
 from twins_jax.errors import InputError, did_you_mean, one_line, require
+from twins_jax.extra import check_installed
 from twins_jax.paths import source_path
 
 from .config import RunConfig
 from .console import lasting_output
 from .distributed import exit_lost_process, expect_exit, lost_connection
 from .errors import DivergedError, IncompleteError, PreemptedError
-from .extra import TRAINING, check_installed
+from .extra import TRAINING
 from .recipes import DEFAULT, RECIPES
 from .record import default_settings
 from .workdir import CONFIG

@@ -14,10 +14,9 @@ from typing import Any
 
 from twins_jax.ending import command_line
 from twins_jax.errors import InputError
+from twins_jax.extra import check_installed
 from twins_jax.files import staged, write_text
 from twins_jax.paths import source_path, target_path
-
-from .extra import check_installed
 
 TITLES = {"top1": "top-1", "map": "mAP"}
 """Names of figures on the axis."""

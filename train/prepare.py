@@ -9,9 +9,9 @@ from typing import Literal
 
 from twins_jax.ending import command_line
 from twins_jax.errors import InputError, require
+from twins_jax.extra import check_installed
 from twins_jax.paths import source_path, target_path
 
-from .extra import check_installed
 from .lock import owned
 
 TARS = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")

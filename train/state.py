@@ -45,7 +45,7 @@ def abstract_state(
         batch_stats: the running statistics, or their shapes and dtypes.
         optimizer: of the parameters.
         mesh: over which `twins_jax.sharding` lays it out; its devices may be another machine's.
-        ema: whether to keep a moving average.
+        ema: keep a moving average.
 
     Returns:
         A `TrainState` of `jax.ShapeDtypeStruct`, each with its sharding.
@@ -69,7 +69,7 @@ def create_state(
         batch_stats: the initial running statistics, the same in every process.
         optimizer: of the parameters.
         mesh: of the devices of all processes.
-        ema: whether to keep a moving average, which starts at the parameters.
+        ema: keep a moving average, which starts at the parameters.
     """
 
     def distribute(leaf: jax.Array, sharding: jax.sharding.NamedSharding) -> jax.Array:

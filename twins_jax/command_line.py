@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from twins_jax import __version__
 from twins_jax.errors import did_you_mean
@@ -22,7 +22,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--version", action="version", version=VERSION)
 
     def add_choice_of_weights(self, source: str) -> None:
-        """Adds `--ema`, `--prefix` and `--head`, which choose among the weights of a file; see `port.read`.
+        """Adds `--ema`, `--prefix` and `--head`, which choose among the weights of a file; see `choice_of_weights`.
 
         Args:
             source: the argument that names the file.
@@ -42,6 +42,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}\n")
+
+
+def choice_of_weights(parsed: argparse.Namespace) -> dict[str, Any]:
+    """Returns the values of `Parser.add_choice_of_weights` as keyword arguments of all functions that read weights."""
+    return {"ema": parsed.ema, "prefix": parsed.prefix, "head": parsed.head}
 
 
 def explain_unknown(token: str, flags: Collection[str], aliases: Mapping[str, str] = NO_ALIASES) -> str:

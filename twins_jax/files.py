@@ -80,14 +80,39 @@ def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         InputError: it cannot be read, or holds something else.
     """
+    return parse_object(read_text(path), str(path))
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Reads a text file in UTF-8.
+
+    Raises:
+        InputError: it cannot be read, or is no text in UTF-8.
+    """
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8-sig"))  # some editors put a byte order mark first
+        return Path(path).read_text(encoding="utf-8-sig")  # some editors put a byte order mark first
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # no UTF-8 or no JSON; brackets in brackets
-        raise InputError(f"{path}: is no JSON in UTF-8: {one_line(error)}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is no text in UTF-8: {one_line(error)}") from error
+
+
+def parse_object(text: str, place: str) -> dict[str, Any]:
+    """Reads one JSON object.
+
+    Args:
+        text: all of it.
+        place: the file, for errors.
+
+    Raises:
+        InputError: the text is no JSON, or stands for something else.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:  # the second of brackets in brackets
+        raise InputError(f"{place}: is no JSON: {one_line(error)}") from error
     if not isinstance(value, dict):
-        raise InputError(f"{path}: must hold a JSON object, holds {type(value).__name__}")
+        raise InputError(f"{place}: must hold a JSON object, holds {type(value).__name__}")
     return value
 
 

@@ -39,7 +39,7 @@ def array_misfits(arrays: Mapping[str, Any], expected: Mapping[str, Shape | None
     Args:
         arrays: name -> value, as `by_name` gives them.
         expected: name -> shape; None where it is not known, and any will do.
-        abstract: whether a `jax.ShapeDtypeStruct` is as good as an array.
+        abstract: True if a `jax.ShapeDtypeStruct` is as good as an array.
 
     Returns:
         name -> line, as `misfits` gives them.

@@ -10,8 +10,7 @@ import numpy as np
 from flax import nnx, traverse_util
 from jax.typing import DTypeLike
 
-from twins_jax.backbone import TwinsBackbone
-from twins_jax.classifier import TwinsClassifier
+from twins_jax.classifier import Model
 from twins_jax.errors import InputError, require
 from twins_jax.fit import array_misfits, by_name, declared_shape
 from twins_jax.inputs import native
@@ -114,9 +113,7 @@ def merge_model(graphdef: nnx.GraphDef[Any], params: Params, batch_stats: BatchS
 
 
 @overload
-def split_model(
-    model: TwinsBackbone | TwinsClassifier, method: Callable[..., Any] | None = None
-) -> tuple[Callable[..., Any], Params]: ...
+def split_model(model: Model, method: Callable[..., Any] | None = None) -> tuple[Callable[..., Any], Params]: ...
 
 
 @overload

@@ -7,7 +7,7 @@ from flax import nnx, traverse_util
 from flax.nnx import filterlib
 
 from twins_jax.backbone import PATCH_SIZES, TwinsBackbone
-from twins_jax.classifier import TwinsClassifier
+from twins_jax.classifier import Model
 from twins_jax.config import StageInts
 from twins_jax.errors import is_integer, require
 from twins_jax.fit import by_name
@@ -119,9 +119,9 @@ def param_mask(params: Params, selected: filterlib.Filter) -> dict[str, Any]:
     return traverse_util.unflatten_dict(marks, sep="/")
 
 
-def _twins(model: nnx.Module) -> list[tuple[tuple[Any, ...], TwinsBackbone | TwinsClassifier]]:
+def _twins(model: nnx.Module) -> list[tuple[tuple[Any, ...], Model]]:
     """Finds the models of this library within a model, with NNX's paths; a classifier follows its backbone."""
     require("model", type(model), isinstance(model, nnx.Module), "a model, an nnx.Module")
-    found = [(path, node) for path, node in nnx.iter_graph(model) if isinstance(node, TwinsBackbone | TwinsClassifier)]
+    found = [(path, node) for path, node in nnx.iter_graph(model) if isinstance(node, Model)]
     require("model", type(model), bool(found), "a model with a TwinsBackbone in it")
     return found

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from twins_jax import page
-from twins_jax.command_line import VERSION, Parser
+from twins_jax.command_line import VERSION, Parser, choice_of_weights
 from twins_jax.compilation_cache import add_flag, compilation_cache
 from twins_jax.ending import command_line, say
 from twins_jax.errors import InputError, require, shown
@@ -149,7 +149,7 @@ def _predict(args: argparse.Namespace, paths: Sequence[str], target: Path | None
 
 def _load(args: argparse.Namespace) -> ImageClassifier:
     """Returns the predictor for the weights' kind, one of `SHOWN_AS`; only classifiers have one yet."""
-    model = from_pretrained(args.weights, ema=args.ema, prefix=args.prefix, head=args.head)
+    model = from_pretrained(args.weights, **choice_of_weights(args))
     try:
         return ImageClassifier(model, args.topk)
     except InputError as error:

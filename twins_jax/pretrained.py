@@ -11,7 +11,7 @@ from flax import nnx, traverse_util
 
 from twins_jax.abstract import abstract_model
 from twins_jax.backbone import TwinsBackbone
-from twins_jax.classifier import TwinsClassifier
+from twins_jax.classifier import Model, TwinsClassifier
 from twins_jax.config import TwinsConfig, TwinsOptions, WindowPadding, check_options, variant_config
 from twins_jax.errors import MAX_INT, InputError, is_integer, require, shown_list
 from twins_jax.functional import Params, get_params, merge_model
@@ -68,30 +68,7 @@ def from_pretrained(
     if rngs is not None:
         check_rngs(rngs, "params")
     check_options(overrides, "name", "num_classes", "ema", "prefix", "head", "rngs")
-    (model, params, _), weights = _port(source, name, ema, prefix, head)
-    if model.num_classes is None:
-        raise InputError(f"{source}: holds a backbone without a classifier: use backbone_from_pretrained{weights.hint}")
-    if num_classes is None:
-        weights.check_head(model)
-    config = _config(source, model, weights.declared, overrides)
-    classes = model.num_classes if num_classes is None else num_classes
-    graphdef = nnx.graphdef(abstract_model(lambda rngs: TwinsClassifier(config, classes, rngs=rngs)))
-    fresh: Params = {}
-    if classes != model.num_classes:
-        params = {path: array for path, array in params.items() if not path.startswith("head/")}
-        if classes:
-            if rngs is None:
-                raise InputError(
-                    f"rngs=None: must be given for the fresh head of num_classes={classes}: {source} has "
-                    f"{model.num_classes}"
-                )
-            fresh = {"head": get_params(Linear(config.embed_dims[-1], classes, **config.dtypes, rngs=rngs))}
-    classifier: TwinsClassifier = merge_model(graphdef, _to_params(params, config) | fresh)
-    classifier.preprocessing = weights.declared.preprocessing
-    if classes and classes == model.num_classes:
-        classifier.class_names = weights.declared.class_names
-        classifier.multi_label = bool(weights.declared.multi_label)
-    return classifier
+    return _classifier(source, *_port(source, name, ema, prefix, head), overrides, num_classes, rngs)
 
 
 def backbone_from_pretrained(
@@ -128,15 +105,28 @@ def backbone_from_pretrained(
             an argument is not what it must be.
     """
     check_options(overrides, "name", "ema", "prefix", "head")
-    (model, params, _), weights = _port(source, name, ema, prefix, head)
-    config = _config(source, model, weights.declared, overrides)
-    graphdef = nnx.graphdef(abstract_model(lambda rngs: TwinsBackbone(config, rngs=rngs)))
-    fresh: Params = {}
-    if config.stage_norms and not model.stage_norms:
-        norms = (LayerNorm(dim, epsilon=1e-6, **config.dtypes) for dim in config.embed_dims)
-        fresh = {"norms": {str(stage): get_params(norm) for stage, norm in enumerate(norms)}}
-    backbone: TwinsBackbone = merge_model(graphdef, _to_params(params, config)["backbone"] | fresh)
-    return backbone
+    return _backbone(source, *_port(source, name, ema, prefix, head), overrides)
+
+
+def model_from_pretrained(
+    source: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    num_classes: int | None = None,
+    ema: bool = False,
+    prefix: str | None = None,
+    head: str | None = None,
+    **overrides: Unpack[TwinsOptions],
+) -> Model:
+    """Creates a classifier, or a backbone where the weights have no classifier: the commands take either.
+
+    Arguments and errors are those of `from_pretrained` and `backbone_from_pretrained`, which it is in one. A backbone
+    takes no notice of `num_classes`; no head is fresh.
+    """
+    ported, weights = _port(source, name, ema, prefix, head)
+    if ported.model.num_classes is None:
+        return _backbone(source, ported, weights, overrides)
+    return _classifier(source, ported, weights, overrides, num_classes)
 
 
 def save_pretrained(
@@ -230,6 +220,56 @@ def _port(
         count, names = len(ported.not_ported), shown_list(ported.not_ported)
         _logger.warning("%s: %d tensors not ported: %s", source, count, names)
     return ported, weights
+
+
+def _classifier(
+    source: str | os.PathLike[str],
+    ported: "Ported",
+    weights: "Weights",
+    overrides: TwinsOptions,
+    num_classes: int | None,
+    rngs: nnx.Rngs | None = None,
+) -> TwinsClassifier:
+    """Makes `from_pretrained`'s classifier of weights that `_port` has read."""
+    model, params = ported.model, ported.params
+    if model.num_classes is None:
+        raise InputError(f"{source}: holds a backbone without a classifier: use backbone_from_pretrained{weights.hint}")
+    if num_classes is None:
+        weights.check_head(model)
+    config = _config(source, model, weights.declared, overrides)
+    classes = model.num_classes if num_classes is None else num_classes
+    graphdef = nnx.graphdef(abstract_model(lambda rngs: TwinsClassifier(config, classes, rngs=rngs)))
+    fresh: Params = {}
+    if classes != model.num_classes:
+        params = {path: array for path, array in params.items() if not path.startswith("head/")}
+        if classes:
+            if rngs is None:
+                raise InputError(
+                    f"rngs=None: must be given for the fresh head of num_classes={classes}: {source} has "
+                    f"{model.num_classes}"
+                )
+            fresh = {"head": get_params(Linear(config.embed_dims[-1], classes, **config.dtypes, rngs=rngs))}
+    classifier: TwinsClassifier = merge_model(graphdef, _to_params(params, config) | fresh)
+    classifier.preprocessing = weights.declared.preprocessing
+    if classes and classes == model.num_classes:
+        classifier.class_names = weights.declared.class_names
+        classifier.multi_label = bool(weights.declared.multi_label)
+    return classifier
+
+
+def _backbone(
+    source: str | os.PathLike[str], ported: "Ported", weights: "Weights", overrides: TwinsOptions
+) -> TwinsBackbone:
+    """Makes `backbone_from_pretrained`'s backbone of weights that `_port` has read."""
+    model, params = ported.model, ported.params
+    config = _config(source, model, weights.declared, overrides)
+    graphdef = nnx.graphdef(abstract_model(lambda rngs: TwinsBackbone(config, rngs=rngs)))
+    fresh: Params = {}
+    if config.stage_norms and not model.stage_norms:
+        norms = (LayerNorm(dim, epsilon=1e-6, **config.dtypes) for dim in config.embed_dims)
+        fresh = {"norms": {str(stage): get_params(norm) for stage, norm in enumerate(norms)}}
+    backbone: TwinsBackbone = merge_model(graphdef, _to_params(params, config)["backbone"] | fresh)
+    return backbone
 
 
 def _to_params(params: Mapping[str, np.ndarray], config: TwinsConfig) -> Params:

@@ -11,7 +11,7 @@ from flax import nnx
 
 from twins_jax.attention import LocallyGroupedAttention
 from twins_jax.backbone import Block, TwinsBackbone
-from twins_jax.classifier import TwinsClassifier
+from twins_jax.classifier import Model, TwinsClassifier, check_model
 from twins_jax.errors import InputError, is_integer, require
 from twins_jax.functional import Params, get_params, merge_model
 from twins_jax.inputs import check_images
@@ -19,8 +19,6 @@ from twins_jax.preprocess import DEFAULT, Preprocessing
 
 if TYPE_CHECKING:
     from PIL import Image
-
-Model: TypeAlias = TwinsBackbone | TwinsClassifier
 
 LEAST, MOST = (255, 0, 0), (255, 235, 40)
 """RGB of little and of the most attention."""
@@ -223,7 +221,7 @@ def _single(model: Model, images: jax.Array) -> jax.Array:
 
 
 def _backbone(model: Model) -> TwinsBackbone:
-    require("model", type(model), isinstance(model, TwinsBackbone | TwinsClassifier), "a TwinsClassifier or -Backbone")
+    check_model(model)
     return model.backbone if isinstance(model, TwinsClassifier) else model
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import jax
@@ -16,7 +17,7 @@ from twins_jax.export import onnx_file
 from twins_jax.preprocess import normalize
 
 needs_onnx = pytest.mark.skipif(
-    any(onnx_file.find_spec(name) is None for name in onnx_file.PACKAGES), reason="needs the extra `onnx`"
+    any(find_spec(name) is None for name in onnx_file.PACKAGES), reason="needs the extra `onnx`"
 )
 
 
@@ -77,6 +78,6 @@ def test_only_float32(tmp_path: Path) -> None:
 
 
 def test_without_the_extra(model: TwinsClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_file, "find_spec", lambda name: None if name == "jax2onnx" else name)
+    monkeypatch.setattr("twins_jax.extra.find_spec", lambda name: None if name == "jax2onnx" else name)
     with pytest.raises(InputError, match=r"needs jax2onnx; install twins_jax with its extra `onnx`$"):
         export_model(model, tmp_path / "model.onnx")

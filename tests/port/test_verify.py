@@ -73,7 +73,7 @@ def test_both_directions_hold_and_are_reported(tiny_pth, tmp_path, capsys):
 
 @pytest.mark.usefixtures("small_inputs")
 def test_a_difference_is_exit_code_1(monkeypatch, tiny_pth, tmp_path, capsys):
-    original = twins_jax.pretrained.from_pretrained
+    original = twins_jax.pretrained.model_from_pretrained
 
     def damaged(*args, **kwargs):
         model = original(*args, **kwargs)
@@ -81,7 +81,7 @@ def test_a_difference_is_exit_code_1(monkeypatch, tiny_pth, tmp_path, capsys):
         bias[...] = bias[...].at[0].add(0.01)
         return model
 
-    monkeypatch.setattr(twins_jax.pretrained, "from_pretrained", damaged)
+    monkeypatch.setattr(twins_jax.pretrained, "model_from_pretrained", damaged)
     report = tmp_path / "report.json"
     assert run(tiny_pth, tmp_path / "orbax", "--verify", "--report", report) == 1
     assert "fails: the two part at stage 2" in capsys.readouterr().out

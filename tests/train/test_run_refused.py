@@ -40,7 +40,7 @@ def _damaged_file(workdir: Path) -> None:
         (("--fsdp", "3"), None, "fsdp=3: must be a divisor"),
         ((), _break_checkpoints, "can be read: step 4: "),
         (("--eval_only",), _break_checkpoints, "can be read: step 4: "),
-        ((), _cut_config, "/config.json: is no JSON in UTF-8: "),
+        ((), _cut_config, "/config.json: is no JSON: "),
         (("--eval_only",), _cut_config, "; remove it to evaluate with a recipe and flags\n"),
         (("--steps", "20"), _metrics_folder, "/metrics.jsonl: must be a file; move it away to go on\n"),
         (("--steps", "20"), _damaged_file, "/damaged: must be a folder; move it away to go on\n"),

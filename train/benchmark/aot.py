@@ -18,11 +18,12 @@ from flax import nnx
 from twins_jax import get_batch_stats, get_params
 from twins_jax.ending import command_line
 from twins_jax.errors import MAX_INT, InputError, one_line, require
+from twins_jax.extra import check_installed
 from twins_jax.sharding import make_mesh
 
 from ..config import RunConfig
 from ..experiment import check_batch_size, lower_train_step
-from ..extra import TRAINING, check_installed
+from ..extra import TRAINING
 from ..flops import TRAINING_FACTOR, loss_flops
 from ..main import parse_recipe
 from ..optim import make_optimizer, make_schedule

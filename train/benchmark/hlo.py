@@ -16,7 +16,7 @@ class Instruction:
         type: of the result, such as "f32[8,4]{1,0}"; a tuple's in parentheses.
         arguments: the text in the opcode's parentheses: names of instructions, or the value of a constant.
         attributes: the rest of the line.
-        is_root: whether it is the computation's result.
+        is_root: True if it is the computation's result.
     """
 
     name: str

@@ -19,9 +19,10 @@ from typing import Any
 
 from twins_jax.ending import command_line
 from twins_jax.errors import require
+from twins_jax.extra import check_installed
 from twins_jax.paths import check_path, source_path
 
-from ..extra import TRAINING, check_installed
+from ..extra import TRAINING
 from ..recipes.imagenet import imagenet_svt_small
 from ..validation import check_types
 from .results import check_out, write_figures

@@ -11,6 +11,7 @@ import numpy as np
 from twins_jax.decode import EXTENSIONS, read_image
 from twins_jax.errors import InputError
 
+from .packed import PackedPaths
 from .records import Record
 
 
@@ -36,16 +37,13 @@ class FolderSource:
         if unknown := sorted(classes - set(self.class_names)):
             raise InputError(f"{self._dir / unknown[0]}: class {unknown[0]!r} is not among the classes of {train_dir}")
 
-        # Millions of str objects would take hundreds of megabytes, in each worker process too: the names are kept in
-        # one bytes object with their ends, and the labels as the index at which each class starts.
-        names: list[bytes] = []
-        starts = []
+        files: list[bytes] = []
+        starts = []  # of the classes, in the place of a label for each file
         for name in self.class_names:
-            starts.append(len(names))
+            starts.append(len(files))
             if name in classes:
-                names += _image_files(str(self._dir / name), left_out)
-        self._names = b"".join(names)
-        self._name_ends = np.cumsum([0, *map(len, names)], dtype=np.int64)
+                files += _image_files(str(self._dir / name), left_out)
+        self._files = PackedPaths(files)
         self._class_starts = np.asarray(starts, np.int64)
         if left_out.count:
             warnings.warn(f"{self._dir}: entries left out: {left_out.count}, the first {left_out.first}", stacklevel=2)
@@ -54,13 +52,12 @@ class FolderSource:
             warnings.warn(f"{self._dir}: has no folder for {counts} of train, the first {missing[0]!r}", stacklevel=2)
 
     def __len__(self) -> int:
-        return len(self._name_ends) - 1
+        return len(self._files)
 
     def __getitem__(self, index: int) -> Record:
         # "right" passes over classes without files, which start where the next class does.
         label = int(np.searchsorted(self._class_starts, index, side="right")) - 1
-        begin, end = self._name_ends[index], self._name_ends[index + 1]
-        path = self._dir / self.class_names[label] / os.fsdecode(self._names[begin:end])
+        path = self._dir / self.class_names[label] / self._files[index]
         return {"image": read_image(path), "label": label, "name": str(path)}
 
 

@@ -11,7 +11,7 @@ from twins_jax.decode import read_image
 from twins_jax.errors import InputError, one_line
 from twins_jax.paths import source_path, target_path
 
-from .records import Record
+from .records import Record, check_label
 
 EVAL_SPLITS = ("validation", "valid", "val", "test")
 """The names of the evaluation split, of which the first that a set has is taken."""
@@ -70,22 +70,17 @@ class HuggingFaceSource:
             raise InputError(f"{name}: has no image")
         return {
             "image": read_image(Path(path)) if data is None else data,
-            "label": self._index(name, row),
+            "label": self._label_of(name, row),
             "name": name,
         }
 
-    def _index(self, name: str, row: dict[str, Any]) -> int | np.ndarray:
-        labels = row[self._label]
-        if labels is None or labels == -1:  # -1: of a test set whose labels are not public
-            raise InputError(f"{name}: has no label")
-        for label in labels if self._multi_label else [labels]:
-            if label is None or not 0 <= label < len(self.class_names):
-                raise InputError(f"{name}: has the label {label}; must be from 0 to {len(self.class_names) - 1}")
-        if not self._multi_label:
-            return int(labels)
-        one_hot = np.zeros(len(self.class_names), bool)
-        one_hot[labels] = True
-        return one_hot
+    def _label_of(self, name: str, row: dict[str, Any]) -> int | np.ndarray:
+        label, num_classes = row[self._label], len(self.class_names)
+        if not self._multi_label or label is None:
+            return check_label(name, label, num_classes)
+        multi_hot = np.zeros(num_classes, bool)
+        multi_hot[[check_label(name, each, num_classes) for each in label]] = True
+        return multi_hot
 
 
 def _load(name: str, cache_dir: str | None) -> Any:

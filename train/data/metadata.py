@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +11,10 @@ import numpy as np
 
 from twins_jax.decode import read_image
 from twins_jax.errors import InputError, did_you_mean, shown
+from twins_jax.files import parse_object, read_text
 
 from .folder import contents, eval_dir
+from .packed import PackedPaths
 from .records import Record
 
 FILES = ("metadata.jsonl", "metadata.csv")
@@ -56,19 +57,15 @@ class MetadataSource:
                 )
             labels += sorted(positions[name] for name in names)
             ends.append(len(labels))
-        # As in `FolderSource`: millions of Python objects would take hundreds of megabytes, in each worker process too.
-        names_bytes = [os.fsencode(file_name) for file_name in rows]
-        self._names = b"".join(names_bytes)
-        self._name_ends = np.cumsum([0, *map(len, names_bytes)], dtype=np.int64)
+        self._files = PackedPaths([os.fsencode(file_name) for file_name in rows])
         self._labels = np.asarray(labels, np.int32)
         self._label_ends = np.asarray(ends, np.int64)
 
     def __len__(self) -> int:
-        return len(self._name_ends) - 1
+        return len(self._files)
 
     def __getitem__(self, index: int) -> Record:
-        begin, end = self._name_ends[index], self._name_ends[index + 1]
-        path = self._dir / os.fsdecode(self._names[begin:end])
+        path = self._dir / self._files[index]
         label = np.zeros(len(self.class_names), bool)
         label[self._labels[self._label_ends[index] : self._label_ends[index + 1]]] = True
         return {"image": read_image(path), "label": label, "name": str(path)}
@@ -81,11 +78,7 @@ def _read(folder: Path) -> Rows:
     if len(found) > 1:
         raise InputError(f"{folder}: holds {' and '.join(FILES)}; must hold one of them")
     (path,) = found
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no UTF-8"
-        raise InputError(f"{path}: cannot be read: {reason}") from error
+    text = read_text(path)
     rows: Rows = {}
     for number, file_name, labels in _jsonl(path, text) if path.suffix == ".jsonl" else _csv(path, text):
         if not isinstance(file_name, str) or not _is_name(file_name):
@@ -110,15 +103,9 @@ def _is_name(file_name: str) -> bool:
 
 def _jsonl(path: Path, text: str) -> Iterator[tuple[int, Any, Any]]:
     for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}, line {number}: no JSON") from error
-        if not isinstance(row, dict):
-            raise InputError(f"{path}, line {number}: must be an object with file_name and labels")
-        yield number, row.get("file_name"), row.get("labels")
+        if line.strip():
+            row = parse_object(line, f"{path}, line {number}")
+            yield number, row.get("file_name"), row.get("labels")
 
 
 def _csv(path: Path, text: str) -> Iterator[tuple[int, Any, Any]]:

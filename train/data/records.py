@@ -4,6 +4,8 @@ from typing import Protocol, TypedDict
 
 import numpy as np
 
+from twins_jax.errors import InputError
+
 SKIPPED = "skipped"
 """Name of the flag, bool [], of an example that stands for a damaged one; transforms hand it on where it is."""
 
@@ -31,3 +33,21 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Record: ...
+
+
+def check_label(name: str, label: int | None, num_classes: int) -> int:
+    """Returns a label that a library stores.
+
+    Args:
+        name: of the record, for errors.
+        label: None or -1 where it is missing or not public, as those of test sets.
+        num_classes: of the data set.
+
+    Raises:
+        InputError: the label is missing, or not of a class.
+    """
+    if label is None or label == -1:
+        raise InputError(f"{name}: has no label")
+    if not 0 <= label < num_classes:
+        raise InputError(f"{name}: has the label {label}; must be from 0 to {num_classes - 1}")
+    return int(label)

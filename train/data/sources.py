@@ -3,10 +3,10 @@
 from typing import Literal
 
 from twins_jax.errors import InputError
+from twins_jax.extra import check_installed
 from twins_jax.paths import source_path
 
 from ..config import HUGGING_FACE, DataConfig
-from ..extra import check_installed
 from ..task import DatasetInfo
 from .digits import DigitsSource
 from .folder import FolderSource

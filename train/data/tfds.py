@@ -9,7 +9,7 @@ from twins_jax.errors import InputError, did_you_mean, one_line
 from twins_jax.paths import source_path
 
 from ..config import DataConfig
-from .records import Record
+from .records import Record, check_label
 
 
 class TfdsSource:
@@ -62,11 +62,7 @@ class TfdsSource:
         image, label = features["image"], features["label"]
         if image is None or label is None:  # a file that was cut gives empty records
             raise InputError(f"{name}: is empty")
-        if label < 0:  # how TFDS stores the labels of a test set that are not public
-            raise InputError(f"{name}: has no label")
-        if label >= len(self.class_names):
-            raise InputError(f"{name}: has the label {label}; must be less than {len(self.class_names)}")
-        return {"image": image, "label": int(label), "name": name}
+        return {"image": image, "label": check_label(name, label, len(self.class_names)), "name": name}
 
 
 def _prepared_builder(config: DataConfig) -> tfds.core.DatasetBuilder:

@@ -7,14 +7,15 @@ import time
 from typing import Any, get_args
 
 from twins_jax import ops
-from twins_jax.command_line import Parser
+from twins_jax.backbone import TwinsBackbone
+from twins_jax.classifier import Model
+from twins_jax.command_line import Parser, choice_of_weights
 from twins_jax.config import RuntimeOptions, WindowPadding
 from twins_jax.ending import command_line, say
 from twins_jax.errors import InputError
 from twins_jax.export.export import ExportError, checked_target, export_model
-from twins_jax.export.program import Model
 from twins_jax.paths import target_path, weights_source
-from twins_jax.pretrained import backbone_from_pretrained, from_pretrained
+from twins_jax.pretrained import backbone_from_pretrained, model_from_pretrained
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -93,19 +94,16 @@ def _export(args: argparse.Namespace, target: str) -> int:
 
 
 def _load(args: argparse.Namespace) -> Model:
-    from twins_jax.port.convert import port
-    from twins_jax.port.read import read_weights
-
-    choice = {"ema": args.ema, "prefix": args.prefix, "head": args.head}
-    options = RuntimeOptions(dtype=args.dtype)
+    choice, options = choice_of_weights(args), RuntimeOptions(dtype=args.dtype)
     if args.window_padding is not None:
         options["window_padding"] = args.window_padding
-    if args.outputs == "maps" or port(read_weights(args.weights, **choice), args.model).model.num_classes is None:
-        if args.outputs == "features":
-            raise InputError(f"{args.weights}: holds a backbone without a classifier: --outputs must be maps")
+    if args.outputs == "maps":
         return backbone_from_pretrained(args.weights, name=args.model, **choice, **options)
     num_classes = 0 if args.outputs == "features" else None
-    return from_pretrained(args.weights, name=args.model, num_classes=num_classes, **choice, **options)
+    model = model_from_pretrained(args.weights, name=args.model, num_classes=num_classes, **choice, **options)
+    if args.outputs == "features" and isinstance(model, TwinsBackbone):
+        raise InputError(f"{args.weights}: holds a backbone without a classifier: --outputs must be maps")
+    return model
 
 
 def size(text: str) -> int | tuple[int, int]:

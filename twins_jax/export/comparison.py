@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from twins_jax import ops
-from twins_jax.export.program import Model, Program, with_options
+from twins_jax.classifier import Model
+from twins_jax.export.program import Program, with_options
 from twins_jax.functional import split_model
 
 BATCHES = (1, 3)

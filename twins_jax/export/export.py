@@ -7,11 +7,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+from twins_jax.classifier import Model
 from twins_jax.errors import InputError, require
 from twins_jax.export import onnx_file, stablehlo_file
 from twins_jax.export.comparison import BOUND, Comparison, compare
 from twins_jax.export.manifest import make_manifest
-from twins_jax.export.program import Model, make_program
+from twins_jax.export.program import make_program
+from twins_jax.extra import check_installed
 from twins_jax.files import staged
 from twins_jax.paths import target_path
 
@@ -110,7 +112,7 @@ def checked_target(path: str | os.PathLike[str], *, overwrite: bool) -> str:
         raise InputError(f"{target}: must end in {JAX} (StableHLO, for JAX) or {ONNX}")
     check_target(target, overwrite=overwrite)
     if target.endswith(ONNX):
-        onnx_file.check_installed()
+        check_installed(*onnx_file.PACKAGES, purpose="exporting to ONNX", extra="onnx")
     else:
         check_target(str(target_path("path", manifest_path(target), "file")), overwrite=overwrite)
     return target

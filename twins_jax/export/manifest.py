@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from twins_jax.classifier import TwinsClassifier
+from twins_jax.classifier import Model, TwinsClassifier
 from twins_jax.errors import InputError
 from twins_jax.export.comparison import Comparison
-from twins_jax.export.program import Model, Program
+from twins_jax.export.program import Program
 from twins_jax.image_classifier import known_class_names
 
 if TYPE_CHECKING:

@@ -3,14 +3,13 @@
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from twins_jax.errors import InputError, require
+from twins_jax.errors import require
 from twins_jax.export.program import BATCH, Program
 
 PACKAGES = ("jax2onnx", "onnx", "onnxruntime")
@@ -18,12 +17,6 @@ PACKAGES = ("jax2onnx", "onnx", "onnxruntime")
 
 METADATA_KEY = "twins_jax"
 """The key of the manifest in a file's metadata, as in .safetensors files."""
-
-
-def check_installed() -> None:
-    """Raises InputError that names the extra, unless its packages are installed."""
-    if missing := [name for name in PACKAGES if find_spec(name) is None]:
-        raise InputError(f"exporting to ONNX needs {', '.join(missing)}; install twins_jax with its extra `onnx`")
 
 
 def write(program: Program, path: str) -> dict[str, Any]:

@@ -10,13 +10,11 @@ from flax import nnx
 from twins_jax import ops
 from twins_jax.abstract import abstract_model
 from twins_jax.backbone import TwinsBackbone
-from twins_jax.classifier import TwinsClassifier
+from twins_jax.classifier import Model, TwinsClassifier, check_model
 from twins_jax.config import MIN_IMAGE_SIZE, RuntimeOptions
 from twins_jax.errors import is_integer, require
 from twins_jax.functional import get_params, merge_model
 from twins_jax.preprocess import DEFAULT, Preprocessing, normalize
-
-Model = TwinsClassifier | TwinsBackbone
 
 BATCH = "batch"
 """The name of a batch axis of any length."""
@@ -95,8 +93,7 @@ def make_program(
     Raises:
         InputError: (a ValueError) naming the argument, its value and what it must be.
     """
-    is_ours = isinstance(model, TwinsClassifier | TwinsBackbone)
-    require("model", type(model), is_ours, "a TwinsClassifier or TwinsBackbone")
+    check_model(model)
     declared = model.preprocessing if isinstance(model, TwinsClassifier) else None
     channels = model.config.in_channels
     preprocessing = declared or (DEFAULT if channels == 3 else None)

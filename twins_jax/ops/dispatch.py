@@ -47,7 +47,7 @@ def choose(
         dtype: of query, key and value.
         head_dim: channels of a head.
         window_size: side of LSA's windows.
-        masks_padding: whether some pairs of positions in a window do not see each other.
+        masks_padding: True if some pairs of positions in a window do not see each other.
 
     Raises:
         InputError: the requested implementation does not apply. "auto" never raises.

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from twins_jax.config import WindowPadding
-from twins_jax.errors import InputError, one_line, require
-from twins_jax.files import read_object
+from twins_jax.errors import InputError, require
+from twins_jax.files import parse_object, read_object
 from twins_jax.port.convert import NOTHING_DECLARED, Declared
 from twins_jax.port.infer import Inferred
 from twins_jax.preprocess import Preprocessing
@@ -43,13 +43,7 @@ def from_text(text: str | None, place: str) -> Declared:
     """Reads the metadata of a file, None for one without any; `place` is named in errors."""
     if text is None:
         return NOTHING_DECLARED
-    try:
-        config = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{place}: not readable: {one_line(error)}") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{place}: holds no JSON object")
-    return from_json(config, place)
+    return from_json(parse_object(text, place), place)
 
 
 def from_json(config: Mapping[str, Any], place: str) -> Declared:

@@ -9,7 +9,7 @@ from flax import traverse_util
 
 from twins_jax.abstract import abstract_model
 from twins_jax.backbone import TwinsBackbone
-from twins_jax.classifier import TwinsClassifier
+from twins_jax.classifier import Model, TwinsClassifier
 from twins_jax.config import VARIANTS, TwinsConfig, TwinsOptions, check_config, variant_config
 from twins_jax.errors import InputError
 from twins_jax.functional import get_params
@@ -25,7 +25,7 @@ class Inferred:
         name: the variant.
         in_channels: of the images.
         num_classes: outputs of the head; 0: a classifier without head; None: a backbone alone.
-        stage_norms: whether each of the backbone's stages ends with a norm.
+        stage_norms: True if each of the backbone's stages ends with a norm.
     """
 
     name: str
@@ -80,7 +80,7 @@ def infer(shapes: Mapping[str, Shape], label: str, *, is_dense: bool, name: str 
     )
 
 
-def of_model(model: TwinsClassifier | TwinsBackbone) -> Inferred:
+def of_model(model: Model) -> Inferred:
     """Finds the variant of a model, which its weights will be read as.
 
     Raises:

@@ -4,10 +4,11 @@ import os
 import tempfile
 from pathlib import Path
 
+from twins_jax.classifier import Model
 from twins_jax.errors import InputError, require
 from twins_jax.port.card import model_card
 from twins_jax.port.hub_errors import explain, import_client
-from twins_jax.port.save import CARD_FILE, Model, save_model
+from twins_jax.port.save import CARD_FILE, save_model
 
 
 def push_model(

@@ -9,8 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from twins_jax.backbone import TwinsBackbone
-from twins_jax.classifier import TwinsClassifier
+from twins_jax.classifier import Model, TwinsClassifier, check_model
 from twins_jax.errors import InputError, is_integer, require, shown_list
 from twins_jax.files import staged
 from twins_jax.fit import array_misfits, by_name
@@ -31,8 +30,6 @@ CARD_FILE = "README.md"
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 """The dtypes that safetensors reads again for NumPy."""
 
-Model = TwinsClassifier | TwinsBackbone
-
 
 def save_model(model: Model, folder: str | os.PathLike[str], *, overwrite: bool = False) -> tuple[Inferred, Declared]:
     """Writes a model's folder, complete or not at all.
@@ -50,8 +47,7 @@ def save_model(model: Model, folder: str | os.PathLike[str], *, overwrite: bool 
         InputError: the model cannot be read back as it is, or the folder cannot be written.
     """
     require("overwrite", overwrite, isinstance(overwrite, bool), "True or False")
-    kinds = (TwinsClassifier, TwinsBackbone)
-    require("model", type(model), isinstance(model, kinds), "a TwinsClassifier or a TwinsBackbone")
+    check_model(model)
     target = target_path("folder", folder, "folder")
     is_file = target.name.lower().endswith(SUFFIXES)
     require("folder", str(target), not is_file, "the path of a folder; port_weights.py makes files of it")

@@ -52,7 +52,7 @@ class Storage(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Where bytes are in a file."""
+    """A place of bytes in a file."""
 
     start: int
     length: int

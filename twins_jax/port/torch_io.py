@@ -40,7 +40,7 @@ class Contents(NamedTuple):
         container: the key it was found under, such as "model" or "state.model"; "" for the whole file.
         ignored: names of its entries that are no tensors.
         unread: classes and functions that the file names; their objects were left alone.
-        is_average: whether that key says that it is a moving average.
+        is_average: True if that key says that it is a moving average.
     """
 
     tensors: Tensors

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from twins_jax.backbone import TwinsBackbone
-from twins_jax.classifier import TwinsClassifier
+from twins_jax.classifier import Model, TwinsClassifier
 from twins_jax.errors import InputError
 from twins_jax.functional import Params, split_model
 from twins_jax.port.convert import Weights, port
@@ -148,7 +147,7 @@ class Report:
 
 def verify(
     torch_weights: Weights,
-    model: TwinsClassifier | TwinsBackbone,
+    model: Model,
     *,
     name: str | None = None,
     inputs: Sequence[Input] = INPUTS,
@@ -197,7 +196,7 @@ def verify(
     return Report(inferred.name, tuple(inputs), tuple(by_input), top1_agreement)
 
 
-def _our_model(model: TwinsClassifier | TwinsBackbone) -> Callable[[np.ndarray], list[np.ndarray]]:
+def _our_model(model: Model) -> Callable[[np.ndarray], list[np.ndarray]]:
     """A function of NHWC images that gives our outputs, logits last."""
     backbone = model.backbone if isinstance(model, TwinsClassifier) else model
     apply_backbone, _ = split_model(backbone)

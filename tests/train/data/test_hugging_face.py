@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import train.extra
+import twins_jax.extra
 from tests.support.classification import eval_batches, train_batches
 from train.data.sources import open_source
 from train.tasks.classification.config import ClassificationDataConfig
@@ -243,7 +243,7 @@ def test_fields() -> None:
 
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train.extra, "find_spec", lambda _: None)
+    monkeypatch.setattr(twins_jax.extra, "find_spec", lambda _: None)
     message = "data.source hf:a/b needs datasets; install twins_jax with its extra `hf`"
     with pytest.raises(InputError, match=f"^{message}$"):
         open_source(ClassificationDataConfig(source="hf:a/b"), "train")

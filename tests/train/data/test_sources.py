@@ -146,7 +146,7 @@ def test_unlabeled_example(tmp_path: Path) -> None:
 def test_label_out_of_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = open_source(prepare(tmp_path), "train")
     monkeypatch.setattr(source, "class_names", ("cat",))  # TFDS itself writes no other labels
-    with pytest.raises(InputError, match=r"^tiny/1\.2\.0 train\[0\]: has the label 1; must be less than 1$"):
+    with pytest.raises(InputError, match=r"^tiny/1\.2\.0 train\[0\]: has the label 1; must be from 0 to 0$"):
         source[0]
 
 

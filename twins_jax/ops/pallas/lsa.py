@@ -26,7 +26,7 @@ class Windows:
         height: of the map.
         width: of the map.
         size: side of the windows; the last ones reach beyond a map that they do not tile.
-        see_padding: whether the positions beyond the map are keys.
+        see_padding: True if the positions beyond the map are keys.
     """
 
     height: int
