@@ -1,7 +1,8 @@
-"""The weights that a classifier's run starts from."""
+"""The weights that a classifier's run starts from, and its loss."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -32,3 +33,15 @@ def test_init_of_images_normalized_otherwise(tmp_path: Path, monkeypatch: pytest
     for field, found in (("mean", r"mean \(0\.5, 0"), ("std", r"mean \(0\.485, .*\) and std \(0\.5, 0")):
         with pytest.raises(InputError, match=f"{allowed}{found}"):
             create(Preprocessing(**{field: HALF}), "--eval_only")
+
+
+def test_the_loss_of_several_labels() -> None:
+    task = parse(["--data.source", "folder", "--data.dir", "DIR", "--data.multi_label"]).make_task(
+        DatasetInfo(3, tuple("abc"), 100, 10)
+    )
+    rng = np.random.default_rng(0)
+    logits, target = rng.standard_normal((5, 3)).astype(np.float32), rng.random((5, 3)).astype(np.float32)
+    loss, _ = task.loss(lambda images, rngs: images, {"image": logits, "target": target}, nnx.Rngs(0))  # noqa: ARG005
+    yes = 1 / (1 + np.exp(-np.float64(logits)))
+    expected = -(target * np.log(yes) + (1 - target) * np.log(1 - yes)).mean()
+    assert float(loss) == pytest.approx(expected, rel=1e-6)
