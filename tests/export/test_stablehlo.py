@@ -69,6 +69,7 @@ def test_the_manifest_is_beside_the_file(written: tuple[Path, dict[str, Any]]) -
     manifest = json.loads(Path(f"{path}.json").read_text(encoding="utf-8"))
     assert manifest == returned
     [check] = manifest.pop("check")
+    assert check["rounding"] > 1e-9  # the model in float64 is not the model in float32
     assert 0 <= check["difference"] <= check["bound"] == 4 * max(check["rounding"], 2.0**-23) < 1e-5
     assert manifest.pop("versions").keys() == {"twins_jax", "python", "jax", "jaxlib"}
     assert manifest.pop("calling_convention_version") == read(path).calling_convention_version
@@ -76,6 +77,7 @@ def test_the_manifest_is_beside_the_file(written: tuple[Path, dict[str, Any]]) -
         "architecture": "custom",
         "num_classes": 10,
         "label_names": list(NAMES),
+        "problem_type": "multi_label_classification",
         "window_padding": "zero",
         "pretrained_cfg": {
             "input_size": [3, 64, 64],
@@ -135,7 +137,9 @@ def test_features_in_half_precision_of_one_batch(tmp_path: Path) -> None:
     model = classifier(dataclasses.replace(PCPVT, dtype=jnp.bfloat16), 0)
     manifest = export_model(model, tmp_path / "half.jax", image_size=64, batch_size=2)
     assert manifest["outputs"] == [{"name": "features", "shape": [2, 64], "dtype": "bfloat16"}]
-    assert manifest["pretrained_cfg"]["mean"] == [0.485, 0.456, 0.406]  # of the published weights
+    # Of the published weights, at the file's own size.
+    assert manifest["pretrained_cfg"]["mean"] == [0.485, 0.456, 0.406]
+    assert manifest["pretrained_cfg"]["input_size"] == [3, 64, 64]
     with pytest.raises(ValueError, match="called with"):
         read(tmp_path / "half.jax").call(random_array(1, 64, 64, 3))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(twins_jax.get_params(model)))
@@ -147,9 +151,16 @@ def test_a_file_that_differs_is_not_kept(
 ) -> None:
     path = tmp_path / "model.jax"
     path.write_text("old")
-    monkeypatch.setattr(stablehlo_file, "load", lambda _: lambda images: [np.zeros((len(images), 10))])
+    batches: list[int] = []
+
+    def compute(images: np.ndarray) -> list[np.ndarray]:
+        batches.append(len(images))
+        return [np.zeros((len(images), 10))]
+
+    monkeypatch.setattr(stablehlo_file, "load", lambda _: compute)
     with pytest.raises(ExportError, match=r"model\.jax: not written: its logits differ from the model's by 1\.0e\+00 "):
-        export_model(model, path, batch_size=1, overwrite=True)
+        export_model(model, path, overwrite=True)
+    assert batches == [1, 3]
     assert names_in(tmp_path) == ["model.jax"]
     assert path.read_text() == "old"
 

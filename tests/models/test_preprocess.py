@@ -159,8 +159,15 @@ def test_exif_orientation(orientation: int, file_format: str) -> None:
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_a_line_that_would_fill_the_memory(turned: bool) -> None:
+def test_a_line_that_would_fill_the_memory(turned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Resized to 256 pixels its shorter side takes its longer one to 2.6 million; only the window is computed."""
+    resize = Image.Image.resize
+
+    def resize_window(image: Image.Image, size: tuple[int, int], *options: Any) -> Image.Image:
+        assert size == (224, 224)
+        return resize(image, size, *options)
+
+    monkeypatch.setattr(Image.Image, "resize", resize_window)
     line = np.random.default_rng(0).integers(256, size=(1, 10_000, 3)).astype(np.uint8)
     assert MAX_RESIZED < 256 * 256 * 10_000
     preprocessing = Preprocessing(interpolation="bilinear")

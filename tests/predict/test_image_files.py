@@ -1,5 +1,4 @@
 import os
-import re
 from pathlib import Path
 
 import pytest
@@ -40,6 +39,8 @@ def test_files_and_patterns(folder: Path) -> None:
     assert find_images(["photos/[ad]*"]) == ["photos/a.JPEG", *find_images(["photos/d"])]
     assert find_images(["photos/**/[y-z].*"]) == ["photos/d/e/y.tif", "photos/d/z.webp"]
     assert find_images(["photos/**"]) == find_images(["photos", "photos/text.txt"])  # folders and what is in them
+    (folder / "d2").symlink_to("d")
+    assert find_images(["photos/d*"]) == find_images(["photos/d"])
     (folder / "empty").mkdir()
     assert find_images(["photos/[be]*"]) == ["photos/b.jpg"]
     assert find_images(["photos/[1]"]) == ["photos/[1]/w.bmp"]  # a name that looks like a pattern
@@ -50,7 +51,7 @@ def test_files_and_patterns(folder: Path) -> None:
     [
         ("", "IMAGE='': must be the path of a file or folder"),
         ("s3://bucket/*.jpg", "IMAGE='s3://bucket/*.jpg': must be a path on this machine"),
-        ("photos/no.jpg", "photos/no.jpg: no such file or folder"),
+        ("photos/no.jpg", "photos/no.jpg: no such file or folder\n"),
         ("photos/*.gif", "photos/*.gif: no such file or folder, and no match"),
         ("photos/.git/..x", "photos/.git/..x: no such file or folder"),
         ("photos/b.jpg/c.jpg", "IMAGE='photos/b.jpg/c.jpg': must be a path that can be used: Not a directory"),
@@ -60,8 +61,9 @@ def test_files_and_patterns(folder: Path) -> None:
 )
 def test_refused(folder: Path, argument: str, message: str) -> None:
     (folder / "empty").mkdir()
-    with pytest.raises(InputError, match=f"^{re.escape(message)}"):
+    with pytest.raises(InputError) as caught:
         find_images(["photos/b.jpg", argument])
+    assert f"{caught.value}\n".startswith(message)
 
 
 def test_a_folder_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

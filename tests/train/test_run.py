@@ -107,8 +107,14 @@ def test_killed_terminated_and_started_again(
     tmp_path: Path,
 ) -> None:
     """Killed soon after the first checkpoint, then ended by SIGTERM; `soak.py` kills at many moments."""
+
+    def is_beyond_a_checkpoint() -> bool:
+        """It has written lines that the next run will write again; a save ends some steps later."""
+        saved, lines = runs.checkpoints(tmp_path), runs.metrics(tmp_path)
+        return bool(saved) and lines[-1]["step"] > saved[-1]
+
     process = runs.start([*arguments, "--workdir", str(tmp_path)], compile_cache, short.COMMAND)
-    runs.signal_when(process, signal.SIGKILL, lambda: runs.checkpoints(tmp_path) != [])  # a save ends some steps later
+    runs.signal_when(process, signal.SIGKILL, is_beyond_a_checkpoint)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
 
@@ -136,6 +142,8 @@ def test_killed_terminated_and_started_again(
         for workdir in (tmp_path, alone.workdir)
     ]
     assert lines[0] == lines[1]
+    steps = [[x["step"] for x in runs.metrics(workdir)] for workdir in (tmp_path, alone.workdir)]
+    assert steps[0] == sorted([*steps[1], *{step}.difference(steps[1])])
     assert set(runs.checkpoints(tmp_path)) == {4, 8, 12, 16, step}
     assert all(path.name.isdigit() for path in (tmp_path / "checkpoints").iterdir())
 

@@ -202,6 +202,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
 }
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("kind", READ)
 def test_pixels(kind: str) -> None:
     data, expected = READ[kind]

@@ -89,6 +89,7 @@ def test_files_and_labels_in_the_order_of_the_set(kind: str, whole: Any, saved: 
         assert source.class_names == tuple(NAMES)
         with pytest.raises(IndexError):
             source[count]
+    assert all(Path(place).is_dir() for place in options.values())  # in the place of the library's own cache
 
 
 def test_folder_of_images(image_folder: Path, tmp_path: Path) -> None:
@@ -156,13 +157,17 @@ def test_several_labels(whole: Any, tmp_path: Path) -> None:
     files = whole["train"].cast_column("img", datasets.Image(decode=False))["img"]
     rows = [
         {"image": files[i], "thumbnail": files[0], "objects": labels, "main": 1}
-        for i, labels in enumerate(([2, 0], [], [1]))
+        for i, labels in enumerate(([2, 0], [], [1], [0, -1], [None]))
     ]
     split = datasets.Dataset.from_list(rows, features)
     datasets.DatasetDict(train=split, val=split).save_to_disk(str(tmp_path / "set"))
     source = open_source(config(tmp_path / "set", multi_label=True), "eval", multi_label=True)
     labels = np.stack([source[i]["label"] for i in range(3)])
     np.testing.assert_array_equal(labels, np.array([[1, 0, 1], [0, 0, 0], [0, 1, 0]], bool))
+    for i, label in ((3, -1), (4, None)):
+        with pytest.raises(InputError, match=rf"val\[{i}\]: has the label {label}; must be from 0 to 2$"):
+            source[i]
+    assert source[1]["image"] == files[1]["bytes"]  # of the column "image" among others
     assert open_source(config(tmp_path / "set"), "eval")[0]["label"] == 1  # the other column
 
 
@@ -213,6 +218,21 @@ def test_column_by_name(whole: Any, tmp_path: Path) -> None:
         open_source(config(tmp_path / "set"), "train")
     source = open_source(config(tmp_path / "set"), "train", label_column="fine")
     assert [source[i]["label"] for i in range(4)] == [0, 1, 0, 1]
+    two.rename_column("fine", "label").save_to_disk(str(tmp_path / "usual"))
+    assert open_source(config(tmp_path / "usual"), "train")[1]["label"] == 1
+
+
+def test_configuration_of_a_set_of_the_hub(whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def load_dataset(*names: Any, **options: Any) -> Any:
+        asked.append((names, options))
+        return whole
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    for source in ("hf:OWNER/NAME", "hf:OWNER/NAME:fine"):
+        open_source(ClassificationDataConfig(source=source, dir=str(tmp_path)), "train")
+    assert asked == [(("OWNER/NAME", name), {"cache_dir": str(tmp_path)}) for name in (None, "fine")]
 
 
 @pytest.mark.parametrize(
