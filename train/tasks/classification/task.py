@@ -13,13 +13,13 @@ from flax import nnx
 import twins_jax
 from twins_jax import TwinsClassifier
 from twins_jax.errors import require
+from twins_jax.extra import check_installed
 from twins_jax.paths import weights_source
 from twins_jax.preprocess import DEFAULT, normalize
 
 from ...data.pipeline import eval_batches, train_batches
 from ...data.records import Source
 from ...data.sources import dataset_info, open_source
-from ...extra import check_installed
 from ...task import Batch, DatasetInfo, Evaluator, Split
 from .config import ClassificationConfig
 from .losses import Loss, binary_cross_entropy, cross_entropy, smooth_multi_hot, smooth_targets
