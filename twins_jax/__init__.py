@@ -4,7 +4,7 @@ from twins_jax import visualize
 from twins_jax.backbone import FeatureInfo, TwinsBackbone
 from twins_jax.classifier import TwinsClassifier
 from twins_jax.config import TwinsConfig, TwinsOptions
-from twins_jax.create import create_backbone, create_model, list_models
+from twins_jax.create import create_backbone, create_model, create_segmenter, list_models
 from twins_jax.errors import InputError
 from twins_jax.export import ExportError, export_model
 from twins_jax.functional import (
@@ -20,6 +20,8 @@ from twins_jax.groups import layer_groups, param_mask, stages_below
 from twins_jax.image_classifier import Answer, classify
 from twins_jax.preprocess import Preprocessing, normalize, preprocess
 from twins_jax.pretrained import backbone_from_pretrained, from_pretrained, push_to_hub, save_pretrained
+from twins_jax.segmentation.preprocess import SegmentationPreprocessing
+from twins_jax.segmentation.segmenter import TwinsSegmenter
 
 __version__ = "0.2.0.dev0"
 
@@ -31,15 +33,18 @@ __all__ = [
     "InputError",
     "Params",
     "Preprocessing",
+    "SegmentationPreprocessing",
     "TwinsBackbone",
     "TwinsClassifier",
     "TwinsConfig",
     "TwinsOptions",
+    "TwinsSegmenter",
     "__version__",
     "backbone_from_pretrained",
     "classify",
     "create_backbone",
     "create_model",
+    "create_segmenter",
     "export_model",
     "from_pretrained",
     "get_batch_stats",

@@ -12,6 +12,7 @@ from twins_jax.errors import require
 from twins_jax.paths import HUB_PREFIX
 from twins_jax.pretrained import backbone_from_pretrained, from_pretrained
 from twins_jax.published import PUBLISHED
+from twins_jax.segmentation.segmenter import SegmentationHead, TwinsSegmenter, segmenter_config
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -85,6 +86,35 @@ def create_backbone(
     if (source := _published(name, pretrained)) is not None:
         return backbone_from_pretrained(source, name=name, **options)
     return TwinsBackbone(variant_config(name, **options), rngs=cast("nnx.Rngs", rngs))  # checks them
+
+
+def create_segmenter(
+    name: str,
+    *,
+    head: SegmentationHead = "upernet",
+    num_classes: int = 150,
+    rngs: nnx.Rngs,
+    **options: Unpack[TwinsOptions],
+) -> TwinsSegmenter:
+    """Creates a segmenter with random initial weights, drawn as the reference draws them.
+
+    Args:
+        name: a variant, one of `list_models()`.
+        head: "upernet" or "semantic_fpn".
+        num_classes: outputs.
+        rngs: `params` stream for the initial weights.
+        **options: see `TwinsOptions`. As in upstream's segmentation, `window_padding` is "mask" and Twins-SVT has
+            `stage_norms` unless they are given.
+
+    Returns:
+        A model that maps images [B, H, W, in_channels], normalized floats of any H, W >= 32, to logits
+        [B, H, W, num_classes] in `dtype`. It is deterministic unless called with `rngs`.
+
+    Raises:
+        InputError: (a ValueError) naming the argument, its value and what it must be.
+    """
+    check_options(options, "head", "num_classes", "rngs")
+    return TwinsSegmenter(segmenter_config(name, **options), head, num_classes, rngs=rngs)
 
 
 def _published(name: str, pretrained: bool) -> str | None:

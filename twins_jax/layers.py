@@ -4,6 +4,7 @@ Each takes `dtype`, of the computation, and `param_dtype`, of the parameters.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -139,6 +140,64 @@ def drop(dropout: nnx.Dropout, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array
 def drop_path(rate: float) -> nnx.Dropout:
     """Stochastic depth: drops the whole residual branch of a sample, for x of shape [B, H, W, C]."""
     return nnx.Dropout(rate, broadcast_dims=(1, 2, 3))
+
+
+class Conv(nnx.Module):
+    """A zero-padded convolution of odd size: [B, H, W, in] -> [B, ceil(H / stride), ceil(W / stride), out].
+
+    Parameters: kernel [size, size, in, out], and bias [out] unless it is left out. `kernel_init` has to be named: heads
+    of different tasks start from different distributions.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        size: int,
+        *,
+        kernel_init: nnx.Initializer,
+        use_bias: bool = True,
+        stride: int = 1,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        shape = (size, size, in_channels, out_channels)
+        self.kernel = declare(nnx.Param, kernel_init(rngs.params(), shape, param_dtype))
+        if use_bias:
+            self.bias = declare(nnx.Param, jnp.zeros((out_channels,), param_dtype))
+        self.use_bias = use_bias
+        self.stride = stride
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        bias = self.bias[...] if self.use_bias else None
+        return ops.conv(x, self.kernel[...], bias, stride=self.stride, dtype=self.dtype)
+
+
+class ConvBatchNorm(nnx.Module):
+    """A convolution without bias, BatchNorm and ReLU: [B, H, W, in] -> [B, H, W, out] (mmcv's `ConvModule`).
+
+    The kernel starts from Kaiming's normal distribution, of variance 2 / (size * size * out): mmcv's default.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        size: int,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        init = conv_init(size * size * out_channels)
+        dtypes: Any = {"dtype": dtype, "param_dtype": param_dtype}
+        self.conv = Conv(in_channels, out_channels, size, kernel_init=init, use_bias=False, **dtypes, rngs=rngs)
+        self.bn = BatchNorm(out_channels, **dtypes)
+
+    def __call__(self, x: jax.Array, *, training: bool) -> jax.Array:
+        return jax.nn.relu(self.bn(self.conv(x), training=training))
 
 
 class PatchConv(nnx.Module):

@@ -99,18 +99,29 @@ class Preprocessing:
         size, crop, mean, std = self.image_size, self.crop, self.mean, self.std
         require("image_size", size, is_integer(size, MIN_IMAGE_SIZE), f"an integer from {MIN_IMAGE_SIZE}")
         require("crop", crop, is_number(crop) and 0 < crop <= 1, "a fraction in (0, 1]")
-        for field, values, positive in (("mean", mean, False), ("std", std, True)):
-            are_numbers = (
-                isinstance(values, tuple | list)
-                and len(values) > 0
-                and all(is_number(value) and math.isfinite(value) for value in values)
-            )
-            is_right = are_numbers and not (positive and min(values) <= 0)
-            require(field, values, is_right, f"a {'positive ' * positive}number for each channel")
-            object.__setattr__(self, field, tuple(map(float, values)))
-        require("std", std, len(std) == len(mean), f"as long as mean, {len(mean)}")
+        for field, values in check_mean_and_std(mean, std).items():
+            object.__setattr__(self, field, values)
         allowed = f"one of {', '.join(INTERPOLATIONS)}"
         require("interpolation", self.interpolation, self.interpolation in INTERPOLATIONS, allowed)
+
+
+def check_mean_and_std(mean: Sequence[float], std: Sequence[float]) -> dict[str, tuple[float, ...]]:
+    """Returns "mean" and "std" as tuples of Python's floats.
+
+    Raises:
+        InputError: (a ValueError) one of them is no sequence of finite numbers, `std` is not positive, or they are of
+            different lengths.
+    """
+    for field, values, positive in (("mean", mean, False), ("std", std, True)):
+        are_numbers = (
+            isinstance(values, tuple | list)
+            and len(values) > 0
+            and all(is_number(value) and math.isfinite(value) for value in values)
+        )
+        is_right = are_numbers and not (positive and min(values) <= 0)
+        require(field, values, is_right, f"a {'positive ' * positive}number for each channel")
+    require("std", std, len(std) == len(mean), f"as long as mean, {len(mean)}")
+    return {"mean": tuple(map(float, mean)), "std": tuple(map(float, std))}
 
 
 DEFAULT = Preprocessing()

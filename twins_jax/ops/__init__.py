@@ -6,19 +6,22 @@ kind of hardware: `numerics` holds the rules for dtypes, `dispatch` chooses betw
 """
 
 from twins_jax.ops.attention import attention, attention_weights
-from twins_jax.ops.convolution import depthwise_conv, patch_conv
+from twins_jax.ops.convolution import conv, depthwise_conv, patch_conv
 from twins_jax.ops.dispatch import PLATFORMS, PORTABLE
 from twins_jax.ops.numerics import at_least_float32, gelu, layer_norm, linear, per_channel, residual_add
+from twins_jax.ops.resize import adaptive_average_pool, resize_bilinear, resize_nearest
 from twins_jax.ops.window_attention import window_attention, window_attention_weights
 from twins_jax.ops.xla_cpu import by_image
 
 __all__ = [
     "PLATFORMS",
     "PORTABLE",
+    "adaptive_average_pool",
     "at_least_float32",
     "attention",
     "attention_weights",
     "by_image",
+    "conv",
     "depthwise_conv",
     "gelu",
     "layer_norm",
@@ -26,6 +29,8 @@ __all__ = [
     "patch_conv",
     "per_channel",
     "residual_add",
+    "resize_bilinear",
+    "resize_nearest",
     "window_attention",
     "window_attention_weights",
 ]

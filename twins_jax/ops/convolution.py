@@ -1,7 +1,8 @@
-"""The two convolutions of Twins, without a convolution: a product of patches, and a sum of shifted maps."""
+"""Convolutions: those of Twins as a product of patches and as a sum of shifted maps, and that of the dense heads."""
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import DTypeLike
 
 from twins_jax.ops.numerics import add_bias, at_least_float32, crop, per_channel
@@ -55,3 +56,29 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Arra
         for j in range(size):
             total = total + crop(padded, i, j, height, width) * per_channel(kernel[i, j, 0], x)
     return total
+
+
+def conv(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *, stride: int = 1, dtype: DTypeLike
+) -> jax.Array:
+    """A convolution, zero-padded by half its kernel's side on each side of the map, as PyTorch's `padding=size // 2`.
+
+    Args:
+        x: [B, H, W, in].
+        kernel: [size, size, in, out] of odd size.
+        bias: [out], or None.
+        stride: positions from one output to the next, both ways.
+        dtype: of the computation.
+
+    Returns:
+        [B, ceil(H / stride), ceil(W / stride), out] in `dtype`.
+    """
+    margin = kernel.shape[0] // 2
+    total = lax.conv_general_dilated(
+        x.astype(dtype),
+        kernel.astype(dtype),
+        (stride, stride),
+        ((margin, margin), (margin, margin)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return total if bias is None else add_bias(total, bias)

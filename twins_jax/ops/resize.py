@@ -1,0 +1,96 @@
+"""Maps of another size, with PyTorch's numbers: bilinear, nearest, and averages over a grid of bins."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from twins_jax.ops.numerics import at_least_float32
+
+Length = int | jax.Array
+"""A number of positions: static, or int32 [] that is known when the program runs."""
+
+
+def resize_bilinear(
+    x: jax.Array,
+    size: tuple[int, int],
+    *,
+    source: tuple[Length, Length] | None = None,
+    target: tuple[Length, Length] | None = None,
+) -> jax.Array:
+    """Resizes maps bilinearly, without antialiasing: PyTorch's `interpolate(mode="bilinear", align_corners=False)`.
+
+    `source` and `target` serve maps of several sizes within arrays of one shape: the top left part of x of size
+    `source` is resized to `target`, and fills the top left part of the result. The rest of the result repeats its edge.
+
+    Args:
+        x: [B, h, w, C].
+        size: (H, W) of the result.
+        source: (height, width) of the part of x; all of x if None.
+        target: (height, width) to which it is resized; `size` if None.
+
+    Returns:
+        [B, H, W, C] in the dtype of x. The arithmetic is float32 at least.
+    """
+    dtype, sizes = x.dtype, (x.shape[1], x.shape[2])
+    if sizes == tuple(size) and source is None and target is None:
+        return x
+    x = x.astype(at_least_float32(dtype))
+    for axis, (length, given, wanted) in enumerate(zip(size, source or sizes, target or size, strict=True), start=1):
+        x = _interpolate(x, axis, length, given, wanted)
+    return x.astype(dtype)
+
+
+def _interpolate(x: jax.Array, axis: int, length: int, source: Length, target: Length) -> jax.Array:
+    """Resizes one axis of x to `length` positions."""
+    # PyTorch's `area_pixel_compute_source_index`, in float32 as there, whatever the dtype of x up to that.
+    wide = x.dtype
+    scale = jnp.asarray(source, wide) / jnp.asarray(target, wide)
+    position = jnp.maximum((jnp.arange(length, dtype=wide) + 0.5) * scale - 0.5, 0)
+    last = jnp.asarray(source, jnp.int32) - 1
+    low = jnp.minimum(position.astype(jnp.int32), last)
+    high = jnp.minimum(low + 1, last)
+    weight = jnp.clip(position - low.astype(wide), 0, 1).reshape((-1,) + (1,) * (x.ndim - axis - 1))
+    below, above = (jnp.take(x, index, axis=axis, mode="clip") for index in (low, high))
+    return below * (1 - weight) + above * weight
+
+
+def resize_nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Resizes maps to the nearest position: PyTorch's `interpolate(mode="nearest")`, which reads floor(i * in / out).
+
+    `jax.image.resize` rounds to another position where the ratio is no integer.
+
+    Args:
+        x: [B, h, w, C].
+        size: (H, W) of the result.
+
+    Returns:
+        [B, H, W, C] in the dtype of x.
+    """
+    for axis, (given, wanted) in enumerate(zip(x.shape[1:3], size, strict=True), start=1):
+        if given != wanted:
+            x = jnp.take(x, np.arange(wanted) * given // wanted, axis=axis)
+    return x
+
+
+def adaptive_average_pool(x: jax.Array, bins: int) -> jax.Array:
+    """Averages a map over a grid of bins: PyTorch's `adaptive_avg_pool2d`.
+
+    Of n positions bin i of s covers those from floor(i n / s) to ceil((i + 1) n / s): bins overlap where s does not
+    divide n, and repeat where n < s.
+
+    Args:
+        x: [B, H, W, C].
+        bins: s, both ways.
+
+    Returns:
+        [B, s, s, C] in the dtype of x. The sums are float32 at least.
+    """
+    wide = x.astype(at_least_float32(x.dtype))
+    for axis in (1, 2):
+        positions = x.shape[axis]
+        ends = [(i * positions // bins, -(-(i + 1) * positions // bins)) for i in range(bins)]
+        parts = [
+            jax.lax.slice_in_dim(wide, begin, end, axis=axis).mean(axis=axis, keepdims=True) for begin, end in ends
+        ]
+        wide = jnp.concatenate(parts, axis=axis)
+    return wide.astype(x.dtype)

@@ -1,0 +1,1 @@
+"""Semantic segmentation with a Twins backbone: Semantic FPN and UPerNet."""

@@ -1,0 +1,105 @@
+"""Images as segmenters expect them: of their own aspect ratio, resized as OpenCV resizes."""
+
+import dataclasses
+
+import numpy as np
+
+from twins_jax.config import MIN_IMAGE_SIZE
+from twins_jax.errors import is_integer, require
+from twins_jax.preprocess import DEFAULT, check_mean_and_std
+
+
+@dataclasses.dataclass(frozen=True)
+class SegmentationPreprocessing:
+    """The way from an image to the input with which a segmenter was evaluated.
+
+    The image is resized, keeping its aspect ratio, to the largest size whose shorter side is at most `shorter` and
+    whose longer side is at most `longer`; its channels, scaled to [0, 1], get `mean` subtracted and are divided by
+    `std` (mmseg's `Resize(img_scale=(2048, 512))` and upstream's `segmentation/configs/_base_/datasets/ade20k.py`).
+
+    Attributes:
+        shorter: side in pixels.
+        longer: side in pixels.
+        mean: of each channel.
+        std: of each channel.
+
+    Raises:
+        InputError: (a ValueError) naming the field, its value and what it must be.
+    """
+
+    shorter: int = 512
+    longer: int = 2048
+    mean: tuple[float, ...] = DEFAULT.mean
+    std: tuple[float, ...] = DEFAULT.std
+
+    def __post_init__(self) -> None:
+        allowed = f"an integer from {MIN_IMAGE_SIZE}"
+        require("shorter", self.shorter, is_integer(self.shorter, MIN_IMAGE_SIZE), allowed)
+        is_longer = is_integer(self.longer, MIN_IMAGE_SIZE) and self.longer >= self.shorter
+        require("longer", self.longer, is_longer, f"an integer from shorter, {self.shorter}")
+        for field, values in check_mean_and_std(self.mean, self.std).items():
+            object.__setattr__(self, field, values)
+
+    def size(self, height: int, width: int, scale: float = 1.0) -> tuple[int, int]:
+        """Returns the height and width to which an image is resized.
+
+        Args:
+            height: of the image.
+            width: of the image.
+            scale: factor on `shorter` and `longer`, of multi-scale testing and of training's random resizing.
+        """
+        shorter, longer = int(self.shorter * scale), int(self.longer * scale)
+        factor = min(longer / max(height, width), shorter / min(height, width))
+        return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
+
+
+def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resizes an image bilinearly, without antialiasing, with the pixels of OpenCV's `resize` (INTER_LINEAR).
+
+    OpenCV's weights are integers of 11 bits, and its sums are shifted, not rounded, on the way.
+
+    Args:
+        image: uint8 [H, W, C].
+        size: height and width of the result.
+
+    Returns:
+        uint8 [*size, C].
+    """
+    if image.shape[:2] == tuple(size):
+        return image
+    left, right, weights = _columns(image.shape[1], size[1])
+    # Rows that no output reads are left out: a small copy of a large photograph reads few of them.
+    top, bottom, row_weights = _rows(image.shape[0], size[0])
+    needed, index = np.unique(np.concatenate([top, bottom]), return_inverse=True)
+    rows = image[needed].astype(np.int32)
+    sums = rows[:, left] * weights[0][:, None] + rows[:, right] * weights[1][:, None]
+    sums >>= 4
+    upper, lower = (
+        sums[part] * weight[:, None, None] >> 16 for part, weight in zip(np.split(index, 2), row_weights, strict=True)
+    )
+    return ((upper + lower + 2) >> 2).astype(np.uint8)
+
+
+def _positions(length: int, wanted: int) -> tuple[np.ndarray, np.ndarray]:
+    ratio = length / wanted
+    position = ((np.arange(wanted) + 0.5) * ratio - 0.5).astype(np.float32)
+    below = np.floor(position).astype(np.int64)
+    return below, position - below.astype(np.float32)
+
+
+def _weights(fraction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    one = np.float32(1)
+    first, second = (np.rint(part * np.float32(2048)).astype(np.int32) for part in (one - fraction, fraction))
+    return first, second
+
+
+def _columns(length: int, wanted: int) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    below, fraction = _positions(length, wanted)
+    fraction = np.where((below < 0) | (below >= length - 1), np.float32(0), fraction)
+    below = np.clip(below, 0, length - 1)
+    return below, np.minimum(below + 1, length - 1), _weights(fraction)
+
+
+def _rows(length: int, wanted: int) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    below, fraction = _positions(length, wanted)  # unlike those of columns, weights stay where rows are clipped
+    return np.clip(below, 0, length - 1), np.clip(below + 1, 0, length - 1), _weights(fraction)
