@@ -1,5 +1,7 @@
 """Maps of another size, with PyTorch's numbers: bilinear, nearest, and averages over a grid of bins."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,14 +44,14 @@ def resize_bilinear(
 
 def _interpolate(x: jax.Array, axis: int, length: int, source: Length, target: Length) -> jax.Array:
     """Resizes one axis of x to `length` positions."""
-    # PyTorch's `area_pixel_compute_source_index`, in float32 as there, whatever the dtype of x up to that.
-    wide = x.dtype
-    scale = jnp.asarray(source, wide) / jnp.asarray(target, wide)
-    position = jnp.maximum((jnp.arange(length, dtype=wide) + 0.5) * scale - 0.5, 0)
-    last = jnp.asarray(source, jnp.int32) - 1
-    low = jnp.minimum(position.astype(jnp.int32), last)
-    high = jnp.minimum(low + 1, last)
-    weight = jnp.clip(position - low.astype(wide), 0, 1).reshape((-1,) + (1,) * (x.ndim - axis - 1))
+    xp: Any = np if isinstance(source, int) and isinstance(target, int) else jnp  # static sizes: exact, on the host
+    real = np.float64 if xp is np else x.dtype
+    scale = xp.asarray(source, real) / xp.asarray(target, real)
+    position = xp.maximum((xp.arange(length, dtype=real) + 0.5) * scale - 0.5, 0)
+    last = xp.asarray(source, np.int32) - 1
+    low = xp.minimum(position.astype(np.int32), last)
+    high = xp.minimum(low + 1, last)
+    weight = xp.clip(position - low.astype(real), 0, 1).reshape((-1,) + (1,) * (x.ndim - axis - 1)).astype(x.dtype)
     below, above = (jnp.take(x, index, axis=axis, mode="clip") for index in (low, high))
     return below * (1 - weight) + above * weight
 

@@ -18,7 +18,7 @@ from twins_jax.segmentation.upernet import UPerHead
 
 SegmentationHead = Literal["upernet", "semantic_fpn"]
 
-HEADS = {"upernet": UPerHead, "semantic_fpn": SemanticFPNHead}
+HEADS: dict[str, type[UPerHead | SemanticFPNHead]] = {"upernet": UPerHead, "semantic_fpn": SemanticFPNHead}
 
 AUXILIARY_MAP = 2
 """Index of the backbone's map that UPerNet's auxiliary head reads."""
@@ -63,9 +63,7 @@ class TwinsSegmenter(nnx.Module):
         self.num_classes = int(num_classes)
         self.class_names, self.preprocessing = None, None
         self.backbone = TwinsBackbone(config, rngs=rngs)
-        self.decode_head: UPerHead | SemanticFPNHead = HEADS[head](
-            config.embed_dims, self.num_classes, dtypes=config.dtypes, rngs=rngs
-        )
+        self.decode_head = HEADS[head](config.embed_dims, self.num_classes, dtypes=config.dtypes, rngs=rngs)
         if head == "upernet":
             channels = config.embed_dims[AUXILIARY_MAP]
             self.auxiliary_head = FCNHead(channels, self.num_classes, dtypes=config.dtypes, rngs=rngs)
