@@ -93,16 +93,17 @@ class ImageSegmenter:
         require("scales", scales, are_scales, f"a list of positive numbers up to {MAX_SCALE}")
         require("flip", flip, isinstance(flip, bool), "True or False")
         require("stride", stride, stride is None or crop_size is not None, "None without crop_size")
+        self._windows: tuple[int, int] | None = None
         if crop_size is not None:
-            stride = crop_size * 2 // 3 if stride is None else stride
-            check_windows(crop_size, stride)
+            check_windows(crop_size, 1 if stride is None else stride)
+            self._windows = int(crop_size), int(crop_size * 2 // 3 if stride is None else stride)
         channels = model.config.in_channels
         require("in_channels", channels, channels == 3, "3: images are read as RGB")
         self._preprocessing = model.preprocessing or SegmentationPreprocessing()
         mean = self._preprocessing.mean
         require("preprocessing.mean", mean, len(mean) == 3, "of 3 channels: images are read as RGB")
         self.class_names = model.class_names or tuple(f"class {label}" for label in range(model.num_classes))
-        self._scales, self._flip, self._windows = scales, flip, None if stride is None else (crop_size, stride)
+        self._scales, self._flip = tuple(scales), flip
         self._arrays = get_params(model), get_batch_stats(model)
         nameless: TwinsSegmenter = merge_model(nnx.graphdef(model), *self._arrays)
         nameless.class_names = None  # other names are no other program
