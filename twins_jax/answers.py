@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from twins_jax import page
+from twins_jax import page, visualize
 from twins_jax.errors import shown
 from twins_jax.image_classifier import Answer, ImageClassifier, padded_size
 from twins_jax.image_segmenter import ImageSegmenter, Prepared
@@ -136,13 +136,7 @@ class Regions(NamedTuple):
         return fields if self.mask is None else fields | {"mask": str(self.mask)}
 
     def to_figure(self, name: str) -> str:
-        from twins_jax.segmentation.palette import overlay  # late: it computes its colors
-
-        nearest = (
-            np.arange(wanted) * given // wanted
-            for wanted, given in zip(self.pixels.shape[:2], self.labels.shape, strict=True)
-        )
-        pictures = (self.pixels, overlay(self.pixels, self.labels[np.ix_(*nearest)]))
+        pictures = (self.pixels, np.asarray(visualize.segmentation_overlay(self.pixels, self.labels)))
         pair = "".join(page.thumbnail(picture, THUMBNAIL_OF_PAIR) for picture in pictures)
         rows = (f"<li>{_swatch(share.label)}{page.text(share.name)} {share.share:.1%}" for share in self.shares)
         return _figure(name, f'<div class="pair">{pair}</div>', f'<ul class="classes">{"".join(rows)}</ul>')
@@ -202,7 +196,7 @@ figcaption { padding: .6em .8em .8em; font-size: .87em; }
 
 
 def _swatch(label: int) -> str:
-    from twins_jax.segmentation.palette import colorize
+    from twins_jax.segmentation.palette import colorize  # late: it computes its colors
 
     red, green, blue = colorize(np.array([[label]]))[0, 0]
     return f'<span class="swatch" style="background: rgb({red} {green} {blue})"></span>'

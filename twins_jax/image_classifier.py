@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import os
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from twins_jax import imagenet, ops
 from twins_jax.classifier import TwinsClassifier
 from twins_jax.errors import MAX_INT, InputError, is_integer, require
 from twins_jax.functional import Params, get_params, merge_model
-from twins_jax.preprocess import DEFAULT, Picture, center_crop, normalize, read
+from twins_jax.preprocess import DEFAULT, Picture, center_crop, check_pictures, normalize, read
 
 
 class Answer(NamedTuple):
@@ -55,9 +54,7 @@ def classify(
         InputError: (a ValueError) an image cannot be read, an argument is not what it must be, or the model gives what
             is no number.
     """
-    is_one = isinstance(pictures, str | bytes | os.PathLike) or getattr(pictures, "ndim", 4) < 4
-    is_many = isinstance(pictures, Iterable) and not is_one
-    require("pictures", type(pictures), is_many, "a list of images; of a single one, [picture]")
+    check_pictures(pictures)
     classifier = ImageClassifier(model, topk)
     require("batch_size", batch_size, is_integer(batch_size, 1), f"an integer from 1 to {MAX_INT}")
     images = map(classifier.prepare, pictures)

@@ -1,7 +1,6 @@
 """Images -> the class of each of their pixels."""
 
 import functools
-import os
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ from flax import nnx
 from twins_jax.config import MIN_IMAGE_SIZE
 from twins_jax.errors import InputError, is_number, require
 from twins_jax.functional import BatchStats, Params, get_batch_stats, get_params, merge_model
-from twins_jax.preprocess import Picture, normalize, read
+from twins_jax.preprocess import Picture, check_pictures, normalize, read
 from twins_jax.segmentation.inference import check_windows, label_map, slide_logits
 from twins_jax.segmentation.preprocess import SegmentationPreprocessing, resize
 from twins_jax.segmentation.segmenter import TwinsSegmenter
@@ -54,9 +53,7 @@ def segment(
         InputError: (a ValueError) an image cannot be read or is too narrow, an argument is not what it must be, or the
             model gives what is no number.
     """
-    is_one = isinstance(pictures, str | bytes | os.PathLike) or getattr(pictures, "ndim", 4) < 4
-    is_many = isinstance(pictures, Iterable) and not is_one
-    require("pictures", type(pictures), is_many, "a list of images; of a single one, [picture]")
+    check_pictures(pictures)
     segmenter = ImageSegmenter(model, scales=scales, flip=flip, crop_size=crop_size, stride=stride)
     return [segmenter.predict(segmenter.prepare(picture)) for picture in pictures]
 

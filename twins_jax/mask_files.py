@@ -24,8 +24,13 @@ def mask_files(folder: Path, images: Sequence[str]) -> dict[str, Path]:
         images: paths.
 
     Raises:
-        InputError: a file exists that this library did not write: it may be a mask that somebody drew.
+        InputError: a file exists that this library did not write: it may be a mask that somebody drew; or an image is
+            in the folder itself, as masks of an earlier call are.
     """
+    masks = os.path.realpath(folder)
+    for image in images:
+        if masks in map(str, Path(os.path.realpath(image)).parents):
+            raise InputError(f"{image}: is in {folder}, where masks are written: choose another folder for --out")
     absolute = {image: os.path.abspath(image) for image in images}
     top = os.path.commonpath([os.path.dirname(path) for path in absolute.values()])
     names = {path: os.path.relpath(path, top) for path in absolute.values()}

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, Union
 
@@ -160,6 +160,13 @@ def preprocess(
     channels = len(preprocessing.mean)
     require("preprocessing.mean", preprocessing.mean, channels == 3, "of 3 channels: images are read as RGB")
     return normalize(cropped[None], preprocessing.mean, preprocessing.std)
+
+
+def check_pictures(pictures: object) -> None:
+    """Raises InputError unless these are several pictures, as a list, another iterable or an array [B, H, W, 3]."""
+    is_one = isinstance(pictures, str | bytes | os.PathLike) or getattr(pictures, "ndim", 4) < 4
+    is_many = isinstance(pictures, Iterable) and not is_one
+    require("pictures", type(pictures), is_many, "a list of images; of a single one, [picture]")
 
 
 def read(picture: Picture, *, exif_orientation: bool = True) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Attention maps of LSA and GSA, as arrays and as pictures: the pixels at which a query looks."""
+"""Pictures of what a model computes: the pixels at which a query of LSA or GSA looks, and the class of each pixel."""
 
 import dataclasses
 import functools
@@ -12,10 +12,10 @@ from flax import nnx
 from twins_jax.attention import LocallyGroupedAttention
 from twins_jax.backbone import Block, TwinsBackbone
 from twins_jax.classifier import Model, TwinsClassifier, check_model
-from twins_jax.errors import InputError, is_integer, require
+from twins_jax.errors import InputError, is_integer, is_number, require
 from twins_jax.functional import Params, get_params, merge_model
 from twins_jax.inputs import check_images
-from twins_jax.preprocess import DEFAULT, Preprocessing
+from twins_jax.preprocess import DEFAULT, Picture, Preprocessing, read
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -145,6 +145,36 @@ def attention_overlay(
     outline(look.seen, WHITE, 2)
     outline(look.query, CYAN, 2)
     return picture
+
+
+def segmentation_overlay(picture: Picture, labels: np.ndarray, *, opacity: float = 0.55) -> "Image.Image":
+    """Lays a color for each class over an image: that of `twins_jax.segmentation.palette.PALETTE`.
+
+    Args:
+        picture: as `segment` takes it.
+        labels: integers [H, W] from 0, as `segment` returns them, or of a mask: 255 is gray in uint8. Those of another
+            size than the image are stretched to it.
+        opacity: of the colors, from 0 to 1.
+
+    Returns:
+        A PIL image in RGB, of the image's size.
+
+    Raises:
+        InputError: (a ValueError) naming what is wrong with an argument.
+    """
+    labels = np.asarray(labels)
+    is_map = labels.ndim == 2 and labels.size > 0 and np.issubdtype(labels.dtype, np.integer) and labels.min() >= 0
+    require("labels", f"{labels.dtype}{list(labels.shape)}", is_map, "integers [H, W] from 0")
+    require("opacity", opacity, is_number(opacity) and 0 <= opacity <= 1, "a number from 0 to 1")
+    image = read(picture)
+    from PIL import Image  # late: `import twins_jax` does not wait for it
+
+    from twins_jax.segmentation.palette import overlay  # late: it computes its colors
+
+    rows, columns = (
+        np.arange(wanted) * given // wanted for wanted, given in zip(image.shape[:2], labels.shape, strict=True)
+    )
+    return Image.fromarray(overlay(image, labels[rows[:, None], columns], opacity))
 
 
 Box: TypeAlias = tuple[int, int, int, int]

@@ -96,6 +96,10 @@ def test_masks_of_others_stay(photos: Path, tmp_path: Path, capsys: pytest.Captu
         error = refused(capsys, "w.pth", photos, "--out", tmp_path / "out")
         assert error == f"error: {drawn}: exists and is no mask of twins_jax: remove it, or choose another folder"
         assert drawn.read_bytes() == content
+    error = refused(capsys, "w.pth", drawn, "--out", tmp_path / "out")
+    assert error == (
+        f"error: {drawn}: is in {tmp_path / 'out' / 'masks'}, where masks are written: choose another folder for --out"
+    )
 
 
 def test_names_of_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

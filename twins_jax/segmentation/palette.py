@@ -29,10 +29,11 @@ def _oklab(rgb: np.ndarray) -> np.ndarray:
 def _palette() -> np.ndarray:
     levels = np.linspace(0, 255, 16).round()
     candidates = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
-    candidates = candidates[np.abs(_oklab(candidates)[:, 0] - 0.7) < 0.2]
+    candidates = candidates[np.abs(_oklab(candidates)[:, 0] - 0.66) < 0.17]
     places = _oklab(candidates)
     colors = np.full((256, 3), 128, np.uint8)
-    distance = np.linalg.norm(places - _oklab(colors[IGNORED:]), axis=1)
+    taken = _oklab(np.array([[0] * 3, [255] * 3, colors[IGNORED]]))
+    distance = np.linalg.norm(places[:, None] - taken, axis=-1).min(axis=1)
     for label in range(IGNORED):
         farthest = distance.argmax()
         colors[label] = candidates[farthest]
@@ -43,8 +44,8 @@ def _palette() -> np.ndarray:
 PALETTE = _palette()
 """The color of each label of 8 bits, uint8 [256, 3], RGB; that of `IGNORED` is gray.
 
-Each color is the one farthest from the gray and from all colors before it, among those neither dark nor pale: the first
-few differ most (Glasbey et al., "Colour displays for categorical images", 2007).
+Each color is the one farthest from black, white, the gray and all colors before it, among those neither dark nor pale:
+the first few differ most (Glasbey et al., "Colour displays for categorical images", 2007).
 """
 
 
