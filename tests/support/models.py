@@ -37,7 +37,7 @@ NANO = TwinsConfig(
 
 
 def random_module(make: Callable[[], Module]) -> Module:
-    """A module with random values in every parameter, of a size that keeps activations near 1.
+    """A module with random values in every parameter and running statistic, of a size that keeps activations near 1.
 
     Much faster than the initializers, and unlike them it leaves no bias at 0 and no scale at 1. A parameter's values
     depend on nothing but its path and shape.
@@ -52,6 +52,11 @@ def random_module(make: Callable[[], Module]) -> Module:
             values = 0.1 * values + path.endswith("scale")
         params[path] = jnp.asarray(values, leaf.dtype)
     twins_jax.set_params(module, traverse_util.unflatten_dict(params, sep="/"))
+    for nodes, node in nnx.iter_graph(module):
+        if isinstance(node, nnx.BatchStat):
+            path = "/".join(map(str, nodes))
+            values = np.random.default_rng(zlib.crc32(path.encode())).uniform(-0.5, 0.5, node.shape)
+            node.set_value(jnp.asarray(values + path.endswith("var"), node.dtype))
     return module
 
 
