@@ -5,7 +5,7 @@ import functools
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ import twins_jax
 from tests.support.models import NANO, PCPVT, SVT, named, random_array, random_module, relative_error
 from twins_jax import InputError, TwinsSegmenter
 from twins_jax.segmentation.fcn import DROPOUT_RATE, FCNHead, PixelClassifier
-from twins_jax.segmentation.segmenter import HEADS, SegmentationHead, segmenter_config
+from twins_jax.segmentation.segmenter import HEADS, SegmentationHead, TrainingLogits, segmenter_config
 from twins_jax.segmentation.semantic_fpn import SemanticFPNHead
 
 CLASSES = 7
@@ -46,13 +46,41 @@ def segmenter(head: SegmentationHead, **options: Any) -> TwinsSegmenter:
     return random_module(make)
 
 
-@functools.cache
 def split(head: SegmentationHead, **options: Any) -> tuple[Callable[..., Any], Any, Any]:
-    apply, params, batch_stats = twins_jax.split_model(segmenter(head, **options), TwinsSegmenter.training_logits)
-    return jax.jit(apply), params, batch_stats
+    parts: tuple[Any, Any, Any] = twins_jax.split_model(segmenter(head, **options), TwinsSegmenter.training_logits)
+    return parts
 
 
 IMAGES = random_array(2, 64, 70, 3)
+"""The last stage has 2x2 positions."""
+
+
+class Step(NamedTuple):
+    """A step of training."""
+
+    gradients: dict[str, np.ndarray]
+    logits: TrainingLogits
+    batch_stats: Any
+
+
+@functools.cache
+def trainer(head: SegmentationHead) -> Callable[[int], Step]:
+    """A function of a seed; its program is compiled once for all tests."""
+    apply, params, batch_stats = split(head)
+
+    def loss(params: Any, key: jax.Array) -> tuple[jax.Array, Any]:
+        logits, updated = apply(params, batch_stats, IMAGES, key)
+        leaves = jax.tree.leaves(logits)
+        total = sum((output * random_array(*output.shape, seed=i)).sum() for i, output in enumerate(leaves))
+        return total, (logits, updated)
+
+    step = jax.jit(jax.grad(loss, has_aux=True))
+
+    def train(seed: int) -> Step:
+        gradients, (logits, updated) = step(params, jax.random.key(seed))
+        return Step(named(gradients), logits, updated)
+
+    return train
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -75,14 +103,7 @@ def test_shapes_at_any_size(head: SegmentationHead, height: int, width: int) -> 
 
 @pytest.mark.parametrize("head", HEADS)
 def test_every_parameter_gets_a_gradient(head: SegmentationHead) -> None:
-    apply, params, batch_stats = split(head)
-    images = random_array(2, 64, 64, 3)  # 2x2 positions in the last stage
-
-    def loss(params: Any) -> jax.Array:
-        outputs = jax.tree.leaves(apply(params, batch_stats, images, jax.random.key(0))[0])
-        return sum((output * random_array(*output.shape, seed=i)).sum() for i, output in enumerate(outputs))
-
-    gradients = named(jax.jit(jax.grad(loss))(params))
+    gradients = trainer(head)(0).gradients
     assert ("auxiliary_head/conv/conv/kernel" in gradients) == (head == "upernet")
     largest = max(np.abs(gradient).max() for gradient in gradients.values())
     for path, gradient in gradients.items():
@@ -93,8 +114,8 @@ def test_every_parameter_gets_a_gradient(head: SegmentationHead) -> None:
 
 @pytest.mark.parametrize("head", HEADS)
 def test_statistics_move_in_training_only(head: SegmentationHead) -> None:
-    apply, params, batch_stats = split(head)
-    graphdef = nnx.graphdef(segmenter(head))
+    model = segmenter(head)
+    graphdef, params, batch_stats = nnx.graphdef(model), twins_jax.get_params(model), twins_jax.get_batch_stats(model)
 
     @jax.jit
     def evaluate(batch_stats: Any) -> tuple[Any, Any]:
@@ -105,7 +126,7 @@ def test_statistics_move_in_training_only(head: SegmentationHead) -> None:
     before = named(batch_stats)
     for path, statistic in named(kept).items():
         np.testing.assert_array_equal(statistic, before[path])
-    _, updated = apply(params, batch_stats, IMAGES, jax.random.key(0))
+    updated = trainer(head)(0).batch_stats
     assert named(updated).keys() == before.keys()
     for path, statistic in named(updated).items():
         assert (statistic != before[path]).any(), path
@@ -115,8 +136,7 @@ def test_statistics_move_in_training_only(head: SegmentationHead) -> None:
 
 @pytest.mark.parametrize("head", HEADS)
 def test_dropout_acts_with_a_key_only(head: SegmentationHead) -> None:
-    apply, params, batch_stats = split(head)
-    one, again, other = (apply(params, batch_stats, IMAGES, jax.random.key(seed))[0] for seed in (1, 1, 2))
+    one, again, other = (trainer(head)(seed).logits for seed in (1, 1, 2))
     for draws in zip(*(jax.tree.leaves(logits) for logits in (one, again, other)), strict=True):
         np.testing.assert_array_equal(draws[0], draws[1])
         assert (draws[0] != draws[2]).any()
@@ -135,11 +155,11 @@ def test_dropout_drops_whole_channels() -> None:
 @pytest.mark.parametrize("head", HEADS)
 def test_bfloat16(head: SegmentationHead) -> None:
     apply, params, batch_stats = split(head, dtype=jnp.dtype("bfloat16"))
-    logits, updated = apply(params, batch_stats, IMAGES, jax.random.key(0))
+    logits, updated = jax.jit(apply)(params, batch_stats, IMAGES, jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(logits)} == {jnp.dtype("bfloat16")}
     assert {leaf.dtype for leaf in jax.tree.leaves(updated)} == {jnp.dtype("float32")}
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    expected, statistics = split(head)[0](params, batch_stats, IMAGES, jax.random.key(0))
+    _, expected, statistics = trainer(head)(0)
     for output, truth in zip(jax.tree.leaves(logits), jax.tree.leaves(expected), strict=True):
         assert relative_error(output, truth) < 0.1
     for path, statistic in named(updated).items():
@@ -159,9 +179,11 @@ def test_numbers_of_parameters_are_upstreams(index: int) -> None:
     upernet = count(lambda: twins_jax.create_segmenter(name, rngs=nnx.Rngs(0)))
     assert round((upernet + unused) / 1e6, 2) == PARAMETERS["upernet"][index]
     # The backbone is counted once: tracing it takes the time.
-    heads = {head: count(lambda: make(dims, 150, dtypes=dtypes, rngs=nnx.Rngs(0))) for head, make in HEADS.items()}
-    backbone = upernet - heads["upernet"] - count(lambda: FCNHead(dims[2], 150, dtypes=dtypes, rngs=nnx.Rngs(0)))
-    assert round((backbone + heads["semantic_fpn"] + unused) / 1e6, 2) == PARAMETERS["semantic_fpn"][index]
+    decode, auxiliary, semantic_fpn = (
+        count(functools.partial(lambda head, dims: head(dims, 150, dtypes=dtypes, rngs=nnx.Rngs(0)), *head))
+        for head in ((HEADS["upernet"], dims), (FCNHead, dims[2]), (SemanticFPNHead, dims))
+    )
+    assert round((upernet - decode - auxiliary + semantic_fpn + unused) / 1e6, 2) == PARAMETERS["semantic_fpn"][index]
 
 
 def test_initial_values() -> None:
