@@ -18,6 +18,7 @@ from twins_jax.functional import (
 )
 from twins_jax.groups import layer_groups, param_mask, stages_below
 from twins_jax.image_classifier import Answer, classify
+from twins_jax.image_segmenter import segment
 from twins_jax.preprocess import Preprocessing, normalize, preprocess
 from twins_jax.pretrained import backbone_from_pretrained, from_pretrained, push_to_hub, save_pretrained
 from twins_jax.segmentation.preprocess import SegmentationPreprocessing
@@ -57,6 +58,7 @@ __all__ = [
     "preprocess",
     "push_to_hub",
     "save_pretrained",
+    "segment",
     "set_params",
     "split_model",
     "stages_below",

@@ -16,7 +16,7 @@ from flax import nnx
 
 import twins_jax
 from tests.support.compilation import OPTIONS
-from tests.support.models import SVT, named, random_array, random_module, relative_error
+from tests.support.models import SVT, named, random_array, random_module
 from twins_jax import TwinsConfig
 from twins_jax.attention import GlobalSubSampledAttention, LocallyGroupedAttention
 from twins_jax.ops.dispatch import HEAD_DIMS
@@ -24,7 +24,6 @@ from twins_jax.ops.pallas.gsa import gsa
 from twins_jax.ops.pallas.lsa import Windows, lsa
 
 Make = Callable[[TwinsConfig], nnx.Module]
-Error = Callable[[np.ndarray, np.ndarray], float]
 
 FAST_COMPILATION = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True} | OPTIONS
 """Compiling the interpreted kernels takes most of the time."""
@@ -52,8 +51,11 @@ CASES: dict[str, tuple[Make, tuple[int, ...], str]] = {
 }
 
 
-def run(model: Make, config: TwinsConfig, x: np.ndarray) -> dict[str, np.ndarray]:
-    """Outputs and gradients of a model with rounded weights and input: all dtypes compute on the same ones."""
+def run(model: Make, config: TwinsConfig, inputs: np.ndarray) -> dict[str, np.ndarray]:
+    """Outputs and gradients of a model for each of several inputs, stacked.
+
+    Weights, input and the outputs' gradient are rounded: all dtypes compute on the same ones.
+    """
     stored = random_module(lambda: model(dataclasses.replace(config, param_dtype=jnp.float32)))
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: model(config)))
     params = jax.tree.map(lambda p: p.astype(jnp.bfloat16).astype(config.param_dtype), nnx.split(stored)[1])
@@ -61,52 +63,59 @@ def run(model: Make, config: TwinsConfig, x: np.ndarray) -> dict[str, np.ndarray
     @functools.partial(jax.jit, compiler_options=FAST_COMPILATION)
     def outputs_and_gradients(params: Any, x: jax.Array) -> Any:
         outputs, vjp = jax.vjp(lambda params, x: nnx.merge(graphdef, params)(x), params, x)
-        return outputs, vjp(jnp.cos(jnp.arange(outputs.size)).reshape(outputs.shape).astype(outputs.dtype))
+        gradient = np.cos(np.arange(outputs.size)).reshape(outputs.shape)
+        return outputs, vjp(jnp.asarray(gradient, jnp.bfloat16).astype(outputs.dtype))
 
-    rounded = jnp.asarray(x, jnp.bfloat16).astype(config.dtype)
-    outputs, (d_params, d_x) = outputs_and_gradients(params, rounded)
-    assert outputs.dtype == d_x.dtype == config.dtype
-    assert {leaf.dtype for leaf in jax.tree.leaves(d_params)} == {config.param_dtype}
-    found = named(twins_jax.get_params(nnx.merge(graphdef, d_params)))
-    return found | {"outputs": np.asarray(outputs, np.float64), "d_x": np.asarray(d_x, np.float64)}
+    def one(x: np.ndarray) -> dict[str, np.ndarray]:
+        rounded = jnp.asarray(x, jnp.bfloat16).astype(config.dtype)
+        outputs, (d_params, d_x) = outputs_and_gradients(params, rounded)
+        assert outputs.dtype == d_x.dtype == config.dtype
+        assert {leaf.dtype for leaf in jax.tree.leaves(d_params)} == {config.param_dtype}
+        found = named(twins_jax.get_params(nnx.merge(graphdef, d_params)))
+        return found | {"outputs": np.asarray(outputs, np.float64), "d_x": np.asarray(d_x, np.float64)}
+
+    found = [one(x) for x in inputs]
+    return {name: np.stack([values[name] for values in found]) for name in found[0]}
 
 
 def errors(
-    model: Make,
-    config: TwinsConfig,
-    x: np.ndarray,
-    dtype: str,
-    truth: dict[str, np.ndarray],
-    error: Error = relative_error,
+    model: Make, config: TwinsConfig, inputs: np.ndarray, dtype: str, truth: dict[str, np.ndarray]
 ) -> dict[str, tuple[float, float]]:
     """Of the kernels, and of the plain formulation, in outputs and each gradient."""
     config = dataclasses.replace(config, dtype=jnp.dtype(dtype), param_dtype=jnp.dtype("float32"))
-    plain = run(model, dataclasses.replace(config, attention_implementation="xla"), x)
-    kernels = run(model, dataclasses.replace(config, attention_implementation="pallas"), x)
+    plain = run(model, dataclasses.replace(config, attention_implementation="xla"), inputs)
+    kernels = run(model, dataclasses.replace(config, attention_implementation="pallas"), inputs)
     assert kernels.keys() == truth.keys()
-    return {name: (error(kernels[name], t), error(plain[name], t)) for name, t in truth.items()}
+    return {name: (rms_error(kernels[name], t), rms_error(plain[name], t)) for name, t in truth.items()}
 
 
-def exact(model: Make, config: TwinsConfig, x: np.ndarray) -> dict[str, np.ndarray]:
+def exact(model: Make, config: TwinsConfig, inputs: np.ndarray) -> dict[str, np.ndarray]:
     with jax.enable_x64(True):
         in_float64 = {"dtype": jnp.dtype("float64"), "param_dtype": jnp.dtype("float64")}
-        return run(model, dataclasses.replace(config, attention_implementation="xla", **in_float64), x)
+        return run(model, dataclasses.replace(config, attention_implementation="xla", **in_float64), inputs)
+
+
+def rms_error(values: np.ndarray, truth: np.ndarray) -> float:
+    """Over all inputs and positions: the largest error, or that for one input, is a matter of luck."""
+    return float(np.linalg.norm(np.ravel(values - truth)) / np.linalg.norm(np.ravel(truth)))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_kernels_round_as_little_as_the_plain_formulation(case: str) -> None:
+    """Compares root mean squares over 16 inputs.
+
+    The largest error for one input says little. With the same kernels it is up to 6 times that of the plain
+    formulation, as luck and XLA's order of summation have it. Over 8 inputs the root mean square is at most 1.45 times
+    as large, with jax 0.10.2 and with 0.12.0. A backward pass that reads a log-sum-exp, not maximum and sum, has 1.7 to
+    2.5 times as much in the biases of "gsa, full tiles" and "gsa, two tiles of keys" in float32.
+    """
     layer, shape, window_padding = CASES[case]
     config = dataclasses.replace(SVT, window_padding=window_padding)
-    x = random_array(*shape)
-    truth = exact(layer, config, x)
+    inputs = random_array(16, *shape)
+    truth = exact(layer, config, inputs)
     for dtype in ("float32", "bfloat16"):
-        for name, (found, allowed) in errors(layer, config, x, dtype, truth).items():
-            assert found <= 2 * allowed + float(jnp.finfo(dtype).eps) / 8, (dtype, name, found, allowed)
-
-
-def rms_error(values: np.ndarray, truth: np.ndarray) -> float:
-    """Over a whole array: after many layers, the largest error of one is a matter of luck."""
-    return float(np.linalg.norm(np.ravel(values - truth)) / np.linalg.norm(np.ravel(truth)))
+        for name, (found, allowed) in errors(layer, config, inputs, dtype, truth).items():
+            assert found <= 1.5 * allowed + float(jnp.finfo(dtype).eps) / 8, (dtype, name, found, allowed)
 
 
 def test_whole_model() -> None:
@@ -116,10 +125,10 @@ def test_whole_model() -> None:
         return twins_jax.TwinsClassifier(config, 10, rngs=nnx.Rngs(0))
 
     # Two keys for each query of the first stage: with one, the query has no gradient but noise.
-    config, x = dataclasses.replace(SVT, remat=True), random_array(2, 64, 36, 3)
-    truth = exact(model, config, x)
+    config, inputs = dataclasses.replace(SVT, remat=True), random_array(1, 2, 64, 36, 3)
+    truth = exact(model, config, inputs)
     largest = max(np.abs(t).max() for t in truth.values())
-    for name, (found, allowed) in errors(model, config, x, "float32", truth, rms_error).items():
+    for name, (found, allowed) in errors(model, config, inputs, "float32", truth).items():
         assert np.abs(truth[name]).max() > 1e-3 * largest, name
         assert found <= 2 * allowed + 2 * float(jnp.finfo("float32").eps), (name, found, allowed)
 

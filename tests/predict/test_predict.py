@@ -108,7 +108,7 @@ def test_the_choice_of_weights(
         given.extend([source, choice])
         raise InputError("enough")
 
-    monkeypatch.setattr(predict, "from_pretrained", load)
+    monkeypatch.setattr(predict, "model_from_pretrained", load)
     assert refused(capsys, "~/w.pth", photos, "--ema", "--prefix", "model.", "--head", "fc") == "error: enough"
     assert given == [os.path.expanduser("~/w.pth"), {"ema": True, "prefix": "model.", "head": "fc"}]
 
@@ -214,7 +214,7 @@ def test_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    monkeypatch.setattr(predict, "from_pretrained", None)  # all of these before the weights are read
+    monkeypatch.setattr(predict, "model_from_pretrained", None)  # all of these before the weights are read
     assert refused(capsys, weights) == "error: the following arguments are required: IMAGE"
     assert refused(capsys, weights, "no.jpg") == "error: no.jpg: no such file or folder"
     assert refused(capsys, weights, "*.jpg") == "error: *.jpg: no such file or folder, and no match"

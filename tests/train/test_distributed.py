@@ -3,6 +3,7 @@ import os
 import queue
 import signal
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,15 @@ def wait_for(stop: StopRequest) -> None:
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
+@pytest.fixture
+def default_hangup() -> Iterator[None]:
+    """Lets SIGHUP arrive in tests under nohup, which ignores it."""
+    previous = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, previous)
+
+
+@pytest.mark.usefixtures("default_hangup")
 @pytest.mark.parametrize("signum", SIGNALS)
 def test_a_signal_asks_to_stop(signum: signal.Signals, capfd: pytest.CaptureFixture[str]) -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
@@ -108,6 +118,7 @@ def test_a_signal_asks_to_stop(signum: signal.Signals, capfd: pytest.CaptureFixt
     assert ("SIGINT: the run saves and stops after this step" in capfd.readouterr().err) == (signum == signal.SIGINT)
 
 
+@pytest.mark.usefixtures("default_hangup")
 @pytest.mark.parametrize("first", SIGNALS)
 def test_ctrl_c_after_a_signal_ends_at_once(first: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
     codes: queue.Queue[int] = queue.Queue()

@@ -50,10 +50,10 @@ def _check(args: argparse.Namespace) -> None:
     check_cases(args)
     require("--rounds", args.rounds, 2 <= args.rounds <= MAX_ROUNDS, f"an integer from 2 to {MAX_ROUNDS}")
     if args.against:
-        missing = [name for name in ("torch", "timm") if util.find_spec(name) is None]
-        require("--against", args.against, not missing, f"left out without {' and '.join(missing)} installed")
         is_known = "twins_svt_tiny" not in args.variants
         require("--variants", "twins_svt_tiny", is_known, "left out with --against timm: timm has no twins_svt_tiny")
+        missing = [name for name in ("torch", "timm") if util.find_spec(name) is None]
+        require("--against", args.against, not missing, f"left out without {' and '.join(missing)} installed")
     attention = args.attention_implementation
     runs = attention != "cudnn" or (args.device, args.dtype) == ("cuda", "bfloat16")
     require("--attention_implementation", attention, runs, "used with --device cuda --dtype bfloat16")

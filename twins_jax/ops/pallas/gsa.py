@@ -1,7 +1,9 @@
 """GSA's attention as kernels: a program attends from a tile of queries of one head, to all keys, tile by tile.
 
 The kernels read the projections' outputs without a copy and keep no scores. They compute the running softmax of
-FlashAttention-2 (arXiv 2307.08691); beside the arguments and the result, the backward pass needs its log-sum-exp alone.
+FlashAttention-2 (arXiv 2307.08691). Beside the arguments and the result, the backward pass needs two numbers a query:
+the maximum of its scores and the sum of their exponentials. Their log-sum-exp alone would do, and rounds more: its
+weights differ from those that made the result, so the gradients of a query's scores miss their sum of 0.
 """
 
 import functools
@@ -15,7 +17,9 @@ from jax.experimental.pallas import triton as plgpu
 
 from twins_jax.ops.pallas.kernel_call import COMPILER_PARAMS, TILE, Arrays, Ref, call, dot, positions
 
-KEY, VALUE = np.arange(2, dtype=np.int32)  # NumPy's scalars: beside slices, the interpreter knows no others
+# NumPy's scalars: beside slices, the interpreter knows no others.
+KEY, VALUE = np.arange(2, dtype=np.int32)
+MAXIMUM, TOTAL = np.arange(2, dtype=np.int32)
 
 QUERIES_PER_KEY = 16
 """Queries that one program of the keys' gradients sums over, for each key. Its partial sums are float32 [M, 2 * C]: for
@@ -39,8 +43,8 @@ def gsa(query: jax.Array, key_value: jax.Array, num_heads: int) -> jax.Array:
 
 
 def _gsa_fwd(query: jax.Array, key_value: jax.Array, num_heads: int) -> tuple[jax.Array, Arrays]:
-    attended, log_sum_exp = _forward(query, key_value, num_heads)
-    return attended, (query, key_value, attended, log_sum_exp)
+    attended, statistics = _forward(query, key_value, num_heads)
+    return attended, (query, key_value, attended, statistics)
 
 
 def _gsa_bwd(num_heads: int, saved: Arrays, gradient: jax.Array) -> Arrays:
@@ -53,8 +57,8 @@ gsa.defvjp(_gsa_fwd, _gsa_bwd)
 # Jitted: blocks of one stage share a trace and a function of the lowered program.
 @functools.partial(jax.jit, static_argnums=2)
 def _forward(query: jax.Array, key_value: jax.Array, num_heads: int) -> tuple[jax.Array, jax.Array]:
-    attended, log_sum_exp = call(_call_forward, [_by_head(query, 1, num_heads), _by_head(key_value, 2, num_heads)])
-    return attended.reshape(query.shape), log_sum_exp
+    attended, statistics = call(_call_forward, [_by_head(query, 1, num_heads), _by_head(key_value, 2, num_heads)])
+    return attended.reshape(query.shape), statistics
 
 
 @functools.partial(jax.jit, static_argnums=5)
@@ -62,12 +66,12 @@ def _backward(
     query: jax.Array,
     key_value: jax.Array,
     attended: jax.Array,
-    log_sum_exp: jax.Array,
+    statistics: jax.Array,
     gradient: jax.Array,
     num_heads: int,
 ) -> Arrays:
     by_query = [_by_head(x, 1, num_heads) for x in (query, attended, gradient)]
-    arguments = [*by_query, log_sum_exp, _by_head(key_value, 2, num_heads)]
+    arguments = [*by_query, statistics, _by_head(key_value, 2, num_heads)]
     partial_sums, *d_query = call(_call_backward, arguments)
     if not d_query:
         d_query = list(call(_call_backward_queries, arguments))
@@ -93,11 +97,11 @@ def _call_forward(query: jax.Array, key_value: jax.Array, *, interpret: bool) ->
         ],
         out_specs=(
             pl.BlockSpec((None, TILE, None, None, dim), lambda head, tile, image: (image, tile, 0, head, 0)),
-            pl.BlockSpec((None, None, TILE), lambda head, tile, image: (image, head, tile)),
+            pl.BlockSpec((None, None, 2, TILE), lambda head, tile, image: (image, head, 0, tile)),
         ),
         out_shape=(
             jax.ShapeDtypeStruct(query.shape, query.dtype),
-            jax.ShapeDtypeStruct((batch, heads, queries), jnp.float32),
+            jax.ShapeDtypeStruct((batch, heads, 2, queries), jnp.float32),
         ),
         compiler_params=COMPILER_PARAMS,
         interpret=interpret,
@@ -110,7 +114,7 @@ def _call_backward_queries(
     query: jax.Array,
     attended: jax.Array,
     gradient: jax.Array,
-    log_sum_exp: jax.Array,
+    statistics: jax.Array,
     key_value: jax.Array,
     *,
     interpret: bool,
@@ -126,7 +130,7 @@ def _call_backward_queries(
             by_query,
             by_query,
             by_query,
-            pl.BlockSpec((None, None, TILE), lambda head, tile, image: (image, head, tile)),
+            pl.BlockSpec((None, None, 2, TILE), lambda head, tile, image: (image, head, 0, tile)),
             pl.BlockSpec((None, _up_to_tiles(keys), 2, None, dim), lambda head, _, image: (image, 0, 0, head, 0)),
         ],
         out_specs=(by_query,),
@@ -134,7 +138,7 @@ def _call_backward_queries(
         compiler_params=COMPILER_PARAMS,
         interpret=interpret,
         name="gsa_backward_queries",
-    )(query, attended, gradient, log_sum_exp, key_value)
+    )(query, attended, gradient, statistics, key_value)
     return out
 
 
@@ -142,7 +146,7 @@ def _call_backward(
     query: jax.Array,
     attended: jax.Array,
     gradient: jax.Array,
-    log_sum_exp: jax.Array,
+    statistics: jax.Array,
     key_value: jax.Array,
     *,
     interpret: bool,
@@ -171,7 +175,7 @@ def _call_backward(
             by_query,
             by_query,
             by_query,
-            pl.BlockSpec((None, None, part), lambda head, _, part, image: (image, head, part)),
+            pl.BlockSpec((None, None, 2, part), lambda head, _, part, image: (image, head, 0, part)),
             pl.BlockSpec((None, TILE, 2, None, dim), lambda head, tile, _, image: (image, tile, 0, head, 0)),
         ],
         out_specs=tuple(out_specs),
@@ -179,7 +183,7 @@ def _call_backward(
         compiler_params=COMPILER_PARAMS,
         interpret=interpret,
         name="gsa_backward",
-    )(query, attended, gradient, log_sum_exp, key_value)
+    )(query, attended, gradient, statistics, key_value)
     return out
 
 
@@ -208,7 +212,7 @@ def _forward_kernel(
     query_ref: Ref,
     key_value_ref: Ref,
     out_ref: Ref,
-    log_sum_exp_ref: Ref,
+    statistics_ref: Ref,
     *,
     queries: int,
     keys: int,
@@ -234,22 +238,26 @@ def _forward_kernel(
     )
     attended, maximum, total = lax.fori_loop(np.int32(0), np.int32(pl.cdiv(keys, TILE)), add_keys, start)
     plgpu.store(out_ref, (attended / total[:, None]).astype(out_ref.dtype), mask=is_query[:, None])
-    plgpu.store(log_sum_exp_ref, maximum + jnp.log(total), mask=is_query)
+    for which, x in ((MAXIMUM, maximum), (TOTAL, total)):
+        plgpu.store(statistics_ref.at[which, :], x, mask=is_query)
 
 
 class _Queries:
     """A tile of queries as the backward pass needs it, from position `start` of the refs' [N, d]."""
 
     def __init__(self, refs: tuple[Ref, ...], start: jax.Array | int, is_query: jax.Array) -> None:
-        *by_query, log_sum_exp_ref = refs
+        *by_query, statistics_ref = refs
         self.query, attended, self.gradient = (_load_query(ref, start, is_query) for ref in by_query)
-        self.log_sum_exp = plgpu.load(log_sum_exp_ref.at[pl.ds(start, TILE)], mask=is_query, other=0)
+        self.maximum, self.total = (
+            plgpu.load(statistics_ref.at[which, pl.ds(start, TILE)], mask=is_query, other=1)  # no division by 0
+            for which in (MAXIMUM, TOTAL)
+        )
         # The mean over the weights of their own gradients: sum_k w_k (g . v_k) = g . sum_k w_k v_k.
         self.mean = (attended.astype(jnp.float32) * self.gradient.astype(jnp.float32)).sum(axis=1)
 
     def gradients(self, key: jax.Array, value: jax.Array, is_key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The weights [queries, keys], and the gradients of the products query . key; both as operands of a product."""
-        weights = jnp.exp(_scores(self.query, key, is_key) - self.log_sum_exp[:, None])
+        weights = jnp.exp(_scores(self.query, key, is_key) - self.maximum[:, None]) / self.total[:, None]
         d_scores = weights * (dot(self.gradient, value, (1, 1)) - self.mean[:, None]) * key.shape[1] ** -0.5
         return weights.astype(value.dtype), d_scores.astype(key.dtype)
 
@@ -258,7 +266,7 @@ def _backward_queries_kernel(
     query_ref: Ref,
     attended_ref: Ref,
     gradient_ref: Ref,
-    log_sum_exp_ref: Ref,
+    statistics_ref: Ref,
     key_value_ref: Ref,
     d_query_ref: Ref,
     *,
@@ -266,7 +274,7 @@ def _backward_queries_kernel(
     keys: int,
 ) -> None:
     is_query = positions(pl.program_id(1) * TILE) < queries
-    tile = _Queries((query_ref, attended_ref, gradient_ref, log_sum_exp_ref), 0, is_query)
+    tile = _Queries((query_ref, attended_ref, gradient_ref, statistics_ref), 0, is_query)
 
     def add_keys(i: jax.Array, d_query: jax.Array) -> jax.Array:
         is_key = positions(i * TILE) < keys
@@ -283,7 +291,7 @@ def _backward_kernel(
     query_ref: Ref,
     attended_ref: Ref,
     gradient_ref: Ref,
-    log_sum_exp_ref: Ref,
+    statistics_ref: Ref,
     key_value_ref: Ref,
     d_key_value_ref: Ref,
     d_query_ref: Ref | None = None,
@@ -299,7 +307,7 @@ def _backward_kernel(
     def add_queries(i: jax.Array, carry: Arrays) -> Arrays:
         d_key, d_value = carry
         is_query = positions(first + i * TILE) < queries
-        tile = _Queries((query_ref, attended_ref, gradient_ref, log_sum_exp_ref), i * TILE, is_query)
+        tile = _Queries((query_ref, attended_ref, gradient_ref, statistics_ref), i * TILE, is_query)
         weights, d_scores = tile.gradients(key, value, is_key)
         if d_query_ref is not None:
             d_query = dot(d_scores, key, (1, 0)).astype(d_query_ref.dtype)
