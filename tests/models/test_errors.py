@@ -247,6 +247,7 @@ def test_the_table_has_every_public_function() -> None:
         "preprocess",
         "Preprocessing",
         "classify",
+        "segment",
         "Answer",
         "export_model",
         "ExportError",
