@@ -31,6 +31,7 @@ PARAMETERS = {
 """Millions in upstream's models of 150 classes, PCPVT-S/B/L and SVT-S/B/L, with the unused norm and head of 1000."""
 
 
+@functools.cache
 def segmenter(head: SegmentationHead, **options: Any) -> TwinsSegmenter:
     """With a head of few channels, whose computation is the same."""
 
