@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 import twins_jax
-from twins_jax import InputError, TwinsBackbone, TwinsClassifier
+from twins_jax import InputError, TwinsBackbone, TwinsClassifier, TwinsSegmenter
 from twins_jax.config import TwinsConfig, TwinsOptions, variant_config
 from twins_jax.sharding import make_mesh
 
@@ -164,6 +164,26 @@ WRONG_CALLS: dict[str, tuple[Callable[..., Any], Sequence[Any], str]] = {
     "window": (lambda value: dataclasses.replace(CONFIG, window_size=value), [True, 7.0, "7"], "window_size"),
     "TwinsBackbone": (lambda value: TwinsBackbone(value, rngs=nnx.Rngs(0)), ["twins_svt_small", None, {}], "config"),
     "TwinsClassifier": (lambda value: TwinsClassifier(value, 5, rngs=nnx.Rngs(0)), ["twins_svt_small", None], "config"),
+    "TwinsSegmenter": (
+        lambda value: TwinsSegmenter(value, "upernet", 5, rngs=nnx.Rngs(0)),
+        ["twins_svt_small", None],
+        "config",
+    ),
+    "create_segmenter": (
+        lambda value: twins_jax.create_segmenter("twins_svt_tiny", head=value, rngs=nnx.Rngs(0)),
+        ["fcn", None, 3, ["upernet"]],
+        "head",
+    ),
+    "SegmentationPreprocessing": (
+        lambda value: twins_jax.SegmentationPreprocessing(shorter=value),
+        [31, 512.0, "512", True, None],
+        "shorter",
+    ),
+    "longer": (
+        lambda value: twins_jax.SegmentationPreprocessing(longer=value),
+        [511, 2048.0, "2048", None],
+        "longer",
+    ),
     "from_pretrained": (twins_jax.from_pretrained, [None, 3, "", b"weights.pth"], "source"),
     "backbone_from_pretrained": (twins_jax.backbone_from_pretrained, [None, 3, ""], "source"),
     "name": (lambda value: twins_jax.from_pretrained("w.pth", name=value), ["twins_svt", 3, ""], "name"),
@@ -227,6 +247,7 @@ def test_the_table_has_every_public_function() -> None:
         "preprocess",
         "Preprocessing",
         "classify",
+        "segment",
         "Answer",
         "export_model",
         "ExportError",

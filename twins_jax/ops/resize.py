@@ -22,7 +22,8 @@ def resize_bilinear(
     """Resizes maps bilinearly, without antialiasing: PyTorch's `interpolate(mode="bilinear", align_corners=False)`.
 
     `source` and `target` serve maps of several sizes within arrays of one shape: the top left part of x of size
-    `source` is resized to `target`, and fills the top left part of the result. The rest of the result repeats its edge.
+    `source` is resized to `target`, and fills the top left part of the result. The rest of the result repeats the last
+    row and column of that part of x.
 
     Args:
         x: [B, h, w, C].
@@ -59,7 +60,9 @@ def _interpolate(x: jax.Array, axis: int, length: int, source: Length, target: L
 def resize_nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Resizes maps to the nearest position: PyTorch's `interpolate(mode="nearest")`, which reads floor(i * in / out).
 
-    `jax.image.resize` rounds to another position where the ratio is no integer.
+    `jax.image.resize` rounds to another position where the ratio is no integer. PyTorch itself rounds in / out, and
+    reads another position than floor(i * in / out) for 15 of the 4,096 pairs of sides up to 64, such as 30 -> 58; for
+    none of the pyramids', 2 in and 2 in + 1 (all `in` below 1,500 tried, torch 2.13).
 
     Args:
         x: [B, h, w, C].
