@@ -78,11 +78,11 @@ def weights(tmp_path: Path) -> Path:
     ("arguments", "input_shape", "outputs"),
     [
         ((), ["batch", 224, 224, 3], [["batch", 10]]),
-        (("--outputs", "features", "--batch_size", 2, "--image_size", "40x72"), [2, 40, 72, 3], [[2, 256]]),
+        (("--outputs", "features", "--batch_size", 2, "--image_size", "40x72"), [2, 40, 72, 3], [[2, 64]]),
         (
             ("--outputs", "maps", "--image_size", 64, "--dtype", "bfloat16"),
             ["batch", 64, 64, 3],
-            [["batch", 64 // s, 64 // s, c] for s, c in ((4, 32), (8, 64), (16, 128), (32, 256))],
+            [["batch", 64 // s, 64 // s, c] for s, c in ((4, 16), (8, 32), (16, 48), (32, 64))],
         ),
     ],
     ids=["logits", "features", "maps"],

@@ -15,6 +15,7 @@ import jax
 from tests.support import runs
 from tests.support.compilation import fast_compilation
 from train.experiment import Experiment
+from train.flops import Performance
 from train.main import main
 
 STEPS = 16
@@ -46,12 +47,16 @@ def last_line(output: str) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Alone:
-    """The run that was left alone; `built` is without initial weights, which its first step was given."""
+    """The run that was left alone; `built` is without initial weights, which its first step was given.
+
+    `performance` is what it counted and measured to print its first line.
+    """
 
     workdir: Path
     output: str
     errors: str
     built: Experiment
+    performance: Performance
 
     @property
     def final(self) -> dict[str, Any]:

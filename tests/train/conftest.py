@@ -11,6 +11,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
+import train.flops
 import train.loop
 from tests.support import runs, short
 from tests.support.alone import PLAN, Alone, RunMain, call_main
@@ -18,6 +19,7 @@ from tests.support.checkpoints import save
 from tests.support.compilation import fast_compilation
 from train.config import RunConfig
 from train.experiment import Experiment, build
+from train.flops import Performance, describe
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -62,18 +64,25 @@ def short_variant() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def alone(arguments: list[str], compile_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Alone:
     del compile_cache  # in use from now on
-    workdir, built = tmp_path_factory.mktemp("alone") / "run", []
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    built: list[Experiment] = []
+    described: list[Performance] = []
 
     def keep(config: RunConfig) -> Experiment:
         built.append(build(config))
         return built[0]
 
+    def keep_description(experiment: Experiment) -> Performance:
+        described.append(describe(experiment))
+        return described[0]
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(short.VARIANTS, short.NAME, short.CONFIG)
         patch.setattr(train.loop, "build", keep)
+        patch.setattr(train.flops, "describe", keep_description)
         code, output, errors = call_main([*arguments, "--workdir", str(workdir)])
     assert code == 0, errors
-    return Alone(workdir, output, errors, built[0])
+    return Alone(workdir, output, errors, built[0], described[0])
 
 
 @pytest.fixture
@@ -85,11 +94,12 @@ def run_main(arguments: list[str], alone: Alone) -> RunMain:
 
 @pytest.fixture
 def rerun(run_main: RunMain, alone: Alone, monkeypatch: pytest.MonkeyPatch) -> RunMain:
-    """As `run_main`, without building again; for runs that go on from a checkpoint, so need no initial weights."""
+    """As `run_main`, without building and measuring again; for runs that go on from a checkpoint's weights."""
 
     def run(workdir: Path, *more: str) -> tuple[int, str, str]:
         with monkeypatch.context() as patch:
             patch.setattr(train.loop, "build", lambda config: dataclasses.replace(alone.built, config=config))
+            patch.setattr(train.flops, "describe", lambda _: alone.performance)
             return run_main(workdir, *more)
 
     return run

@@ -14,6 +14,7 @@ from flax import nnx
 
 import twins_jax
 from tests.support import batch_norm, runs
+from tests.support.compilation import fast_compilation
 from train.checkpoint import Checkpoints
 from train.config import CheckpointConfig, DistributedConfig
 from train.evaluate import evaluate, make_eval_step
@@ -117,7 +118,8 @@ def config(tmp_path_factory: pytest.TempPathFactory, compile_cache: Path) -> bat
 
 
 def test_a_run_that_was_cut_off_ends_with_the_same_bits(config: batch_norm.NormedConfig, tmp_path: Path) -> None:
-    with jax.numpy_dtype_promotion("standard"):  # as outside of the tests
+    # Promotion as outside of the tests; programs that must give the same bits are compiled in the same way.
+    with jax.numpy_dtype_promotion("standard"), fast_compilation():
         final = run(config)
         workdir = tmp_path / "run"
         shutil.copytree(config.workdir, workdir)
@@ -132,7 +134,7 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bits(config: batch_norm.Norme
     assert not any("mean" in name for name in saved if not name.startswith("batch_stats/"))
 
     # And evaluated alone, from the same folder.
-    with jax.numpy_dtype_promotion("standard"):
+    with jax.numpy_dtype_promotion("standard"), fast_compilation():
         evaluated = run(dataclasses.replace(config, eval_only=True))
     assert evaluated == final
 

@@ -59,7 +59,7 @@ def test_init_replaces_the_head_for_other_classes(alone: Alone, ported: Path, ar
         info = DatasetInfo(classes, ("",) * classes, 1442, 355)
         model = parse([*arguments, "--init", str(ported)]).make_task(info).create_model(nnx.Rngs(0))
         params = traverse_util.flatten_dict(twins_jax.get_params(model), sep="/")
-        assert params["head/kernel"].shape == (256, classes)
+        assert params["head/kernel"].shape == (64, classes)
         for name, value in params.items():
             if not name.startswith("head/") or classes == 10:
                 np.testing.assert_array_equal(value, trained[f"params/{name}"], err_msg=name)
