@@ -1,0 +1,1 @@
+"""Semantic segmentation: images with a class index at each pixel."""
