@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import jax
 
@@ -11,7 +11,6 @@ from twins_jax.errors import require
 from twins_jax.segmentation.segmenter import SegmentationHead
 
 from ...config import MODEL_DEFAULTS, DataConfig, OptimConfig, RunConfig
-from ...validation import check_types
 from .optim import decays, poly_schedule
 
 if TYPE_CHECKING:
@@ -85,12 +84,20 @@ class SegmentationDataConfig(DataConfig):
             ("dir", bool(self.dir), "the folder of the data set"),
             ("crop_size", MIN_IMAGE_SIZE <= self.crop_size <= MAX_SIDE, sides),
             ("shorter", MIN_IMAGE_SIZE <= self.shorter <= MAX_SIDE, sides),
-            ("longer", self.shorter <= self.longer <= MAX_SIDE, f"an integer from shorter, {self.shorter}, to {MAX_SIDE}"),
+            (
+                "longer",
+                self.shorter <= self.longer <= MAX_SIDE,
+                f"an integer from shorter, {self.shorter}, to {MAX_SIDE}",
+            ),
             ("scale", 0 < scale[0] <= scale[1] <= 10, "two rising factors in (0, 10]"),
             ("cat_max_ratio", 0 < self.cat_max_ratio <= 1, "a share in (0, 1]"),
             ("flip", 0 <= self.flip <= 1, "a number in [0, 1]"),
             ("eval_scales", bool(scales) and all(0 < s <= 10 for s in scales), "one or more factors in (0, 10]"),
-            ("eval_stride", 1 <= self.eval_stride <= self.crop_size, f"an integer from 1 to crop_size, {self.crop_size}"),
+            (
+                "eval_stride",
+                1 <= self.eval_stride <= self.crop_size,
+                f"an integer from 1 to crop_size, {self.crop_size}",
+            ),
             ("eval_multiple", 1 <= self.eval_multiple <= MAX_SIDE, f"an integer from 1 to {MAX_SIDE}"),
         ):
             require(f"data.{field}", getattr(self, field), ok, allowed)

@@ -5,9 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from twins_jax import ops
-
-IGNORED = 255
-"""The label of pixels that have no loss and are not evaluated."""
+from twins_jax.segmentation.palette import IGNORED
 
 
 def pixel_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -42,7 +42,9 @@ def predict(model: Any, batch: Batch, data: SegmentationDataConfig) -> jax.Array
         uint8 [B, H, W].
     """
     sizes = jnp.maximum(batch["label_size"], 1)  # a row of padding has none
-    logits = [(part, size) for number in range(len(data.eval_scales)) for part, size in _logits(model, batch, number, data)]
+    logits = [
+        (part, size) for number in range(len(data.eval_scales)) for part, size in _logits(model, batch, number, data)
+    ]
     rows, height, width = *batch["label"].shape[:1], *batch["label"].shape[1:]
     step = max(1, min(height, MAX_LOGITS // (rows * width * model.num_classes)))
 
@@ -55,9 +57,7 @@ def predict(model: Any, batch: Batch, data: SegmentationDataConfig) -> jax.Array
     return parts.swapaxes(0, 1).reshape(rows, -1, width)[:, :height]
 
 
-def _logits(
-    model: Any, batch: Batch, number: int, data: SegmentationDataConfig
-) -> list[tuple[jax.Array, jax.Array]]:
+def _logits(model: Any, batch: Batch, number: int, data: SegmentationDataConfig) -> list[tuple[jax.Array, jax.Array]]:
     """Computes the logits at the input's size, float32 [B, h, w, K], each with the sizes before padding."""
     pixels, size = batch[image_name(number)], jnp.maximum(batch[size_name(number)], 1)
     images = zero_padding(normalize(pixels), size)
