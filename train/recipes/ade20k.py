@@ -5,8 +5,8 @@ released folder ADEChallengeData2016 in DIR and a classifier's weights, trained 
 are those of upstream's `segmentation/configs`. The batch is that of all devices together.
 
 Upstream's figures are those of its logs. They are means over 144 of the 150 classes: the histogram of mmseg 0.12, with
-which they were made, counts six classes (49, 63, 89, 98, 117, 126) as the ones before them. The figures of mmseg 1.x are
-means over all 150, of models with a LayerNorm epsilon of 1e-5 and drop-path rates of its own. Neither was rerun by us.
+which they were made, counts six classes (49, 63, 89, 98, 117, 126) as the ones before them. The figures of mmseg 1.x
+are means over all 150, of models with a LayerNorm epsilon of 1e-5 and drop-path rates of its own.
 
 Two things differ from both: a batch may span two epochs, where theirs drop the last partial one, and the random numbers
 are others.

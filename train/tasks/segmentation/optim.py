@@ -34,9 +34,10 @@ def poly_schedule(
 
     def schedule(step: Any) -> Any:
         done = jnp.asarray(step, jnp.float32)
-        rate = (learning_rate - end_value) * jnp.maximum(1 - done / total_steps, 0) ** power + end_value
-        left = jnp.maximum(1 - done / max(warmup_steps, 1), 0) if warmup_steps else jnp.zeros(())
-        return rate * (1 - left * (1 - warmup_ratio))
+        left = jnp.maximum(total_steps - done, 0) / total_steps
+        rate = (learning_rate - end_value) * left**power + end_value
+        warm = jnp.minimum(done / warmup_steps, 1) if warmup_steps else jnp.ones(())
+        return rate * (warm + (1 - warm) * warmup_ratio)
 
     return schedule
 
