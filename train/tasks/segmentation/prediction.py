@@ -11,9 +11,7 @@ from twins_jax.segmentation.inference import slide_logits
 
 from ...task import Batch
 from .config import SegmentationDataConfig
-
-MAX_LOGITS = 2**24
-"""Logits at the labels' size that are held at a time, over all devices: 64 MiB of them."""
+from .rows import rows_at_a_time
 
 
 def image_name(number: int) -> str:
@@ -45,8 +43,8 @@ def predict(model: Any, batch: Batch, data: SegmentationDataConfig) -> jax.Array
     logits = [
         (part, size) for number in range(len(data.eval_scales)) for part, size in _logits(model, batch, number, data)
     ]
-    rows, height, width = *batch["label"].shape[:1], *batch["label"].shape[1:]
-    step = max(1, min(height, MAX_LOGITS // (rows * width * model.num_classes)))
+    rows, height, width = batch["label"].shape
+    step = rows_at_a_time(rows, height, width, model.num_classes)
 
     def classes(first: jax.Array) -> jax.Array:
         resized = [_resized(part, size, sizes, (step, width), first) for part, size in logits]

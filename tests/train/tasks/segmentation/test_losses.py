@@ -2,6 +2,7 @@ import jax
 import numpy as np
 import pytest
 
+from train.tasks.segmentation import rows
 from train.tasks.segmentation.losses import pixel_cross_entropy
 
 RNG = np.random.default_rng(0)
@@ -10,8 +11,10 @@ LABELS = RNG.integers(0, 6, (2, 18, 17)).astype(np.uint8)
 LABELS[RNG.random(LABELS.shape) < 0.3] = 255
 
 
-def test_loss_and_gradient_are_pytorchs() -> None:
-    """Resized, summed over pixels that are not ignored, divided by the number of all."""
+@pytest.mark.parametrize("step", [18, 5])
+def test_loss_and_gradient_are_pytorchs(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Resized, summed over pixels that are not ignored, divided by the number of all; `step` rows at a time."""
+    monkeypatch.setattr(rows, "MAX_LOGITS", step * LOGITS.shape[-1] * LABELS[:, 0].size)
     torch = pytest.importorskip("torch")
     logits = torch.tensor(LOGITS, dtype=torch.float64, requires_grad=True)
     resized = torch.nn.functional.interpolate(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train.tasks.segmentation import prediction
+from train.tasks.segmentation import rows
 from train.tasks.segmentation.config import SegmentationDataConfig
 from train.tasks.segmentation.groups import input_sizes, plan_batches
 from train.tasks.segmentation.prediction import image_name, predict, size_name
@@ -83,7 +83,7 @@ def scores(batch: dict[str, np.ndarray], row: int, scales: int, flip: bool) -> n
 def test_predictions_are_those_of_each_image(
     monkeypatch: pytest.MonkeyPatch, scales: int, flip: bool, step: int
 ) -> None:
-    monkeypatch.setattr(prediction, "MAX_LOGITS", step * 4 * LABEL[1] * CLASSES)  # rows that are computed at a time
+    monkeypatch.setattr(rows, "MAX_LOGITS", step * 4 * LABEL[1] * CLASSES)  # rows that are computed at a time
     data = dataclasses.replace(DATA, eval_scales=(1.0,) * scales, eval_flip=flip)
     batch = make_batch(scales)
     found = np.asarray(jax.jit(lambda batch: predict(Colors(), batch, data))(batch))
@@ -136,5 +136,5 @@ def test_sizes_at_several_scales() -> None:
 
 
 def test_a_batch_of_more_pixels_than_are_counted() -> None:
-    with pytest.raises(InputError, match="^eval_batch_size=300: must be at most 286 for labels"):
+    with pytest.raises(InputError, match=r"^eval_batch_size=300: must be at most 286 for labels"):
         plan_batches([(2500, 3000)], DATA, 300)
