@@ -79,6 +79,7 @@ class SegmentationDataConfig(DataConfig):
         super().__post_init__()
         sides = f"an integer from {MIN_IMAGE_SIZE} to {MAX_SIDE}"
         scale, scales = self.scale, self.eval_scales
+        leaves_no_gap = 1 <= self.eval_stride <= (self.crop_size if self.eval_mode == "slide" else MAX_SIDE)
         for field, ok, allowed in (
             ("source", self.source in ("folder", "ade20k"), "folder or ade20k"),
             ("dir", bool(self.dir), "the folder of the data set"),
@@ -87,17 +88,13 @@ class SegmentationDataConfig(DataConfig):
             (
                 "longer",
                 self.shorter <= self.longer <= MAX_SIDE,
-                f"an integer from shorter, {self.shorter}, to {MAX_SIDE}",
+                f"an integer from {self.shorter}, shorter, to {MAX_SIDE}",
             ),
             ("scale", 0 < scale[0] <= scale[1] <= 10, "two rising factors in (0, 10]"),
             ("cat_max_ratio", 0 < self.cat_max_ratio <= 1, "a share in (0, 1]"),
             ("flip", 0 <= self.flip <= 1, "a number in [0, 1]"),
             ("eval_scales", bool(scales) and all(0 < s <= 10 for s in scales), "one or more factors in (0, 10]"),
-            (
-                "eval_stride",
-                1 <= self.eval_stride <= self.crop_size,
-                f"an integer from 1 to crop_size, {self.crop_size}",
-            ),
+            ("eval_stride", leaves_no_gap, f"an integer from 1 to crop_size, {self.crop_size}"),
             ("eval_multiple", 1 <= self.eval_multiple <= MAX_SIDE, f"an integer from 1 to {MAX_SIDE}"),
         ):
             require(f"data.{field}", getattr(self, field), ok, allowed)

@@ -29,7 +29,7 @@ PICTURE = 320
 _STYLE = f"""
 .color {{ display: inline-block; width: 1em; height: 1em; vertical-align: -.15em; border-radius: .2em; }}
 td:first-child, th:first-child {{ text-align: left; }}
-.legend span {{ white-space: nowrap; margin-right: 1.2em; }}
+.legend > span {{ white-space: nowrap; margin-right: 1.2em; }}
 figure {{ margin: 1.2em 0; }}
 figure div {{ display: grid; grid-template-columns: repeat(4, minmax(0, {PICTURE}px)); gap: .4em; }}
 figure img {{ width: 100%; }}
