@@ -1,1 +1,1 @@
-"""Semantic segmentation: images with a class index at each pixel."""
+"""Semantic segmentation: every pixel of an image has a class."""
