@@ -18,6 +18,7 @@ def resize_bilinear(
     *,
     source: tuple[Length, Length] | None = None,
     target: tuple[Length, Length] | None = None,
+    first_row: Length = 0,
 ) -> jax.Array:
     """Resizes maps bilinearly, without antialiasing: PyTorch's `interpolate(mode="bilinear", align_corners=False)`.
 
@@ -30,6 +31,7 @@ def resize_bilinear(
         size: (H, W) of the result.
         source: (height, width) of the part of x; all of x if None.
         target: (height, width) to which it is resized; `size` if None.
+        first_row: of `target`, which must be given then, with which the result begins: a part of a large one.
 
     Returns:
         [B, H, W, C] in the dtype of x. The arithmetic is float32 at least.
@@ -39,16 +41,18 @@ def resize_bilinear(
         return x
     x = x.astype(at_least_float32(dtype))
     for axis, (length, given, wanted) in enumerate(zip(size, source or sizes, target or size, strict=True), start=1):
-        x = _interpolate(x, axis, length, given, wanted)
+        x = _interpolate(x, axis, length, given, wanted, first_row if axis == 1 else 0)
     return x.astype(dtype)
 
 
-def _interpolate(x: jax.Array, axis: int, length: int, source: Length, target: Length) -> jax.Array:
-    """Resizes one axis of x to `length` positions."""
-    xp: Any = np if isinstance(source, int) and isinstance(target, int) else jnp  # static sizes: exact, on the host
+def _interpolate(x: jax.Array, axis: int, length: int, source: Length, target: Length, first: Length) -> jax.Array:
+    """Resizes one axis of x to `length` positions, of which the first is number `first` of `target`."""
+    are_static = all(isinstance(value, int) for value in (source, target, first))
+    xp: Any = np if are_static else jnp  # static sizes: exact, on the host
     real = np.float64 if xp is np else x.dtype
     scale = xp.asarray(source, real) / xp.asarray(target, real)
-    position = xp.maximum((xp.arange(length, dtype=real) + 0.5) * scale - 0.5, 0)
+    numbers = xp.arange(length, dtype=real) + xp.asarray(first, real)
+    position = xp.maximum((numbers + 0.5) * scale - 0.5, 0)
     last = xp.asarray(source, np.int32) - 1
     low = xp.minimum(position.astype(np.int32), last)
     high = xp.minimum(low + 1, last)
