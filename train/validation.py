@@ -43,8 +43,10 @@ def _fits(value: Any, hint: Any) -> bool:
     if get_origin(hint) in (Union, UnionType):
         return any(_fits(value, argument) for argument in arguments)
     if get_origin(hint) is tuple:
-        is_sequence = isinstance(value, tuple | list) and len(value) == len(arguments)  # JSON has lists
-        return is_sequence and all(map(_fits, value, arguments))
+        if not isinstance(value, tuple | list):  # JSON has lists
+            return False
+        hints = arguments if arguments[-1] is not Ellipsis else arguments[:1] * len(value)
+        return len(value) == len(hints) and all(map(_fits, value, hints))
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MAX_INT
     if hint is float:
@@ -63,5 +65,6 @@ def _describe(hint: Any) -> str:
     if get_origin(hint) in (Union, UnionType):
         return " or ".join(map(_describe, arguments))
     if get_origin(hint) is tuple:
-        return f"{len(arguments)} values, each {_describe(arguments[0])}"
+        count = "values" if arguments[-1] is Ellipsis else f"{len(arguments)} values"
+        return f"{count}, each {_describe(arguments[0])}"
     return _NAMES.get(hint) or f"a {hint.__name__}"

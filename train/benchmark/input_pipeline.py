@@ -90,7 +90,7 @@ def measure(root: Path, passes: int) -> dict[str, Any]:
             "eval": (_ours(data, images, train=False), _timm(root, images, train=False)),
         }
         rates: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in pipelines}
-        for round_number, _ in enumerate(counted("measuring", "passes", passes + 1)):
+        for round_number in counted("measuring", "passes", passes + 1, range(passes + 1)):
             for name, pair in pipelines.items():
                 for run_pass, values in zip(pair, rates[name], strict=True):
                     start = time.process_time()
