@@ -20,7 +20,6 @@ from twins_jax.segmentation.palette import IGNORED
 
 from ...data.pipeline import eval_batches, train_batches
 from ...data.planned import PlannedBatch
-from ...data.sources import dataset_info
 from ...task import Batch, DatasetInfo, Split
 from .config import SegmentationConfig
 from .groups import Size, plan_batches
@@ -48,7 +47,7 @@ class SegmentationTask:
 
     def __init__(self, config: SegmentationConfig, info: DatasetInfo | None = None) -> None:
         self._config = config
-        self.info = info or dataset_info(self._sources["train"], self._sources["eval"])
+        self.info = info or _info(self._sources["train"], self._sources["eval"])
 
     @property
     def train_examples(self) -> int:
@@ -153,6 +152,10 @@ class SegmentationTask:
         source = self._sources["eval"]
         plan = self._plan(self._config.eval_batch_size)  # of a run of one process, which alone makes reports
         return ReportEvaluator(folder, self.info.class_names, self._config.data, plan, lambda i: source[i]["name"])
+
+
+def _info(train: SegmentationSource, evaluation: SegmentationSource) -> DatasetInfo:
+    return DatasetInfo(len(train.class_names), train.class_names, len(train), len(evaluation))
 
 
 class WithSizes(grain.transforms.Map):
