@@ -20,7 +20,7 @@ from tests.support.models import NANO, classifier
 from tests.support.segmentation import ARGUMENTS, SIZES, make_ade20k, make_folder
 from train.main import parse
 from train.task import DatasetInfo
-from twins_jax import ops
+from twins_jax import InputError, ops
 from twins_jax.preprocess import normalize
 from twins_jax.segmentation.preprocess import SegmentationPreprocessing, resize
 
@@ -161,6 +161,9 @@ def test_init_takes_a_classifiers_weights_into_the_backbone(arguments: list[str]
     assert len(norms) == 8  # fresh
     assert found["decode_head/classifier/conv/kernel"].shape == (1, 1, 128, 3)
     assert model.config.window_padding == "mask"
+    alone = parse([*arguments, "--init", str(tmp_path / "weights"), "--eval_only"])
+    with pytest.raises(InputError, match=r"^init=.*: must be left out with eval_only"):
+        alone.make_task(DatasetInfo(3, tuple("abc"), 6, 6)).create_model(nnx.Rngs(0))
 
 
 @pytest.mark.parametrize(
