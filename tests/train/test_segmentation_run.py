@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import itertools
 import json
 import re
 import shutil
@@ -217,8 +218,7 @@ def test_a_mask_of_another_size_than_its_image(
     flags = [*arguments, "--data.dir", str(other)]
     batches = iter(parse(flags).make_task().batches(split, 2))
     with contextlib.closing(batches), pytest.raises(InputError, match=f"^{path}: mask of 70 x 95 pixels; must be of"):
-        for _ in range(6):
-            next(batches)
+        list(itertools.islice(batches, 6))
     if split == "eval":
         config = parse([*flags, "--data.on_error", "skip", "--data.max_errors", "0.5"])
         with pytest.warns(UserWarning, match="skipped"):
