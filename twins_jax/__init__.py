@@ -20,7 +20,13 @@ from twins_jax.groups import layer_groups, param_mask, stages_below
 from twins_jax.image_classifier import Answer, classify
 from twins_jax.image_segmenter import segment
 from twins_jax.preprocess import Preprocessing, normalize, preprocess
-from twins_jax.pretrained import backbone_from_pretrained, from_pretrained, push_to_hub, save_pretrained
+from twins_jax.pretrained import (
+    backbone_from_pretrained,
+    from_pretrained,
+    push_to_hub,
+    save_pretrained,
+    segmenter_from_pretrained,
+)
 from twins_jax.segmentation.preprocess import SegmentationPreprocessing
 from twins_jax.segmentation.segmenter import TwinsSegmenter
 
@@ -59,6 +65,7 @@ __all__ = [
     "push_to_hub",
     "save_pretrained",
     "segment",
+    "segmenter_from_pretrained",
     "set_params",
     "split_model",
     "stages_below",

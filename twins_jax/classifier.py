@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from typing import TypeAlias
 
 import jax
 from flax import nnx
@@ -176,15 +175,6 @@ class TwinsClassifier(nnx.Module):
         from twins_jax.pretrained import save_pretrained  # late: it imports this file
 
         save_pretrained(self, folder, overwrite=overwrite)
-
-
-Model: TypeAlias = TwinsClassifier | TwinsBackbone
-"""A model of this library."""
-
-
-def check_model(model: object) -> None:
-    """Raises InputError unless a value is a `Model`."""
-    require("model", type(model), isinstance(model, Model), "a TwinsClassifier or a TwinsBackbone")
 
 
 def _check_num_classes(num_classes: int) -> None:

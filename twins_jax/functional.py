@@ -10,10 +10,12 @@ import numpy as np
 from flax import nnx, traverse_util
 from jax.typing import DTypeLike
 
-from twins_jax.classifier import Model
+from twins_jax.backbone import TwinsBackbone
+from twins_jax.classifier import TwinsClassifier
 from twins_jax.errors import InputError, require
 from twins_jax.fit import array_misfits, by_name, declared_shape
 from twins_jax.inputs import native
+from twins_jax.segmentation.segmenter import TwinsSegmenter
 
 Params = dict[str, Any]
 """A nested dict of arrays with string keys only, such as `params["backbone"]["stages"]["0"]["peg"]["kernel"]`."""
@@ -113,7 +115,15 @@ def merge_model(graphdef: nnx.GraphDef[Any], params: Params, batch_stats: BatchS
 
 
 @overload
-def split_model(model: Model, method: Callable[..., Any] | None = None) -> tuple[Callable[..., Any], Params]: ...
+def split_model(
+    model: TwinsClassifier | TwinsBackbone, method: Callable[..., Any] | None = None
+) -> tuple[Callable[..., Any], Params]: ...
+
+
+@overload
+def split_model(
+    model: TwinsSegmenter, method: Callable[..., Any] | None = None
+) -> tuple[Callable[..., Any], Params, BatchStats]: ...
 
 
 @overload

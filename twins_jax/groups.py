@@ -7,11 +7,11 @@ from flax import nnx, traverse_util
 from flax.nnx import filterlib
 
 from twins_jax.backbone import PATCH_SIZES, TwinsBackbone
-from twins_jax.classifier import Model
 from twins_jax.config import StageInts
 from twins_jax.errors import is_integer, require
 from twins_jax.fit import by_name
 from twins_jax.functional import Params, get_params
+from twins_jax.model import Model
 
 
 def layer_groups(model: nnx.Module) -> dict[str, Any]:

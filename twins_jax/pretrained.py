@@ -2,24 +2,19 @@
 
 import logging
 import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Unpack, get_args
+from typing import Unpack
 
-import jax
-import numpy as np
-from flax import nnx, traverse_util
+from flax import nnx
 
-from twins_jax.abstract import abstract_model
 from twins_jax.backbone import TwinsBackbone
-from twins_jax.classifier import Model, TwinsClassifier
-from twins_jax.config import TwinsConfig, TwinsOptions, WindowPadding, check_options, variant_config
-from twins_jax.errors import MAX_INT, InputError, is_integer, require, shown_list
-from twins_jax.functional import Params, get_params, merge_model
-from twins_jax.layers import LayerNorm, Linear, check_rngs
-
-if TYPE_CHECKING:
-    from twins_jax.port.convert import Declared, Ported, Weights
-    from twins_jax.port.infer import Inferred
+from twins_jax.classifier import TwinsClassifier
+from twins_jax.config import TwinsOptions, check_options, variant_config
+from twins_jax.errors import MAX_INT, is_integer, require, shown_list
+from twins_jax.from_weights import make_backbone, make_classifier, make_segmenter
+from twins_jax.layers import check_rngs
+from twins_jax.model import Model
+from twins_jax.port.convert import Ported, Weights, port
+from twins_jax.segmentation.segmenter import TwinsSegmenter
 
 _logger = logging.getLogger(__name__)
 
@@ -61,14 +56,57 @@ def from_pretrained(
 
     Raises:
         InputError: (a ValueError) the source cannot be read, is of no known variant, does not fit it name by name or
-            has no classifier (see `backbone_from_pretrained`); or an argument is not what it must be.
+            has no classifier (see `segmenter_from_pretrained` and `backbone_from_pretrained`); or an argument is not
+            what it must be.
     """
     is_count = num_classes is None or is_integer(num_classes, 0)
     require("num_classes", num_classes, is_count, f"None or an integer from 0 to {MAX_INT}")
     if rngs is not None:
         check_rngs(rngs, "params")
     check_options(overrides, "name", "num_classes", "ema", "prefix", "head", "rngs")
-    return _classifier(source, *_port(source, name, ema, prefix, head), overrides, num_classes, rngs)
+    return make_classifier(source, *_port(source, name, ema, prefix, head), overrides, num_classes, rngs)
+
+
+def segmenter_from_pretrained(
+    source: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    num_classes: int | None = None,
+    ema: bool = False,
+    prefix: str | None = None,
+    rngs: nnx.Rngs | None = None,
+    **overrides: Unpack[TwinsOptions],
+) -> TwinsSegmenter:
+    """Creates a segmenter with the weights of a checkpoint, running statistics included.
+
+    Args:
+        source: as in `from_pretrained`; the names of PyTorch checkpoints are those of upstream and mmsegmentation 0.x.
+            Of a training run `config.json` and `dataset.json` are read, too.
+        name: the variant; read off the weights where it is None. The head always is: UPerNet has a pyramid pooling.
+        num_classes: outputs; read off the weights where it is None. Where it differs from the checkpoint's, fresh
+            classifiers of the decode head and the auxiliary head take the places of the checkpoint's.
+        ema: as in `from_pretrained`; the running statistics are those beside the weights.
+        prefix: as in `from_pretrained`.
+        rngs: `params` stream for fresh classifiers; needed only for them.
+        **overrides: see `TwinsOptions`; `in_channels` and `stage_norms` must be those of the weights. Left out,
+            `window_padding` is what the source declares, or else "mask", as in upstream's segmentation.
+
+    Returns:
+        The model, all its weights from the checkpoint but fresh classifiers', in `param_dtype` (float32 by default).
+        Where the source declares them, it has `preprocessing` and, unless its classifiers are fresh, `class_names`;
+        files of mmsegmentation declare the names.
+
+    Raises:
+        InputError: (a ValueError) the source cannot be read, is of no known variant, does not fit it name by name or
+            has no such head (see `from_pretrained` and `backbone_from_pretrained`); or an argument is not what it must
+            be.
+    """
+    is_count = num_classes is None or is_integer(num_classes, 1)
+    require("num_classes", num_classes, is_count, f"None or an integer from 1 to {MAX_INT}")
+    if rngs is not None:
+        check_rngs(rngs, "params")
+    check_options(overrides, "name", "num_classes", "ema", "prefix", "rngs")
+    return make_segmenter(source, *_port(source, name, ema, prefix, None), overrides, num_classes, rngs)
 
 
 def backbone_from_pretrained(
@@ -105,7 +143,7 @@ def backbone_from_pretrained(
             an argument is not what it must be.
     """
     check_options(overrides, "name", "ema", "prefix", "head")
-    return _backbone(source, *_port(source, name, ema, prefix, head), overrides)
+    return make_backbone(source, *_port(source, name, ema, prefix, head, without_dense_head=True), overrides)
 
 
 def model_from_pretrained(
@@ -118,26 +156,27 @@ def model_from_pretrained(
     head: str | None = None,
     **overrides: Unpack[TwinsOptions],
 ) -> Model:
-    """Creates a classifier, or a backbone where the weights have no classifier: the commands take either.
+    """Creates a classifier, a segmenter or a backbone, as the weights are: the commands take any.
 
-    Arguments and errors are those of `from_pretrained` and `backbone_from_pretrained`, which it is in one. A backbone
-    takes no notice of `num_classes`; no head is fresh.
+    Arguments and errors are those of `from_pretrained`, `segmenter_from_pretrained` and `backbone_from_pretrained`,
+    which it is in one. Only a classifier takes notice of `num_classes`; no head is fresh.
     """
     ported, weights = _port(source, name, ema, prefix, head)
-    if ported.model.num_classes is None:
-        return _backbone(source, ported, weights, overrides)
-    return _classifier(source, ported, weights, overrides, num_classes)
+    if ported.model.kind_name == "classifier":
+        return make_classifier(source, ported, weights, overrides, num_classes)
+    if ported.model.kind_name == "backbone":
+        return make_backbone(source, ported, weights, overrides)
+    return make_segmenter(source, ported, weights, overrides)
 
 
-def save_pretrained(
-    model: TwinsClassifier | TwinsBackbone, folder: str | os.PathLike[str], *, overwrite: bool = False
-) -> None:
+def save_pretrained(model: Model, folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     """Saves a model as a folder that `from_pretrained` and timm load, and that `push_to_hub` uploads.
 
-    `model.safetensors` holds the parameters in their dtypes under timm's names; those of a backbone have the prefix
-    "backbone.", as in upstream's segmentation and detection. `config.json` has timm's form: the variant, `class_names`
-    and `preprocessing` of a classifier, and `window_padding`. `dtype`, `remat` and the rates of dropout and stochastic
-    depth are not saved.
+    `model.safetensors` holds the parameters and running statistics in their dtypes under timm's names; those of a
+    backbone have the prefix "backbone.", as in upstream's segmentation and detection, and those of a segmenter are
+    upstream's. `config.json` has timm's form: the variant, the head of a segmenter, `class_names` and `preprocessing`
+    of a classifier or a segmenter, and `window_padding`. `dtype`, `remat` and the rates of dropout and stochastic depth
+    are not saved.
 
     timm loads a classifier of a published variant with `timm.create_model("local-dir:FOLDER", pretrained=True)`. It has
     `window_padding` "zero" alone.
@@ -160,7 +199,7 @@ def save_pretrained(
 
 
 def push_to_hub(
-    model: TwinsClassifier | TwinsBackbone,
+    model: Model,
     repo_id: str,
     *,
     token: str | bool | None = None,
@@ -204,98 +243,24 @@ def push_to_hub(
 
 
 def _port(
-    source: str | os.PathLike[str], name: str | None, ema: bool, prefix: str | None, head: str | None
-) -> "tuple[Ported, Weights]":
+    source: str | os.PathLike[str],
+    name: str | None,
+    ema: bool,
+    prefix: str | None,
+    head: str | None,
+    *,
+    without_dense_head: bool = False,
+) -> tuple[Ported, Weights]:
     require("ema", ema, isinstance(ema, bool), "True or False")
     require("prefix", prefix, prefix is None or isinstance(prefix, str), "None, or text, which may be empty")
     require("head", head, head is None or (isinstance(head, str) and head != ""), "None or a module's name")
     if name is not None:
         variant_config(name)  # raises InputError for one that is not known, before a large file is read
-    from twins_jax.port.convert import port
     from twins_jax.port.read import read_weights
 
     weights = read_weights(source, ema=ema, prefix=prefix, head=head)
-    ported = port(weights, name)
+    ported = port(weights, name, without_dense_head=without_dense_head)
     if ported.not_ported:
         count, names = len(ported.not_ported), shown_list(ported.not_ported)
         _logger.warning("%s: %d tensors not ported: %s", source, count, names)
     return ported, weights
-
-
-def _classifier(
-    source: str | os.PathLike[str],
-    ported: "Ported",
-    weights: "Weights",
-    overrides: TwinsOptions,
-    num_classes: int | None,
-    rngs: nnx.Rngs | None = None,
-) -> TwinsClassifier:
-    """Makes `from_pretrained`'s classifier of weights that `_port` has read."""
-    model, params = ported.model, ported.params
-    if model.num_classes is None:
-        raise InputError(f"{source}: holds a backbone without a classifier: use backbone_from_pretrained{weights.hint}")
-    if num_classes is None:
-        weights.check_head(model)
-    config = _config(source, model, weights.declared, overrides)
-    classes = model.num_classes if num_classes is None else num_classes
-    graphdef = nnx.graphdef(abstract_model(lambda rngs: TwinsClassifier(config, classes, rngs=rngs)))
-    fresh: Params = {}
-    if classes != model.num_classes:
-        params = {path: array for path, array in params.items() if not path.startswith("head/")}
-        if classes:
-            if rngs is None:
-                raise InputError(
-                    f"rngs=None: must be given for the fresh head of num_classes={classes}: {source} has "
-                    f"{model.num_classes}"
-                )
-            fresh = {"head": get_params(Linear(config.embed_dims[-1], classes, **config.dtypes, rngs=rngs))}
-    classifier: TwinsClassifier = merge_model(graphdef, _to_params(params, config) | fresh)
-    classifier.preprocessing = weights.declared.preprocessing
-    if classes and classes == model.num_classes:
-        classifier.class_names = weights.declared.class_names
-        classifier.multi_label = bool(weights.declared.multi_label)
-    return classifier
-
-
-def _backbone(
-    source: str | os.PathLike[str], ported: "Ported", weights: "Weights", overrides: TwinsOptions
-) -> TwinsBackbone:
-    """Makes `backbone_from_pretrained`'s backbone of weights that `_port` has read."""
-    model, params = ported.model, ported.params
-    config = _config(source, model, weights.declared, overrides)
-    graphdef = nnx.graphdef(abstract_model(lambda rngs: TwinsBackbone(config, rngs=rngs)))
-    fresh: Params = {}
-    if config.stage_norms and not model.stage_norms:
-        norms = (LayerNorm(dim, epsilon=1e-6, **config.dtypes) for dim in config.embed_dims)
-        fresh = {"norms": {str(stage): get_params(norm) for stage, norm in enumerate(norms)}}
-    backbone: TwinsBackbone = merge_model(graphdef, _to_params(params, config)["backbone"] | fresh)
-    return backbone
-
-
-def _to_params(params: Mapping[str, np.ndarray], config: TwinsConfig) -> Params:
-    """Copies host arrays, which may map a file, into nested parameters of `param_dtype`."""
-    # Cast by NumPy: JAX would compile a program for each shape.
-    arrays = {path: jax.device_put(np.array(array, config.param_dtype, order="C")) for path, array in params.items()}
-    return traverse_util.unflatten_dict(arrays, sep="/")
-
-
-def _config(
-    source: str | os.PathLike[str], model: "Inferred", declared: "Declared", overrides: TwinsOptions
-) -> TwinsConfig:
-    """Returns the configuration of the weights, with the options that the weights leave open."""
-    options = overrides.copy()
-    if (declares := declared.window_padding) is not None:
-        padding = options.setdefault("window_padding", declares)
-        if padding != declares and padding in get_args(WindowPadding):
-            _logger.warning(
-                "%s: window_padding=%r is given, and the weights declare %r: outputs differ where windows do not tile "
-                "a map",
-                source,
-                padding,
-                declares,
-            )
-    channels = options.setdefault("in_channels", model.in_channels)
-    require("in_channels", channels, channels == model.in_channels, f"{model.in_channels}, as in the weights")
-    norms = options.setdefault("stage_norms", model.stage_norms)
-    require("stage_norms", norms, norms or not model.stage_norms, "True, as in the weights")
-    return variant_config(model.name, **options)

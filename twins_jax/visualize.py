@@ -11,10 +11,11 @@ from flax import nnx
 
 from twins_jax.attention import LocallyGroupedAttention
 from twins_jax.backbone import Block, TwinsBackbone
-from twins_jax.classifier import Model, TwinsClassifier, check_model
+from twins_jax.classifier import TwinsClassifier
 from twins_jax.errors import InputError, is_integer, is_number, require
 from twins_jax.functional import Params, get_params, merge_model
 from twins_jax.inputs import check_images
+from twins_jax.model import Model, check_model
 from twins_jax.preprocess import DEFAULT, Picture, Preprocessing, read
 
 if TYPE_CHECKING:
@@ -252,7 +253,7 @@ def _single(model: Model, images: jax.Array) -> jax.Array:
 
 def _backbone(model: Model) -> TwinsBackbone:
     check_model(model)
-    return model.backbone if isinstance(model, TwinsClassifier) else model
+    return model if isinstance(model, TwinsBackbone) else model.backbone
 
 
 def _block_index(backbone: TwinsBackbone, block: int) -> int:

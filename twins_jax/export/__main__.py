@@ -7,13 +7,13 @@ import time
 from typing import Any, get_args
 
 from twins_jax import ops
-from twins_jax.backbone import TwinsBackbone
-from twins_jax.classifier import Model
+from twins_jax.classifier import TwinsClassifier
 from twins_jax.command_line import Parser, choice_of_weights
 from twins_jax.config import RuntimeOptions, WindowPadding
 from twins_jax.ending import command_line, say
 from twins_jax.errors import InputError
 from twins_jax.export.export import ExportError, checked_target, export_model
+from twins_jax.model import Model
 from twins_jax.paths import target_path, weights_source
 from twins_jax.pretrained import backbone_from_pretrained, model_from_pretrained
 
@@ -101,8 +101,8 @@ def _load(args: argparse.Namespace) -> Model:
         return backbone_from_pretrained(args.weights, name=args.model, **choice, **options)
     num_classes = 0 if args.outputs == "features" else None
     model = model_from_pretrained(args.weights, name=args.model, num_classes=num_classes, **choice, **options)
-    if args.outputs == "features" and isinstance(model, TwinsBackbone):
-        raise InputError(f"{args.weights}: holds a backbone without a classifier: --outputs must be maps")
+    if args.outputs == "features" and not isinstance(model, TwinsClassifier):
+        raise InputError(f"{args.weights}: holds no classifier: --outputs must be maps")
     return model
 
 

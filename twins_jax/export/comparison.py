@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from twins_jax import ops
-from twins_jax.classifier import Model
-from twins_jax.export.program import Program, with_options
+from twins_jax.export.program import Exportable, Program, with_options
 from twins_jax.functional import split_model
 
 BATCHES = (1, 3)
@@ -91,7 +90,7 @@ def _random_images(program: Program, batch: int) -> np.ndarray:
     return rng.standard_normal(shape, np.float32)
 
 
-def _outputs(model: Model, images: np.ndarray) -> list[np.ndarray]:
+def _outputs(model: Exportable, images: np.ndarray) -> list[np.ndarray]:
     apply, params = split_model(model)
     return [np.asarray(output, np.float64) for output in jax.tree.leaves(jax.jit(apply)(params, images))]
 

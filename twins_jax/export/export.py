@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from twins_jax.classifier import Model
 from twins_jax.errors import InputError, require
 from twins_jax.export import onnx_file, stablehlo_file
 from twins_jax.export.comparison import BOUND, Comparison, compare
@@ -15,6 +14,7 @@ from twins_jax.export.manifest import make_manifest
 from twins_jax.export.program import make_program
 from twins_jax.extra import check_installed
 from twins_jax.files import staged
+from twins_jax.model import Model
 from twins_jax.paths import target_path
 
 JAX, ONNX = ".jax", ".onnx"

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from twins_jax.classifier import Model, TwinsClassifier
+from twins_jax.classifier import TwinsClassifier
 from twins_jax.errors import InputError
 from twins_jax.export.comparison import Comparison
-from twins_jax.export.program import Program
+from twins_jax.export.program import Exportable, Program
 from twins_jax.image_classifier import known_class_names
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def make_manifest(
     }
 
 
-def _inferred(model: Model) -> "Inferred":
+def _inferred(model: Exportable) -> "Inferred":
     """The model's description; an architecture of no variant is "custom"."""
     from twins_jax.port.infer import Inferred, of_model
 

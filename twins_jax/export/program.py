@@ -1,7 +1,7 @@
 """The function that an exported file computes: a model with its weights, for images of one size."""
 
 import dataclasses
-from typing import Any, Unpack
+from typing import Any, TypeAlias, Unpack
 
 import jax
 import numpy as np
@@ -10,11 +10,15 @@ from flax import nnx
 from twins_jax import ops
 from twins_jax.abstract import abstract_model
 from twins_jax.backbone import TwinsBackbone
-from twins_jax.classifier import Model, TwinsClassifier, check_model
+from twins_jax.classifier import TwinsClassifier
 from twins_jax.config import MIN_IMAGE_SIZE, RuntimeOptions
-from twins_jax.errors import is_integer, require
+from twins_jax.errors import InputError, is_integer, require
 from twins_jax.functional import get_params, merge_model
+from twins_jax.model import Model, check_model
 from twins_jax.preprocess import DEFAULT, Preprocessing, normalize
+
+Exportable: TypeAlias = TwinsClassifier | TwinsBackbone
+"""A model that can be exported."""
 
 BATCH = "batch"
 """The name of a batch axis of any length."""
@@ -33,7 +37,7 @@ class Program:
             nothing is known.
     """
 
-    model: Model
+    model: Exportable
     shape: tuple[int | str, ...]
     normalizes: bool
     preprocessing: Preprocessing | None
@@ -94,6 +98,8 @@ def make_program(
         InputError: (a ValueError) naming the argument, its value and what it must be.
     """
     check_model(model)
+    if not isinstance(model, Exportable):
+        raise InputError(f"model: must be a classifier or a backbone; a {type(model).__name__} cannot be exported yet")
     declared = model.preprocessing if isinstance(model, TwinsClassifier) else None
     channels = model.config.in_channels
     preprocessing = declared or (DEFAULT if channels == 3 else None)
@@ -111,14 +117,14 @@ def make_program(
     return Program(model, shape, normalizes, preprocessing)
 
 
-def with_options(model: Model, **options: Unpack[RuntimeOptions]) -> Model:
+def with_options(model: Exportable, **options: Unpack[RuntimeOptions]) -> Exportable:
     """Returns a model that shares the parameters, and has some options replaced."""
     config = dataclasses.replace(model.config, **options)
 
-    def make(rngs: nnx.Rngs) -> Model:
+    def make(rngs: nnx.Rngs) -> Exportable:
         if isinstance(model, TwinsClassifier):
             return TwinsClassifier(config, model.num_classes, rngs=rngs)
         return TwinsBackbone(config, rngs=rngs)
 
-    changed: Model = merge_model(nnx.graphdef(abstract_model(make)), get_params(model))
+    changed: Exportable = merge_model(nnx.graphdef(abstract_model(make)), get_params(model))
     return changed

@@ -3,6 +3,7 @@
 from twins_jax.config import variant_config
 from twins_jax.errors import shown
 from twins_jax.port.convert import Declared
+from twins_jax.port.describe import shown_size
 from twins_jax.port.infer import Inferred
 from twins_jax.published import PUBLISHED
 
@@ -18,13 +19,13 @@ def model_card(repository: str, model: Inferred, declared: Declared) -> str:
         model: the model.
         declared: its class names, preprocessing and window padding.
     """
-    loads_in_timm = model.name in PUBLISHED and model.num_classes is not None
+    loads_in_timm = model.name in PUBLISHED and model.kind_name == "classifier"
     family = "Twins-PCPVT" if variant_config(model.name).window_size is None else "Twins-SVT"
     paper = "[arXiv 2104.13840](https://arxiv.org/abs/2104.13840)"
     lines = [
         "---",
         "library_name: twins_jax",
-        f"pipeline_tag: {'image-classification' if model.num_classes else 'image-feature-extraction'}",
+        f"pipeline_tag: {_task(model)}",
         "tags:",
         *(f"- {tag}" for tag in ("twins_jax", "jax", *(["timm"] if loads_in_timm else []))),
         "---",
@@ -39,7 +40,7 @@ def model_card(repository: str, model: Inferred, declared: Declared) -> str:
         "```python",
         "import twins_jax",
         "",
-        f'model = twins_jax.{_loader(model)}("hf-hub:{repository}")',
+        f'model = twins_jax.{model.kind.loader}("hf-hub:{repository}")',
         "```",
         "",
         *(_timm(repository, declared) if loads_in_timm else []),
@@ -48,24 +49,26 @@ def model_card(repository: str, model: Inferred, declared: Declared) -> str:
     return "\n".join(lines)
 
 
+def _task(model: Inferred) -> str:
+    if model.head:
+        return "image-segmentation"
+    return "image-classification" if model.num_classes else "image-feature-extraction"
+
+
 def _kind(model: Inferred) -> str:
     if model.num_classes is None:
         return "backbone with stage norms" if model.stage_norms else "backbone"
     if model.num_classes == 0:
         return "classifier without its head"
-    return f"classifier of {model.num_classes} class{'es' if model.num_classes > 1 else ''}"
-
-
-def _loader(model: Inferred) -> str:
-    return "backbone_from_pretrained" if model.num_classes is None else "from_pretrained"
+    noun = model.kind.noun.partition(" ")[2]  # without its article
+    return f"{noun} of {model.num_classes} class{'es' if model.num_classes > 1 else ''}"
 
 
 def _input(model: Inferred, declared: Declared) -> list[str]:
     """Describes the images, as far as they are known and not as usual."""
     facts = []
     if (images := declared.preprocessing) is not None:
-        side = images.image_size
-        facts.append(f"- Images: {side} x {side} pixels, center crop {images.crop:g}, {images.interpolation}")
+        facts.append(f"- Images: {shown_size(images)}")
         facts.append(f"- Mean: {', '.join(map(str, images.mean))}")
         facts.append(f"- Standard deviation: {', '.join(map(str, images.std))}")
     if model.in_channels != 3:

@@ -12,9 +12,10 @@ import numpy as np
 from twins_jax.config import WindowPadding
 from twins_jax.errors import InputError, shown, shown_list
 from twins_jax.fit import misfits
-from twins_jax.port.infer import Inferred, Shape, infer
-from twins_jax.port.rules import LAYOUTS, OURS, Layout
+from twins_jax.port.infer import CLASSIFIER_ROOTS, Inferred, Shape, infer
+from twins_jax.port.rules import LAYOUTS, OURS, TORCH_DENSE, Layout, Match
 from twins_jax.preprocess import Preprocessing
+from twins_jax.segmentation.preprocess import SegmentationPreprocessing
 
 Tensors = dict[str, np.ndarray]
 """name or path -> array."""
@@ -30,14 +31,16 @@ class Declared(NamedTuple):
         preprocessing: of the images with which the model was evaluated.
         window_padding: the one option that changes the function that the weights compute.
         multi_label: True if an image has any number of labels, and the outputs are logits of as many sigmoids.
+        head: of a dense task, such as "upernet".
     """
 
     name: str | None = None
     num_classes: int | None = None
     class_names: tuple[str, ...] | None = None
-    preprocessing: Preprocessing | None = None
+    preprocessing: Preprocessing | SegmentationPreprocessing | None = None
     window_padding: WindowPadding | None = None
     multi_label: bool | None = None
+    head: str | None = None
 
     def or_else(self, other: "Declared") -> "Declared":
         """Fills what this leaves out."""
@@ -131,14 +134,14 @@ class Weights:
 
 
 class Ported(NamedTuple):
-    """The complete parameters of one model.
+    """The complete parameters and running statistics of one model.
 
     Attributes:
         model: the model.
         params: path -> array in our axes and the file's dtypes; mostly views of the file's tensors. Paths are below
             "backbone/" for a backbone alone, too.
-        not_ported: names of the file's tensors that are no part of the model: heads without rows in the table, the
-            classifier's tensors that upstream's dense backbones keep, and `Weights.left_out`.
+        not_ported: names of the file's tensors that are no part of the model: heads beside a backbone, the classifier's
+            tensors that upstream's dense backbones keep, and `Weights.left_out`.
     """
 
     model: Inferred
@@ -146,12 +149,13 @@ class Ported(NamedTuple):
     not_ported: tuple[str, ...]
 
 
-def port(weights: Weights, name: str | None = None) -> Ported:
+def port(weights: Weights, name: str | None = None, *, without_dense_head: bool = False) -> Ported:
     """Finds the model that weights belong to, and uses every tensor of it exactly once.
 
     Args:
         weights: of any layout.
         name: the variant; read off the weights where it is None.
+        without_dense_head: take a dense model's backbone alone, whatever its head looks like.
 
     Raises:
         InputError: no variant fits; or lists every tensor, in the file's own terms, that is missing, left over, of
@@ -163,6 +167,8 @@ def port(weights: Weights, name: str | None = None) -> Ported:
         if (match := matches[tensor_name]) and len(match.axes) == tensor.ndim:
             shapes[match.name] = tuple(tensor.shape[axis] for axis in match.axes)
     model = infer(shapes, weights.label, is_dense=bool(weights.layout.prefix), name=name)
+    if without_dense_head and model.head is not None:
+        model = dataclasses.replace(model, head=None, num_classes=None)
     _check_declared(weights, model)
 
     expected, transpose = {}, {}
@@ -175,9 +181,7 @@ def port(weights: Weights, name: str | None = None) -> Ported:
     not_ported = dict.fromkeys(  # a set that keeps the file's order
         tensor_name
         for tensor_name, match in matches.items()
-        if tensor_name not in expected
-        and (not match.name.startswith("backbone/") if match else not _is_ours(tensor_name, weights.layout))
-        and model.num_classes is None
+        if tensor_name not in expected and _may_stay(tensor_name, match, weights.layout, model)
     )
     problems = _problems(weights.tensors, expected, not_ported)
     if problems:
@@ -203,14 +207,22 @@ def to_layout(params: Mapping[str, np.ndarray], layout: Layout) -> Tensors:
     return tensors
 
 
-def _is_ours(tensor_name: str, layout: Layout) -> bool:
-    """True for a name that must be in the table: left over, it means another architecture, not another head."""
-    return tensor_name.startswith("backbone/" if layout is OURS else layout.prefix)
+def _may_stay(tensor_name: str, match: Match | None, layout: Layout, model: Inferred) -> bool:
+    """True for a tensor beside a model that does not make it another architecture.
+
+    Beside a backbone these are all heads; beside a dense model the classifier that upstream's backbones keep.
+    """
+    if model.kind_name == "backbone":
+        in_backbone = "backbone/" if layout is OURS else layout.prefix
+        return not (match.name.startswith("backbone/") if match else tensor_name.startswith(in_backbone))
+    is_kept = match is not None and match.name.startswith(CLASSIFIER_ROOTS)
+    return is_kept and model.head is not None and layout is TORCH_DENSE
 
 
 def _check_declared(weights: Weights, model: Inferred) -> None:
     for what, says, found in (
         ("architecture", weights.declared.name, model.name),
+        ("head", weights.declared.head, model.head),
         ("num_classes", weights.declared.num_classes, model.num_classes),
     ):
         if says is not None and found is not None and says != found:

@@ -1,10 +1,12 @@
 """Class names, preprocessing and `window_padding`, which changes the computed function: they travel beside weights.
 
-One JSON object holds it: timm's `config.json` with two more keys, "window_padding" and "problem_type", which is Hugging
-Face's transformers' and stands for a classifier of several labels. It is the metadata "twins_jax" of a
-.safetensors file, and `config.json` in an Orbax folder. A training run's folder holds the same in files of its own.
+One JSON object holds it: timm's `config.json` with more keys: "window_padding"; "problem_type", which is Hugging Face's
+transformers' and stands for a classifier of several labels; "head" and "preprocessing" of a segmenter. It is the
+metadata "twins_jax" of a .safetensors file, and `config.json` in an Orbax folder. A training run's folder holds the
+same in files of its own.
 """
 
+import dataclasses
 import json
 import logging
 import os
@@ -18,6 +20,7 @@ from twins_jax.files import parse_object, read_object
 from twins_jax.port.convert import NOTHING_DECLARED, Declared
 from twins_jax.port.infer import Inferred
 from twins_jax.preprocess import Preprocessing
+from twins_jax.segmentation.preprocess import SegmentationPreprocessing
 
 MULTI_LABEL = "multi_label_classification"
 CONFIG_FILE = "config.json"
@@ -60,32 +63,46 @@ def from_json(config: Mapping[str, Any], place: str) -> Declared:
     if not isinstance(pretrained, dict):
         raise InputError(f"{place}: pretrained_cfg={pretrained!r}: must be an object")
     names = next((part[key] for part in (config, pretrained) for key in ("label_names", "labels") if key in part), None)
+    images: Preprocessing | SegmentationPreprocessing | None = _preprocessing(pretrained, place)
+    if config.get("head") is not None and (own := config.get("preprocessing")) is not None:
+        images = _segmentation(own, f"{place}: preprocessing")
     return Declared(
         name=config.get("architecture"),
         num_classes=config.get("num_classes"),
         class_names=_class_names(names, f"{place}: label_names"),
-        preprocessing=_preprocessing(pretrained, place),
+        preprocessing=images,
         window_padding=_window_padding(config.get("window_padding"), f"{place}: window_padding"),
         multi_label=config.get("problem_type") == MULTI_LABEL or None,
+        head=config.get("head"),
     )
 
 
 def to_text(declared: Declared, model: Inferred) -> str | None:
     """The inverse of `from_text`, for weights of this model; None if the weights alone say everything."""
     config = to_json(declared, model)
-    return json.dumps(config) if config.keys() - {"architecture", "num_classes"} else None
+    return json.dumps(config) if config.keys() - {"architecture", "head", "num_classes"} else None
 
 
 def to_json(declared: Declared, model: Inferred) -> dict[str, Any]:
     """The inverse of `from_json`, for weights of this model."""
     config: dict[str, Any] = {"architecture": model.name, "num_classes": model.num_classes}
+    if model.head is not None:
+        config["head"] = model.head
     if declared.class_names is not None and model.num_classes:  # they go with the head
         config["label_names"] = list(declared.class_names)
     if declared.multi_label and model.num_classes:
         config["problem_type"] = MULTI_LABEL
     if declared.window_padding is not None:
         config["window_padding"] = declared.window_padding
-    if (images := declared.preprocessing) is not None:
+    images = declared.preprocessing
+    if isinstance(images, SegmentationPreprocessing):
+        config["preprocessing"] = {
+            "shorter": int(images.shorter),
+            "longer": int(images.longer),
+            "mean": list(images.mean),
+            "std": list(images.std),
+        }
+    elif images is not None:
         side = int(images.image_size)  # Python's own numbers: JSON takes none of NumPy's
         config["pretrained_cfg"] = {
             "input_size": [model.in_channels, side, side],
@@ -107,18 +124,37 @@ def _read_run(run: str) -> Declared:
         for key, part in (("model", model), ("data", data)):
             if not isinstance(part, dict):
                 raise InputError(f"{path}: {key}={part!r}: must be an object")
-        has_crop = {"image_size", "eval_crop"} <= data.keys()  # other tasks may prepare images in other ways
         declared = Declared(
             name=model.get("name"),
-            preprocessing=_checked(path, image_size=data["image_size"], crop=data["eval_crop"]) if has_crop else None,
+            preprocessing=_of_run(path, data),
             window_padding=_window_padding(model.get("window_padding"), f"{path}: model.window_padding"),
             multi_label=data.get("multi_label") is True or None,
+            head=config.get("head"),
         )
     path = os.path.join(run, DATASET_FILE)
     if os.path.exists(path):
         names = _class_names(read_object(path).get("class_names"), f"{path}: class_names")
         declared = declared._replace(class_names=names)
     return declared
+
+
+def _of_run(path: str, data: Mapping[str, Any]) -> Preprocessing | SegmentationPreprocessing | None:
+    """Returns the preprocessing of a run's evaluations, of the tasks that are known."""
+    if {"image_size", "eval_crop"} <= data.keys():
+        return _checked(path, image_size=data["image_size"], crop=data["eval_crop"])
+    if {"shorter", "longer"} <= data.keys():
+        return _segmentation({key: data[key] for key in ("shorter", "longer")}, f"{path}: data")
+    return None
+
+
+def _segmentation(values: Any, place: str) -> SegmentationPreprocessing:
+    fields = [field.name for field in dataclasses.fields(SegmentationPreprocessing)]
+    is_known = isinstance(values, dict) and values.keys() <= set(fields)
+    require(place, values, is_known, f"an object of {', '.join(fields)}")
+    try:
+        return SegmentationPreprocessing(**values)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
 
 
 def _class_names(value: Any, field: str) -> tuple[str, ...] | None:

@@ -7,6 +7,8 @@ import numpy as np
 
 from twins_jax.errors import shown_list
 from twins_jax.port.convert import Declared, Ported, Weights
+from twins_jax.preprocess import Preprocessing
+from twins_jax.segmentation.preprocess import SegmentationPreprocessing
 
 PARTS = ("patch_embed", "peg", "blocks")
 
@@ -18,7 +20,8 @@ def describe(weights: Weights, ported: Ported) -> str:
         weights: of any layout.
         ported: the same weights, complete and fitting.
     """
-    model, params = ported.model, ported.params
+    model, stats = ported.model, ported.model.statistics()
+    params = {path: array for path, array in ported.params.items() if path not in stats}
     config = model.config()
     classes = {None: "no classifier", 0: "no head"}.get(model.num_classes, str(model.num_classes))
     declared = weights.declared
@@ -27,13 +30,15 @@ def describe(weights: Weights, ported: Ported) -> str:
         classes += f": {shown}{', ...' if model.num_classes > 3 else ''}"
     facts = {
         "variant": model.name + (" with stage norms" if model.stage_norms else ""),
+        **({"head": model.kind.noun} if model.head else {}),
         "parameters": f"{_count(params):,}",
+        **({"statistics": f"{_count(ported.params) - _count(params):,}"} if stats else {}),
         "classes": classes,
         "channels": str(model.in_channels),
         **_of_images(declared),
         "container": weights.container,
         "names": weights.layout.label,
-        "dtype": _dtypes(params),
+        "dtype": _dtypes(ported.params),
     }
     facts |= dict(weights.notes)
     if ported.not_ported:
@@ -48,22 +53,34 @@ def describe(weights: Weights, ported: Ported) -> str:
         cells = "".join(f"{count:>13,}" for count in counts)
         lines.append(f"stage {stage + 1:<4}{dim:>9}{depth:>8}{cells}  {_dtypes(_below(params, root))}")
     rest = {path: array for path, array in params.items() if not re.match(r"backbone/stages/", path)}
-    for name in dict.fromkeys(path.rpartition("/")[0] for path in rest):
+    for name in dict.fromkeys(map(_part, rest)):
         found = _below(rest, f"{name}/")
-        lines.append(f"{name.removeprefix('backbone/'):10}{'':17}{'':39}{_count(found):>13,}  {_dtypes(found)}")
+        lines.append(f"{name.removeprefix('backbone/'):66}{_count(found):>13,}  {_dtypes(found)}")
     return "\n".join(lines)
+
+
+def _part(path: str) -> str:
+    """Returns the part of a model outside of its stages that a parameter is counted with: of a head, each module."""
+    is_of_head = path.startswith(("decode_head/", "auxiliary_head/"))
+    return "/".join(path.split("/")[:2]) if is_of_head else path.rpartition("/")[0]
 
 
 def _of_images(declared: Declared) -> dict[str, str]:
     """Returns the facts that no weights tell, as far as they are declared."""
     facts = {}
     if images := declared.preprocessing:
-        size = f"{images.image_size}x{images.image_size}"
-        facts["images"] = f"{size}, center crop {images.crop:g}, {images.interpolation}"
+        facts["images"] = shown_size(images)
         facts["mean, std"] = f"{', '.join(map(str, images.mean))}; {', '.join(map(str, images.std))}"
     if declared.window_padding is not None:
         facts["windows"] = f'window_padding="{declared.window_padding}"'
     return facts
+
+
+def shown_size(images: Preprocessing | SegmentationPreprocessing) -> str:
+    """Returns a preprocessing's sizes for people."""
+    if isinstance(images, SegmentationPreprocessing):
+        return f"shorter side {images.shorter} pixels, longer side at most {images.longer}"
+    return f"{images.image_size} x {images.image_size} pixels, center crop {images.crop:g}, {images.interpolation}"
 
 
 def _below(params: Mapping[str, np.ndarray], root: str) -> dict[str, np.ndarray]:

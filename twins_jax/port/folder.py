@@ -7,15 +7,22 @@ from typing import NamedTuple
 from twins_jax.errors import InputError
 from twins_jax.port import formats, hub, orbax_io, shards
 
-PARAMS, EMA = "params", "ema"
-"""The items of a training checkpoint: the parameters, and their exponential moving average."""
+PARAMS, EMA, BATCH_STATS = "params", "ema", "batch_stats"
+"""The items of a training checkpoint: parameters, their exponential moving average, and running statistics."""
 
 
 class Checkpoint(NamedTuple):
-    """A file or an Orbax folder of one tree, and whether it holds nothing but the moving average of a training run."""
+    """A file or an Orbax folder of one tree.
+
+    Attributes:
+        path: of the file or folder.
+        is_average: True if it holds nothing but the moving average of a training run.
+        batch_stats: the Orbax folder of the running statistics, which a training run keeps beside it.
+    """
 
     path: str
     is_average: bool = False
+    batch_stats: str | None = None
 
 
 def find_checkpoint(folder: str, *, ema: bool = False) -> Checkpoint:
@@ -33,7 +40,7 @@ def find_checkpoint(folder: str, *, ema: bool = False) -> Checkpoint:
     if snapshot := hub.find_weights(folder):
         return Checkpoint(snapshot)
     if orbax_io.is_params(folder):
-        return Checkpoint(folder)
+        return _tree(folder)
     checkpoints = os.path.join(folder, "checkpoints")
     if os.path.isdir(checkpoints):
         return find_checkpoint(checkpoints, ema=ema)
@@ -43,6 +50,14 @@ def find_checkpoint(folder: str, *, ema: bool = False) -> Checkpoint:
         if found := _find_tree(place, ema=ema):
             return found
     return _find_only(folder, names, files, ema=ema)
+
+
+def _tree(folder: str, *, is_average: bool = False) -> Checkpoint:
+    """Returns an Orbax folder of one tree, with the statistics beside it where it is an item of a training run."""
+    parent, name = os.path.split(os.path.abspath(folder))
+    stats = os.path.join(parent, BATCH_STATS)
+    is_item = name in (PARAMS, EMA) and orbax_io.is_params(stats)
+    return Checkpoint(folder, is_average, stats if is_item else None)
 
 
 def _steps(folder: str, names: list[str]) -> list[str]:
@@ -72,7 +87,7 @@ def _find_tree(folder: str, *, ema: bool) -> Checkpoint | None:
     if PARAMS in items:  # a run of this project, which stores the average as an item
         if ema and EMA not in items:
             raise InputError(f"{folder}: holds no moving average ({EMA!r}), but {', '.join(items)}")
-        return Checkpoint(os.path.join(folder, EMA if ema else PARAMS), is_average=ema)
+        return _tree(os.path.join(folder, EMA if ema else PARAMS), is_average=ema)
     items = [name for name in items if orbax_io.holds_model(os.path.join(folder, name))] or items
     if len(items) > 1:
         raise _several(folder, items)

@@ -1,20 +1,77 @@
-"""Reads variant, channels, classes and norms off the names and shapes of a model's parameters."""
+"""Reads variant, head, channels, classes and norms off the names and shapes of a model's parameters."""
 
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
-from flax import traverse_util
+from flax import nnx, traverse_util
 
 from twins_jax.abstract import abstract_model
 from twins_jax.backbone import TwinsBackbone
-from twins_jax.classifier import Model, TwinsClassifier
+from twins_jax.classifier import TwinsClassifier
 from twins_jax.config import VARIANTS, TwinsConfig, TwinsOptions, check_config, variant_config
 from twins_jax.errors import InputError
-from twins_jax.functional import get_params
+from twins_jax.functional import get_batch_stats, get_params
+from twins_jax.model import Model
+from twins_jax.port.rules import OURS, OURS_BACKBONE, TORCH, TORCH_DENSE, Layout
+from twins_jax.segmentation.segmenter import SegmentationHead, TwinsSegmenter
 
 Shape = tuple[int, ...]
+
+
+class Kind(NamedTuple):
+    """A kind of model.
+
+    Attributes:
+        noun: for people, "a classifier".
+        loader: the name of the public function that makes one from weights.
+        mark: the beginning of paths that only models of this kind have; "" for those that no head of a dense task
+            marks.
+        classifiers: the modules whose outputs are the classes; the first one is asked first.
+        ours: the layout of files of this project.
+        theirs: the layout of files of PyTorch.
+        make: creates a model of a configuration, a number of classes (None for a backbone) and `rngs`.
+    """
+
+    noun: str
+    loader: str
+    mark: str
+    classifiers: tuple[str, ...]
+    ours: Layout
+    theirs: Layout
+    make: Callable[[TwinsConfig, int | None, nnx.Rngs], Model]
+
+
+def _make_classifier(config: TwinsConfig, num_classes: int | None, rngs: nnx.Rngs) -> Model:
+    return TwinsClassifier(config, num_classes or 0, rngs=rngs)
+
+
+def _make_backbone(config: TwinsConfig, _: int | None, rngs: nnx.Rngs) -> Model:
+    return TwinsBackbone(config, rngs=rngs)
+
+
+def _segmenter(head: SegmentationHead, noun: str, mark: str, *auxiliary: str) -> Kind:
+    def make(config: TwinsConfig, num_classes: int | None, rngs: nnx.Rngs) -> Model:
+        return TwinsSegmenter(config, head, num_classes or ADE20K_CLASSES, rngs=rngs)
+
+    classifiers = ("decode_head/classifier/conv", *auxiliary)
+    return Kind(noun, "segmenter_from_pretrained", mark, classifiers, OURS, TORCH_DENSE, make)
+
+
+ADE20K_CLASSES = 150
+"""Of upstream's segmentation checkpoints; assumed of weights whose classifier is missing, to say how it should look."""
+
+KINDS = {
+    "upernet": _segmenter(
+        "upernet", "a UPerNet segmenter", "decode_head/pyramid_pooling/", "auxiliary_head/classifier/conv"
+    ),
+    "semantic_fpn": _segmenter("semantic_fpn", "a Semantic FPN segmenter", "decode_head/scale_heads/"),
+    "classifier": Kind("a classifier", "from_pretrained", "", ("head",), OURS, TORCH, _make_classifier),
+    "backbone": Kind("a backbone", "backbone_from_pretrained", "", (), OURS_BACKBONE, TORCH_DENSE, _make_backbone),
+}
+"""The kinds of models, each under the name of its head. A detector would be one more entry with a mark."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,36 +83,52 @@ class Inferred:
         in_channels: of the images.
         num_classes: outputs of the head; 0: a classifier without head; None: a backbone alone.
         stage_norms: True if each of the backbone's stages ends with a norm.
+        head: of a dense task, a key of `KINDS`; None for a classifier or a backbone.
     """
 
     name: str
     in_channels: int
     num_classes: int | None
     stage_norms: bool
+    head: str | None = None
+
+    @property
+    def kind_name(self) -> str:
+        """The key of `kind` in `KINDS`."""
+        return self.head or ("backbone" if self.num_classes is None else "classifier")
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of model."""
+        return KINDS[self.kind_name]
 
     def config(self) -> TwinsConfig:
         """The backbone's configuration."""
         return variant_config(self.name, in_channels=self.in_channels, stage_norms=self.stage_norms)
 
     def expected(self) -> Mapping[str, Shape]:
-        """Path -> shape of every parameter, with paths below "backbone/" for a backbone alone, too."""
-        return _expected(self.config(), self.num_classes)
+        """Path -> shape of all parameters and running statistics; paths of a backbone alone are below "backbone/"."""
+        return _expected(self.config(), self.num_classes, self.kind_name)[0]
+
+    def statistics(self) -> frozenset[str]:
+        """The paths of the running statistics among them."""
+        return _expected(self.config(), self.num_classes, self.kind_name)[1]
 
 
 @functools.cache
-def _expected(config: TwinsConfig, num_classes: int | None) -> Mapping[str, Shape]:
-    if num_classes is None:
-        params = {"backbone": get_params(abstract_model(lambda rngs: TwinsBackbone(config, rngs=rngs)))}
-    else:
-        params = get_params(abstract_model(lambda rngs: TwinsClassifier(config, num_classes, rngs=rngs)))
-    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(params, sep="/").items()}
+def _expected(config: TwinsConfig, num_classes: int | None, kind: str) -> tuple[Mapping[str, Shape], frozenset[str]]:
+    model = abstract_model(lambda rngs: KINDS[kind].make(config, num_classes, rngs))
+    root = "backbone/" if isinstance(model, TwinsBackbone) else ""
+    params, stats = (traverse_util.flatten_dict(tree, sep="/") for tree in (get_params(model), get_batch_stats(model)))
+    return {f"{root}{path}": leaf.shape for path, leaf in (params | stats).items()}, frozenset(stats)
 
 
 def infer(shapes: Mapping[str, Shape], label: str, *, is_dense: bool, name: str | None = None) -> Inferred:
     """Finds the model that parameters belong to.
 
-    Only the features that tell variants apart decide: blocks and channels of each stage, and LSA. Weights with a few
-    tensors missing or misshapen are therefore still recognized, and then compared name by name.
+    Only the features that tell variants and heads apart decide: blocks and channels of each stage, LSA, and the
+    beginnings of names. Weights with a few tensors missing or misshapen are therefore still recognized, and then
+    compared name by name.
 
     Args:
         shapes: path -> shape of the parameters, in our names and layout.
@@ -69,15 +142,37 @@ def infer(shapes: Mapping[str, Shape], label: str, *, is_dense: bool, name: str 
     if name is not None:
         variant_config(name)
     stage_norms = any(path.startswith("backbone/norms/") for path in shapes)
-    has_classifier = any(not path.startswith("backbone/") for path in shapes)
-    head = shapes.get("head/bias") or shapes.get("head/kernel") or (0,)
     patch_kernel = shapes.get("backbone/stages/0/patch_embed/proj/kernel", ())
+    marks = {kind.mark: head for head, kind in KINDS.items() if kind.mark}
+    head = next((head for mark, head in marks.items() if any(path.startswith(mark) for path in shapes)), None)
+    num_classes: int | None = None
+    if head is not None:
+        num_classes = max(_count_classes(shapes, KINDS[head], ADE20K_CLASSES), 1)
+    elif not is_dense and not stage_norms and any(path.startswith(CLASSIFIER_ROOTS) for path in shapes):
+        num_classes = _count_classes(shapes, KINDS["classifier"], 0)
     return Inferred(
         name=name or _infer_variant(shapes, label),
         in_channels=max(patch_kernel[2], 1) if len(patch_kernel) == 4 else 3,
-        num_classes=head[-1] if has_classifier and not is_dense and not stage_norms else None,
+        num_classes=num_classes,
         stage_norms=stage_norms,
+        head=head,
     )
+
+
+CLASSIFIER_ROOTS = ("norm/", "head/")
+"""The beginnings of the paths of a classifier outside of its backbone."""
+
+
+def _count_classes(shapes: Mapping[str, Shape], kind: Kind, default: int) -> int:
+    leaves = (f"{module}/{leaf}" for module in kind.classifiers for leaf in ("bias", "kernel"))
+    return next((shapes[path][-1] for path in leaves if shapes.get(path)), default)
+
+
+def kind_name(model: Model) -> str:
+    """Returns the key in `KINDS` of a model's kind."""
+    if isinstance(model, TwinsSegmenter):
+        return model.head
+    return "classifier" if isinstance(model, TwinsClassifier) else "backbone"
 
 
 def of_model(model: Model) -> Inferred:
@@ -92,8 +187,9 @@ def of_model(model: Model) -> Inferred:
     found = {field: getattr(config, field) for field in fields}
     for name, variant in VARIANTS.items():
         if all(getattr(variant, field) == value for field, value in found.items()):
-            num_classes = model.num_classes if isinstance(model, TwinsClassifier) else None
-            return Inferred(name, config.in_channels, num_classes, config.stage_norms)
+            num_classes = None if isinstance(model, TwinsBackbone) else model.num_classes
+            head = model.head if isinstance(model, TwinsSegmenter) else None
+            return Inferred(name, config.in_channels, num_classes, config.stage_norms, head)
     described = ", ".join(f"{field}={value}" for field, value in found.items())
     raise InputError(f"model.config: must be of a variant, one of {', '.join(VARIANTS)}; is {described}")
 

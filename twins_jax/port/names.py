@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from twins_jax.errors import InputError, shown, shown_list
-from twins_jax.port.rules import BACKBONE, TORCH_DENSE
+from twins_jax.port.rules import BACKBONE, SEGMENTATION, TORCH_DENSE, Modules
 
 BOOKKEEPING = (
     "total_ops",  # thop's counts, in every module
@@ -117,7 +117,11 @@ def tidy_names(
     return Names(inside, stripped, ignored, tuple(left_out), heads, whole, wrappers)
 
 
-BACKBONE_PARTS = tuple(dict.fromkeys(f"{module.partition('.')[0]}." for module, _, _ in BACKBONE))
+def _parts(modules: Modules) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(f"{module.partition('.')[0]}." for module, _, _ in modules))
+
+
+BACKBONE_PARTS, HEAD_OF_DENSE_PARTS = _parts(BACKBONE), _parts(SEGMENTATION)
 
 _BACKBONE_NAME = re.compile(
     r"(.*\.)?(?:"
@@ -137,7 +141,8 @@ def count_by_prefix(names: Iterable[str]) -> Counter[str]:
     return Counter(match[1] or "" for match in matches if match)
 
 
-_WRAPPED = re.compile(rf"(?:^|(?<=\.))(?:{'|'.join((*BACKBONE_PARTS, 'backbone.', 'norm.', 'head.'))}).*", re.DOTALL)
+_ROOTS = (*BACKBONE_PARTS, "backbone.", "norm.", "head.", *HEAD_OF_DENSE_PARTS)
+_WRAPPED = re.compile(rf"(?:^|(?<=\.))(?:{'|'.join(map(re.escape, _ROOTS))}).*", re.DOTALL)
 _WRAPPERS = re.compile(rf"(?<=\.)(?:{'|'.join(map(re.escape, WRAPPERS))})\.")
 
 

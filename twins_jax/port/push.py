@@ -4,8 +4,8 @@ import os
 import tempfile
 from pathlib import Path
 
-from twins_jax.classifier import Model
 from twins_jax.errors import InputError, require
+from twins_jax.model import Model
 from twins_jax.port.card import model_card
 from twins_jax.port.hub_errors import explain, import_client
 from twins_jax.port.save import CARD_FILE, save_model

@@ -52,11 +52,13 @@ def read_weights(
         raise InputError(f"{source}: {os.strerror(errno.ENOENT)}{_meant(source)}")
     if not os.path.isdir(source):
         return _read_file(source, source, choice)
-    path, is_average = find_checkpoint(source, ema=ema)
+    path, is_average, batch_stats = find_checkpoint(source, ema=ema)
     if os.path.isfile(path):
         return _read_file(path, path, choice, hub.read_config(source))
     require("head", head, head is None, "None for an Orbax folder")
     tensors, note = orbax_io.read_params(path, ema=ema and not is_average, prefix=prefix)
+    if batch_stats is not None:
+        tensors |= orbax_io.read_params(batch_stats)[0]
     return Weights(path, f"Orbax folder{note}", tensors, read_folder(path))
 
 

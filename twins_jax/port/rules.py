@@ -1,7 +1,8 @@
 """The one table that ties the names of Twins parameters in PyTorch to the paths in our models.
 
 The PyTorch names are those of upstream's `gvt.py`, which timm kept. Paths are written with slashes, as in
-"backbone/stages/0/blocks/1/attn/kv/kernel". `{s}` stands for a stage and `{b}` for a block within it.
+"backbone/stages/0/blocks/1/attn/kv/kernel". `{s}` stands for a stage, `{b}` for a block within it and `{i}` for one of
+the modules of a list. The names of segmentation heads are those of mmsegmentation, with which upstream trained.
 
 A `Layout` says how one kind of file writes the names of the table; the table itself serves every kind, both ways. A
 head of another task is a group of rows like `CLASSIFIER`, added to the layouts whose files hold it.
@@ -29,8 +30,10 @@ class Leaf(NamedTuple):
 
 BIAS = Leaf("bias", "bias", (0,))
 LINEAR = (Leaf("weight", "kernel", (1, 0)), BIAS)  # [out, in] -> [in, out]
-CONV = (Leaf("weight", "kernel", (2, 3, 1, 0)), BIAS)  # [out, in / groups, h, w] -> [h, w, in / groups, out]
+CONV_KERNEL = Leaf("weight", "kernel", (2, 3, 1, 0))  # [out, in / groups, h, w] -> [h, w, in / groups, out]
+CONV = (CONV_KERNEL, BIAS)
 NORM = (Leaf("weight", "scale", (0,)), BIAS)
+BATCH_NORM = (*NORM, Leaf("running_mean", "mean", (0,)), Leaf("running_var", "var", (0,)))
 
 Modules = tuple[tuple[str, str, tuple[Leaf, ...]], ...]
 
@@ -56,6 +59,39 @@ CLASSIFIER: Modules = (
 )
 
 
+def _conv_module(torch: str, ours: str) -> Modules:
+    """The rows of mmcv's `ConvModule` of a convolution without bias and BatchNorm, our `ConvBatchNorm`."""
+    return (f"{torch}.conv", f"{ours}/conv", (CONV_KERNEL,)), (f"{torch}.bn", f"{ours}/bn", BATCH_NORM)
+
+
+UPERNET: Modules = (
+    *_conv_module("decode_head.psp_modules.{i}.1", "decode_head/pyramid_pooling/convs/{i}"),
+    *_conv_module("decode_head.bottleneck", "decode_head/pyramid_pooling/bottleneck"),
+    *_conv_module("decode_head.lateral_convs.{i}", "decode_head/lateral_convs/{i}"),
+    *_conv_module("decode_head.fpn_convs.{i}", "decode_head/fpn_convs/{i}"),
+    *_conv_module("decode_head.fpn_bottleneck", "decode_head/fpn_bottleneck"),
+    *_conv_module("auxiliary_head.convs.0", "auxiliary_head/conv"),
+    ("auxiliary_head.conv_seg", "auxiliary_head/classifier/conv", CONV),
+)
+SEMANTIC_FPN: Modules = (
+    ("neck.lateral_convs.{i}.conv", "decode_head/neck/lateral_convs/{i}", CONV),
+    ("neck.fpn_convs.{i}.conv", "decode_head/neck/fpn_convs/{i}", CONV),
+    *_conv_module("decode_head.scale_heads.0.0", "decode_head/scale_heads/0/convs/0"),
+    *_conv_module("decode_head.scale_heads.1.0", "decode_head/scale_heads/1/convs/0"),
+    # Odd numbers are modules of mmsegmentation's that resize, and have no parameters.
+    *_conv_module("decode_head.scale_heads.2.0", "decode_head/scale_heads/2/convs/0"),
+    *_conv_module("decode_head.scale_heads.2.2", "decode_head/scale_heads/2/convs/1"),
+    *_conv_module("decode_head.scale_heads.3.0", "decode_head/scale_heads/3/convs/0"),
+    *_conv_module("decode_head.scale_heads.3.2", "decode_head/scale_heads/3/convs/1"),
+    *_conv_module("decode_head.scale_heads.3.4", "decode_head/scale_heads/3/convs/2"),
+)
+SEGMENTATION: Modules = (
+    *UPERNET,
+    *SEMANTIC_FPN,
+    ("decode_head.conv_seg", "decode_head/classifier/conv", CONV),  # of both
+)
+
+
 class Match(NamedTuple):
     """The table's entry for one tensor: its name on the other side, and the axes from the file's tensor to ours."""
 
@@ -64,7 +100,7 @@ class Match(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row of a layout: a file's name, our path, both with `{s}` and `{b}`, and the axes from the file's to ours."""
+    """A row of a layout: a file's name, our path, both as in the table, and the axes from the file's to ours."""
 
     theirs: str
     path: str
@@ -128,9 +164,12 @@ def _own_rows(modules: Modules, without: str = "") -> tuple[Row, ...]:
 TORCH = Layout("timm or upstream classification", True, "", _torch_rows(BACKBONE + CLASSIFIER, ""))
 # The classifier's rows serve upstream's dense backbones, which keep its norm and head and never use them.
 TORCH_DENSE = Layout(
-    "upstream segmentation or detection", True, "backbone.", _torch_rows(BACKBONE + CLASSIFIER, "backbone.")
+    "upstream segmentation or detection",
+    True,
+    "backbone.",
+    _torch_rows(BACKBONE + CLASSIFIER, "backbone.") + _torch_rows(SEGMENTATION, ""),
 )
-OURS = Layout("twins_jax", False, "", _own_rows(BACKBONE + CLASSIFIER))
+OURS = Layout("twins_jax", False, "", _own_rows(BACKBONE + CLASSIFIER + SEGMENTATION))
 OURS_BACKBONE = Layout("twins_jax backbone", False, "", _own_rows(BACKBONE, without="backbone/"))
 
 LAYOUTS = (TORCH, TORCH_DENSE, OURS, OURS_BACKBONE)

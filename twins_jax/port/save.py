@@ -9,17 +9,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from twins_jax.classifier import Model, TwinsClassifier, check_model
+from twins_jax.backbone import TwinsBackbone
+from twins_jax.classifier import TwinsClassifier
 from twins_jax.errors import InputError, is_integer, require, shown_list
 from twins_jax.files import staged
 from twins_jax.fit import array_misfits, by_name
 from twins_jax.functional import get_batch_stats, get_params
+from twins_jax.model import Model, check_model
 from twins_jax.paths import target_path
 from twins_jax.port.convert import Declared, Tensors, to_layout
 from twins_jax.port.declared import CONFIG_FILE, to_json, to_text
 from twins_jax.port.hub import WEIGHT_FILES
 from twins_jax.port.infer import Inferred, of_model
-from twins_jax.port.rules import TORCH, TORCH_DENSE
 from twins_jax.port.safetensors_io import write_safetensors
 from twins_jax.port.write import SUFFIXES
 
@@ -54,7 +55,7 @@ def save_model(model: Model, folder: str | os.PathLike[str], *, overwrite: bool 
     _check_folder(target, overwrite)
     inferred = of_model(model)
     declared = _declared(model, inferred)
-    tensors = to_layout(_host_params(model, inferred), TORCH_DENSE if inferred.num_classes is None else TORCH)
+    tensors = to_layout(_host_params(model, inferred), inferred.kind.theirs)
     try:
         Path(os.path.realpath(target)).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -94,24 +95,25 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
 
 def _declared(model: Model, inferred: Inferred) -> Declared:
     """Collects what weights do not tell."""
-    class_names, preprocessing, multi_label = None, None, None
-    if isinstance(model, TwinsClassifier):
-        require("model.num_classes", model.num_classes, is_integer(model.num_classes, 0), "an integer from 0")
-        class_names, preprocessing, multi_label = model.class_names, model.preprocessing, model.multi_label
-    return Declared(
+    declared = Declared(
         name=inferred.name,
         num_classes=inferred.num_classes,
-        class_names=class_names,
-        preprocessing=preprocessing,
         window_padding=model.config.window_padding,
-        multi_label=multi_label or None,
+        head=inferred.head,
+    )
+    if isinstance(model, TwinsBackbone):
+        return declared
+    require("model.num_classes", model.num_classes, is_integer(model.num_classes, 0), "an integer from 0")
+    multi_label = isinstance(model, TwinsClassifier) and model.multi_label
+    return declared._replace(
+        class_names=model.class_names, preprocessing=model.preprocessing, multi_label=multi_label or None
     )
 
 
 def _config(declared: Declared, model: Inferred) -> dict[str, Any]:
     """Returns the contents of `CONFIG_FILE`: `to_json`, and the keys by which timm adapts a classifier's ends."""
     config = to_json(declared, model)
-    if model.num_classes is not None:  # timm has no model that consists of a backbone alone
+    if model.kind_name == "classifier":  # timm has no other kind of model
         config["model_args"] = {"in_chans": model.in_channels}
         ends = {"first_conv": "patch_embeds.0.proj", "classifier": "head"}
         config["pretrained_cfg"] = config.get("pretrained_cfg", {}) | ends
@@ -119,11 +121,10 @@ def _config(declared: Declared, model: Inferred) -> dict[str, Any]:
 
 
 def _host_params(model: Model, inferred: Inferred) -> Tensors:
-    """Gathers the parameters from all devices: path -> array, with paths below "backbone/" for a backbone, too."""
-    if stats := by_name("batch_stats", get_batch_stats(model)):
-        raise InputError(f"model: holds running statistics, and weights of Twins have none: {shown_list(stats, 5)}")
-    params = get_params(model)
-    arrays = by_name("params", {"backbone": params} if inferred.num_classes is None else params)
+    """Gathers parameters and running statistics from all devices: path -> array, as `Ported` has them."""
+    params, stats = get_params(model), get_batch_stats(model)
+    arrays = by_name("params", {"backbone": params} if isinstance(model, TwinsBackbone) else params)
+    arrays |= by_name("batch_stats", stats)
     problems = list(array_misfits(arrays, inferred.expected(), abstract=False).values())
     for path, array in arrays.items() if not problems else ():
         if isinstance(array, jax.core.Tracer):

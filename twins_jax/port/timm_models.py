@@ -10,6 +10,7 @@ from twins_jax.config import WindowPadding, variant_config
 from twins_jax.errors import InputError, one_line
 from twins_jax.port.convert import Weights
 from twins_jax.port.infer import Inferred
+from twins_jax.port.torch_heads import HEADS
 from twins_jax.port.torch_io import to_torch
 
 _kept_alive: list[Any] = []
@@ -62,8 +63,8 @@ def torch_model(
         window_padding: the treatment of maps that LSA's windows do not tile.
 
     Returns:
-        A function of images [B, H, W, in_channels] and a dtype, float32 or float64, that gives the four maps
-        [B, H, W, C] and a classifier's logits or features in that dtype.
+        A function of images [B, H, W, in_channels] and a dtype, float32 or float64, that gives in that dtype the four
+        maps [B, H, W, C], and then a classifier's logits or features, or those of `twins_jax.port.torch_heads`.
 
     Raises:
         InputError: timm cannot be imported, or lacks the model.
@@ -76,10 +77,11 @@ def torch_model(
     if model.stage_norms:
         dims = variant_config(model.name).embed_dims
         network.norm_list = torch.nn.ModuleList(torch.nn.LayerNorm(dim, eps=1e-6) for dim in dims)
-    if model.num_classes is None:  # timm's backbones end with a norm, which no comparison reads
+    own = state
+    if model.kind_name != "classifier":  # timm's backbones end with a norm, which no comparison reads
         network.norm = torch.nn.Identity()
-        state = {name: state[name] for name in network.state_dict()}
-    network.load_state_dict(state)
+        own = {name: state[name] for name in network.state_dict()}
+    network.load_state_dict(own)
     network.float().eval()
     if window_padding == "mask":
         for module in network.modules():
@@ -94,8 +96,11 @@ def torch_model(
                 maps = _normed_maps(networks[dtype], x)
             else:
                 final, maps = networks[dtype].forward_intermediates(x)
+            if model.head is not None:
+                tensors = {name: tensor.to(x.dtype) for name, tensor in state.items()}
+                maps = [*maps, *HEADS[model.head](tensors, maps)]
             outputs = [feature.permute(0, 2, 3, 1).numpy() for feature in maps]
-            if model.num_classes is not None:
+            if model.kind_name == "classifier":
                 outputs.append(networks[dtype].forward_head(final).numpy())
             return outputs
 
@@ -103,7 +108,7 @@ def torch_model(
 
 
 def _create(timm: Any, model: Inferred) -> Any:
-    num_classes = model.num_classes or 0
+    num_classes = 0 if model.head else model.num_classes or 0
     if timm.is_model(model.name):
         return timm.create_model(model.name, num_classes=num_classes, in_chans=model.in_channels)
     config = variant_config(model.name)

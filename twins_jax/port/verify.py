@@ -7,11 +7,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
-from twins_jax.classifier import Model, TwinsClassifier
+from twins_jax.backbone import TwinsBackbone
+from twins_jax.classifier import TwinsClassifier
 from twins_jax.errors import InputError
-from twins_jax.functional import Params, split_model
+from twins_jax.functional import split_model
+from twins_jax.model import Model
 from twins_jax.port.convert import Weights, port
+from twins_jax.port.infer import kind_name
 from twins_jax.port.timm_models import torch_model
 
 BOUND = 2.0
@@ -39,7 +43,8 @@ class Comparison:
     """Errors of one output in float32 against PyTorch in float64: largest difference over largest value.
 
     Attributes:
-        output: "stage 1" to "stage 4", then "logits" or "features" of a classifier.
+        output: "stage 1" to "stage 4"; then "logits" or "features" of a classifier, or a segmenter's "logits" at stride
+            4 and "auxiliary" ones.
         pytorch_error: of PyTorch in float32.
         our_error: of the model here in float32.
     """
@@ -67,8 +72,8 @@ class Report:
         model: the variant.
         inputs: the batches compared.
         by_input: for each of them, a comparison of every output, in the order of computation.
-        top1_agreement: fraction of images whose largest logit is the same here and in the float64 truth; None for
-            models without a head.
+        top1_agreement: fraction of images, or of a segmenter's positions, whose largest logit is the same here and in
+            the float64 truth; None for models without a head.
     """
 
     model: str
@@ -159,8 +164,7 @@ def verify(
 
     Args:
         torch_weights: of a PyTorch layout.
-        model: ours, in float32, with the weights that should be the same; of a dense checkpoint a backbone. Both sides
-            pad as its `window_padding` says.
+        model: ours, in float32, with the weights that should be the same. Both sides pad as its `window_padding` says.
         name: the variant of `torch_weights`; read off them where it is None.
         inputs: the batches to compare.
 
@@ -168,15 +172,17 @@ def verify(
         InputError: timm cannot be imported, one side's weights cannot be used, or the two are different models.
     """
     inferred = port(torch_weights, name).model
-    num_classes = inferred.num_classes
-    if isinstance(model, TwinsClassifier) != (num_classes is not None):
-        kind = "a backbone" if num_classes is None else "a classifier"
-        raise InputError(f"{torch_weights.label}: holds {kind}, which a {type(model).__name__} cannot be compared with")
+    if kind_name(model) != inferred.kind_name:
+        raise InputError(
+            f"{torch_weights.label}: holds {inferred.kind.noun}, which a {type(model).__name__} cannot be compared with"
+        )
     run_torch = torch_model(torch_weights, inferred, model.config.window_padding)
     run_ours = _our_model(model)
     outputs = [f"stage {stage + 1}" for stage in range(4)]
-    if num_classes is not None:
-        outputs.append("logits" if num_classes else "features")
+    if inferred.num_classes is not None:
+        outputs.append("logits" if inferred.num_classes else "features")
+    if inferred.head == "upernet":
+        outputs.append("auxiliary")
 
     by_input, agreeing = [], []
     rng = np.random.default_rng(0)
@@ -190,27 +196,30 @@ def verify(
                 for output, exact, torch_value, our_value in zip(outputs, truth, in_torch, here, strict=True)
             )
         )
-        if num_classes:
-            agreeing.append(np.argmax(truth[-1], axis=-1) == np.argmax(here[-1], axis=-1))
+        if "logits" in outputs:
+            exact, ours = (values[outputs.index("logits")].argmax(axis=-1) for values in (truth, here))
+            agreeing.append((exact == ours).ravel())
     top1_agreement = float(np.mean(np.concatenate(agreeing))) if agreeing else None
     return Report(inferred.name, tuple(inputs), tuple(by_input), top1_agreement)
 
 
 def _our_model(model: Model) -> Callable[[np.ndarray], list[np.ndarray]]:
-    """A function of NHWC images that gives our outputs, logits last."""
-    backbone = model.backbone if isinstance(model, TwinsClassifier) else model
-    apply_backbone, _ = split_model(backbone)
-    apply, params = split_model(model)
+    """A function of NHWC images that gives our outputs: maps, and then logits or features."""
 
-    @jax.jit
-    def outputs(params: Params, images: jax.Array) -> list[jax.Array]:
-        if model is backbone:
-            return list(apply_backbone(params, images))
-        return [*apply_backbone(params["backbone"], images), apply(params, images)]
+    def outputs(model: Model, images: jax.Array, *, rngs: nnx.Rngs | None) -> list[jax.Array]:
+        if isinstance(model, TwinsBackbone):
+            return list(model(images, rngs=rngs))
+        maps = model.backbone(images, rngs=rngs)
+        if isinstance(model, TwinsClassifier):
+            return [*maps, model(images, rngs=rngs)]
+        return [*maps, *(logits for logits in model.training_logits(images, rngs=rngs) if logits is not None)]
+
+    apply, *variables = split_model(model, outputs)
+    apply = jax.jit(apply)
 
     def run(images: np.ndarray) -> list[np.ndarray]:
         with jax.default_matmul_precision("highest"):
-            return [np.asarray(output) for output in outputs(params, jnp.asarray(images))]
+            return [np.asarray(output) for output in apply(*variables, jnp.asarray(images))]
 
     return run
 

@@ -9,7 +9,7 @@ from twins_jax.files import staged, write_text
 from twins_jax.port.convert import Ported, Tensors, Weights, to_layout
 from twins_jax.port.declared import CONFIG_FILE, to_text
 from twins_jax.port.orbax_io import is_params, write_params
-from twins_jax.port.rules import OURS, OURS_BACKBONE, TORCH, TORCH_DENSE, Layout
+from twins_jax.port.rules import Layout
 from twins_jax.port.safetensors_io import write_safetensors
 from twins_jax.port.torch_io import write_torch
 
@@ -40,8 +40,7 @@ def plan_target(source: Weights, ported: Ported, target: str) -> Target:
     Raises:
         InputError: target and source are both PyTorch files.
     """
-    is_backbone = ported.model.num_classes is None
-    ours, theirs = (OURS_BACKBONE, TORCH_DENSE) if is_backbone else (OURS, TORCH)
+    ours, theirs = ported.model.kind.ours, ported.model.kind.theirs
     name = target.lower()
     about = to_text(source.declared, ported.model)
     if name.endswith(".safetensors"):

@@ -1,5 +1,6 @@
 """Semantic segmentation with a Twins backbone."""
 
+import os
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, Unpack, get_args
 
@@ -119,6 +120,12 @@ class TwinsSegmenter(nnx.Module):
         maps = self.backbone(images, rngs=rngs)
         auxiliary = self.auxiliary_head(maps[AUXILIARY_MAP], rngs) if self.head == "upernet" else None
         return TrainingLogits(self.decode_head(maps, rngs), auxiliary)
+
+    def save_pretrained(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Saves the model; arguments and errors are those of `twins_jax.save_pretrained`."""
+        from twins_jax.pretrained import save_pretrained  # late: it imports this file
+
+        save_pretrained(self, folder, overwrite=overwrite)
 
 
 def segmenter_config(name: str, **options: Unpack[TwinsOptions]) -> TwinsConfig:
