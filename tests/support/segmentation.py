@@ -57,6 +57,7 @@ def make_ade20k(root: Path, names: int = 150) -> Path:
 
 ARGUMENTS = (
     *("--data.crop_size", "64", "--data.shorter", "48", "--data.longer", "96", "--data.threads", "2"),
+    *("--data.workers", "0"),
     *("--batch_size", "4", "--eval_batch_size", "2", "--log_every_steps", "1", "--distributed.mode", "off"),
 )
 """Of a short run."""

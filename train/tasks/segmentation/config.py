@@ -178,8 +178,8 @@ class SegmentationConfig(RunConfig):
     """upernet: weight of the auxiliary head's loss."""
 
     init: str = ""
-    """Checkpoint to start from. A classifier's or a backbone's, which `twins_jax.backbone_from_pretrained` takes, or a
-    segmenter's; its classifiers are replaced where the number of classes differs."""
+    """Checkpoint whose backbone to start from. Anything that `twins_jax.backbone_from_pretrained` takes, such as a
+    classifier's; the heads start fresh."""
 
     report: bool = False
     """Write WORKDIR/report at the end. IoU by class, and a page of the images that are segmented worst."""

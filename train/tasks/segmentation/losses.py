@@ -27,7 +27,7 @@ def pixel_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     step = rows_at_a_time(batch, height, width, logits.shape[-1])
     logits = logits.astype(jnp.float32)  # before the parts, whose gradients are then added up in float32
 
-    @jax.checkpoint  # type: ignore[untyped-decorator]
+    @jax.checkpoint
     def of_rows(logits: jax.Array, first_row: jax.Array, labels: jax.Array) -> jax.Array:
         resized = ops.resize_bilinear(logits, (step, width), target=(height, width), first_row=first_row)
         return _sum(resized, labels)

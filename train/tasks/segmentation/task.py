@@ -13,14 +13,13 @@ from flax import nnx
 
 import twins_jax
 from twins_jax import TwinsSegmenter
-from twins_jax.errors import InputError
+from twins_jax.errors import InputError, require
 from twins_jax.paths import weights_source
 from twins_jax.preprocess import normalize
 from twins_jax.segmentation.palette import IGNORED
 
 from ...data.pipeline import eval_batches, train_batches
 from ...data.planned import PlannedBatch
-from ...data.sources import dataset_info
 from ...task import Batch, DatasetInfo, Split
 from .config import SegmentationConfig
 from .groups import Size, plan_batches
@@ -48,7 +47,7 @@ class SegmentationTask:
 
     def __init__(self, config: SegmentationConfig, info: DatasetInfo | None = None) -> None:
         self._config = config
-        self.info = info or dataset_info(self._sources["train"], self._sources["eval"])
+        self.info = info or _info(self._sources["train"], self._sources["eval"])
 
     @property
     def train_examples(self) -> int:
@@ -59,17 +58,19 @@ class SegmentationTask:
         return self.info.eval_examples
 
     def create_model(self, rngs: nnx.Rngs) -> TwinsSegmenter:
-        """Creates the segmenter with fresh weights, or those of `config.init`.
+        """Creates the segmenter with fresh weights; its backbone has those of `config.init`.
 
         Raises:
-            InputError: `init` cannot be loaded or is of another variant than `model.name`; or, with `eval_only`, is no
-                segmenter, or is one of another number of classes, or of images normalized otherwise.
+            InputError: `init` cannot be loaded or is of another variant than `model.name`; or it is given with
+                `eval_only`: what it holds beside a backbone is not read, and a fresh head predicts nothing.
         """
         config = self._config
         options: dict[str, Any] = dict(config.model)
         num_classes = self.info.num_classes
         model = twins_jax.create_segmenter(head=config.head, num_classes=num_classes, rngs=rngs, **options)
         if config.init:
+            is_training = not config.eval_only
+            require("init", config.init, is_training, "left out with eval_only, which evaluates the run in workdir")
             source = weights_source("init", config.init)
             norms = model.config.stage_norms
             model.backbone = twins_jax.backbone_from_pretrained(source, **(options | {"stage_norms": norms}))
@@ -153,6 +154,10 @@ class SegmentationTask:
         source = self._sources["eval"]
         plan = self._plan(self._config.eval_batch_size)  # of a run of one process, which alone makes reports
         return ReportEvaluator(folder, self.info.class_names, self._config.data, plan, lambda i: source[i]["name"])
+
+
+def _info(train: SegmentationSource, evaluation: SegmentationSource) -> DatasetInfo:
+    return DatasetInfo(len(train.class_names), train.class_names, len(train), len(evaluation))
 
 
 class WithSizes(grain.transforms.Map):

@@ -27,7 +27,7 @@ from train.recipes import segment_folder
 from train.tasks.segmentation.config import SegmentationConfig
 from twins_jax.sharding import AXES, make_mesh
 
-PARTS = "data 2, fsdp 4, accumulated"
+PARTS = "data 2, fsdp 4"
 STEPS = 2
 
 # As in tests/train/test_distributed_devices.py; the running statistics are sums over up to 8,192 positions.
@@ -46,11 +46,11 @@ def config(folder: Path, name: str) -> SegmentationConfig:
         base,
         model=ModelConfig(name="narrow"),
         data=dataclasses.replace(
-            base.data, dir=str(folder), crop_size=64, shorter=48, longer=96, eval_multiple=32, threads=2
+            base.data, dir=str(folder), crop_size=32, shorter=48, longer=96, eval_multiple=32, threads=2
         ),
-        optim=dataclasses.replace(base.optim, learning_rate=1e-3, warmup_steps=0, accumulate=2),
+        optim=dataclasses.replace(base.optim, learning_rate=1e-3, warmup_steps=0),
         steps=100,
-        batch_size=16,
+        batch_size=8,
         eval_batch_size=8,
         fsdp=4 if name == PARTS else 1,
     )
