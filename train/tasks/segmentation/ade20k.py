@@ -34,7 +34,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
         if len(cells) < 2 or not name or cells[0].strip() != str(len(names) + 1):
             raise InputError(
                 f"{path}, line {number}: must be class {len(names) + 1} with its name, separated by tabs; "
-                f"is {shown(line)!r}"
+                f"is {shown(line)}"
             )
         names.append(name)
     return check_classes(tuple(names), path)

@@ -79,20 +79,24 @@ def apply(distortions: Distortions, images: jax.Array) -> jax.Array:
     """Makes the changes of each image; shapes as `distort`."""
     change = Distortions(*(values[:, None, None] for values in distortions))
     planes: Planes = tuple(images[..., channel].astype(jnp.int32) for channel in range(3))
-    planes = _each(planes, lambda plane: _truncate(plane + change.brightness))
-    planes = _each(planes, lambda plane: _truncate(plane * change.first_contrast))
+    planes = _each(planes, lambda plane: _truncate(_float(plane) + change.brightness))
+    planes = _each(planes, lambda plane: _truncate(_float(plane) * change.first_contrast))
     hue, saturation, value = rgb_to_hsv(planes)
-    saturated = hsv_to_rgb((hue, _truncate(saturation * change.saturation), value))
+    saturated = hsv_to_rgb((hue, _truncate(_float(saturation) * change.saturation), value))
     planes = _where(change.saturates, saturated, planes)
     hue, saturation, value = rgb_to_hsv(planes)
     turned = hsv_to_rgb(((hue + change.hue) % 180, saturation, value))
     planes = _where(change.turns_hue, turned, planes)
-    planes = _each(planes, lambda plane: _truncate(plane * change.last_contrast))
+    planes = _each(planes, lambda plane: _truncate(_float(plane) * change.last_contrast))
     return jnp.stack(planes, axis=-1).astype(jnp.uint8)
 
 
 def _each(planes: Planes, change: Callable[[jax.Array], jax.Array]) -> Planes:
     return tuple(change(plane) for plane in planes)
+
+
+def _float(plane: jax.Array) -> jax.Array:
+    return plane.astype(jnp.float32)
 
 
 def _truncate(values: jax.Array) -> jax.Array:
@@ -125,10 +129,10 @@ def _quotient(dividend: int, divisor: jax.Array) -> jax.Array:
 def hsv_to_rgb(planes: Planes) -> Planes:
     """Converts back, in float32 and truncated, as OpenCV's COLOR_HSV2RGB of uint8; H must be in 0..179."""
     hue, saturation, value = planes
-    sextants = hue * jnp.float32(6 / 180)
+    sextants = _float(hue) * (6 / 180)
     sextant = sextants.astype(jnp.int32)
-    part = sextants - sextant
-    s, v = saturation * jnp.float32(1 / 255), value * jnp.float32(1 / 255)
+    part = sextants - _float(sextant)
+    s, v = _float(saturation) * (1 / 255), _float(value) * (1 / 255)
     low, falling, rising = ((v * (1 - product) * 255).astype(jnp.int32) for product in (s, s * part, s * (1 - part)))
     return (
         jax.lax.select_n(sextant, value, falling, low, low, rising, value),
