@@ -47,11 +47,12 @@ def test_nearest_is_the_floor(length: int, wanted: int) -> None:
     np.testing.assert_array_equal(turned[:, 0], expected)
 
 
-def test_nearest_rounds_as_opencv_where_the_floor_is_at_its_edge() -> None:
-    line = opencv.resize_nearest(np.arange(4, dtype=np.uint8)[None], (1, 196), (0, 0), (1, 196))[0]
-    expected = np.arange(196) * 4 // 196
-    np.testing.assert_array_equal(np.flatnonzero(line != expected), [49, 98, 147])  # as in OpenCV
-    np.testing.assert_array_equal(line[[49, 98, 147]], [0, 1, 2])
+@pytest.mark.parametrize(("length", "wanted", "below"), [(4, 196, [49, 98, 147]), (6, 34, [17])])
+def test_nearest_rounds_as_opencv_where_the_floor_is_at_its_edge(length: int, wanted: int, below: list[int]) -> None:
+    line = opencv.resize_nearest(np.arange(length, dtype=np.uint8)[None], (1, wanted), (0, 0), (1, wanted))[0]
+    expected = np.arange(wanted) * length // wanted
+    expected[below] -= 1
+    np.testing.assert_array_equal(line, expected)  # as cv2.resize has it
 
 
 @pytest.mark.parametrize("mirror", [False, True])
