@@ -193,6 +193,9 @@ class RunConfig(abc.ABC):
     renamed: ClassVar[Mapping[str, str]] = {}
     """Settings of older versions, "group.field", by the names that they have now."""
 
+    model_defaults: ClassVar[Mapping[str, Any]] = MODEL_DEFAULTS
+    """The values of the model's options that are not given."""
+
     advanced: ClassVar[Collection[str]] = (
         *("eval_batch_size", "log_every_steps", "allow_changes", "profile", "fsdp", "checkpoint.keep"),
         *("model.dropout_rate", "model.window_padding", "model.attention_implementation", "model.remat"),
@@ -253,7 +256,7 @@ class RunConfig(abc.ABC):
 
     def __post_init__(self) -> None:
         check_types(self)
-        options: Any = MODEL_DEFAULTS | self.model
+        options: Any = {**self.model_defaults, **self.model}
         require("model.name", None, "name" in options, "a variant, one of twins_jax.list_models()")
         try:
             variant_config(**options)

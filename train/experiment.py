@@ -93,7 +93,7 @@ def lower_train_step(
     sharding = batch_sharding(mesh)
     batch = {
         name: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
-        for name, shape in task.batch_shapes("train", config.batch_size).items()
+        for name, shape in task.batch_shapes(config.batch_size).items()
     }
     return jitted.lower(state, batch)
 

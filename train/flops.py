@@ -67,12 +67,13 @@ def loss_flops(task: "Task", graphdef: nnx.GraphDef[Any], params: Params, batch_
         batch_stats: the same of running statistics.
     """
     key = jax.random.key(0)
-    batch = jax.eval_shape(lambda batch: task.augment(batch, [key, key]), task.batch_shapes("train", 1))
+    # Of two examples: a BatchNorm can train on no map of a single position, as pyramid pooling makes it of one image.
+    batch = jax.eval_shape(lambda batch: task.augment(batch, [key, key]), task.batch_shapes(2))
 
     def loss(params: Params, batch_stats: BatchStats, batch: "Batch") -> jax.Array:
         return task.loss(merge_model(graphdef, params, batch_stats), batch, nnx.Rngs(dropout=key))[0]
 
-    return _flops(loss, params, batch_stats, batch)
+    return _flops(loss, params, batch_stats, batch) / 2
 
 
 def forward_flops(apply: Callable[..., jax.Array], params: Params, side: int) -> float:

@@ -29,7 +29,7 @@ from .profiler import Profiler
 from .progress import Progress, counted
 from .record import Record
 from .state import TrainState
-from .task import Batch, zeros
+from .task import Batch
 from .workdir import check_writable, holds_checkpoint
 
 
@@ -210,16 +210,16 @@ def _evaluate(experiment: Experiment, state: TrainState) -> dict[str, Any]:
 
 
 def _eval_batches(experiment: Experiment, what: str) -> Iterator[Batch]:
-    """Yields the evaluation split, as many batches in every process: all of them must take part in each step.
-
-    Shows as progress `what` is done with them.
-    """
+    """Yields the evaluation split; shows as progress `what` is done with it."""
     config, task, shards = experiment.config, experiment.task, jax.process_count()
     batches = task.batches("eval", config.eval_batch_size // shards, shard=jax.process_index(), shards=shards)
-    padding = zeros(task.batch_shapes("eval", config.eval_batch_size // shards))
+
+    def examples(batch: Batch) -> int:
+        return int(batch["mask"].sum()) * shards  # about: other processes may have other numbers
+
     with contextlib.closing(iter(batches)) as iterator:
-        for _ in counted(what, "examples", task.eval_examples, size=config.eval_batch_size):
-            yield to_global(next(iterator, padding), experiment.mesh)
+        for batch in counted(what, "examples", task.eval_examples, iterator, size=examples):
+            yield to_global(batch, experiment.mesh)
 
 
 def _means(metrics: list[dict[str, jax.Array]], last_step: int) -> dict[str, float]:

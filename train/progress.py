@@ -2,14 +2,17 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
+from typing import TypeVar
 
 from tqdm import tqdm
 
 from .distributed import is_main_process
 
 Clock = Callable[[], float]
+
+Thing = TypeVar("Thing")
 
 SECONDS_BETWEEN_LINES = 15.0
 """Of `counted`, where stderr is no terminal."""
@@ -62,28 +65,39 @@ class Progress:
         self._bar.close()
 
 
-def counted(what: str, unit: str, total: int, *, size: int = 1, clock: Clock = time.monotonic) -> Iterator[None]:
-    """Yields once for each `size` of `total` things, the last of which may be fewer, and shows how many are done.
+def counted(
+    what: str,
+    unit: str,
+    total: int,
+    things: Iterable[Thing],
+    *,
+    size: Callable[[Thing], int] = lambda _: 1,
+    clock: Clock = time.monotonic,
+) -> Iterator[Thing]:
+    """Yields things, and shows how many are done.
 
     Without a terminal a line comes every `SECONDS_BETWEEN_LINES`, "evaluating 12800/50000 examples"; none if it is
     done before, or fails.
 
     Args:
         what: is done, such as "evaluating".
-        unit: the things, such as "examples".
-        total: number of things.
-        size: things that are done at a time.
+        unit: of the count, such as "examples".
+        total: number of units in all things.
+        things: to yield.
+        size: number of units in a thing.
         clock: returns seconds.
     """
     with tqdm(desc=what, unit=f" {unit}", total=total, leave=False, disable=not _has_bar()) as bar:
-        due = clock() + SECONDS_BETWEEN_LINES
-        for done in range(0, total, size):
+        due, done = clock() + SECONDS_BETWEEN_LINES, 0
+        for thing in things:
             now = clock()
             if now >= due and is_main_process() and not _has_bar():
                 _write(f"{what} {done}/{total} {unit}")
                 due = now + SECONDS_BETWEEN_LINES
-            yield
-            bar.update(min(size, total - done))
+            yield thing
+            count = min(size(thing), total - done)
+            done += count
+            bar.update(count)
 
 
 def duration(seconds: float) -> str:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import jax
-import numpy as np
 from flax import nnx
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ class Evaluator(Protocol):
     """Evaluates one pass over a split."""
 
     def step(self, model: Any, batch: Batch) -> Any:
-        """Computes a pytree of arrays from a batch: a pure function, which the loop compiles once for all passes.
+        """Computes a pytree of arrays from a batch: a pure function, which the loop compiles for each shape of batches.
 
         Args:
             model: with running statistics, and without randomness.
@@ -89,7 +88,10 @@ class Task(Protocol):
         """
 
     def batches(self, split: Split, batch_size: int, *, shard: int = 0, shards: int = 1) -> "grain.IterDataset":
-        """Reads batches of NumPy arrays: an endless stream of "train", in the seed's order; "eval" once, in order.
+        """Reads batches of NumPy arrays: an endless stream of "train" in the seed's order, each example of "eval" once.
+
+        A batch of "eval" has a bool "mask" [batch_size], False on padding. Of "eval" all shards have the same number of
+        batches, and the k-th batches of all have the same shapes, which may be others than those of the next.
 
         Args:
             split: the examples to read.
@@ -98,8 +100,8 @@ class Task(Protocol):
             shards: number of parts, one for each process of the run.
         """
 
-    def batch_shapes(self, split: Split, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Returns the shapes and dtypes of a batch; "eval" has a bool "mask" [batch_size], False on padding."""
+    def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns the shapes and dtypes of a batch of "train"."""
 
     def augment(self, batch: Batch, keys: Sequence[jax.Array]) -> Batch:
         """Changes a batch on the device, inside the training step and before the batch is cut into parts.
@@ -129,8 +131,3 @@ class Task(Protocol):
 
     def report(self, folder: Path) -> Evaluator:
         """Makes a new evaluator whose `result` writes FOLDER/index.html, a page that shows where the model errs."""
-
-
-def zeros(shapes: dict[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:
-    """Makes a batch of nothing but padding."""
-    return {name: np.zeros(shape.shape, shape.dtype) for name, shape in shapes.items()}

@@ -43,8 +43,11 @@ def _fits(value: Any, hint: Any) -> bool:
     if get_origin(hint) in (Union, UnionType):
         return any(_fits(value, argument) for argument in arguments)
     if get_origin(hint) is tuple:
-        is_sequence = isinstance(value, tuple | list) and len(value) == len(arguments)  # JSON has lists
-        return is_sequence and all(map(_fits, value, arguments))
+        if not isinstance(value, tuple | list):  # JSON has lists
+            return False
+        if arguments[-1] is Ellipsis:
+            return all(_fits(element, arguments[0]) for element in value)
+        return len(value) == len(arguments) and all(map(_fits, value, arguments))
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MAX_INT
     if hint is float:
@@ -63,5 +66,6 @@ def _describe(hint: Any) -> str:
     if get_origin(hint) in (Union, UnionType):
         return " or ".join(map(_describe, arguments))
     if get_origin(hint) is tuple:
-        return f"{len(arguments)} values, each {_describe(arguments[0])}"
+        count = "" if arguments[-1] is Ellipsis else f"{len(arguments)} "
+        return f"{count}values, each {_describe(arguments[0])}"
     return _NAMES.get(hint) or f"a {hint.__name__}"

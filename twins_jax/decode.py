@@ -4,8 +4,10 @@ A file is read as what its first bytes say, whatever its name ends in, and by no
 PIL's others start programs or hold little but history.
 """
 
+import contextlib
 import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -67,14 +69,39 @@ def read_image(path: Path) -> bytes:
             a file of more bytes, or one of more than `LARGE_FILE` that does not start as one of `FORMATS` does. The
             message starts with the path.
     """
+    with _opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > LARGE_FILE and not _has_format(start := file.peek(16)):
+            raise InputError(f"{path}: not a readable image: {_describe(start)}")
+        return file.read(size)
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Returns the height and width in pixels of the image that `decode` makes of a file, from the file's header.
+
+    Raises:
+        InputError: as `read_image`, or the header cannot be read. The message starts with the path.
+    """
+    with _opened(path) as file:
+        try:
+            with Image.open(file, formats=FORMATS) as image:
+                return image.height, image.width
+        except Image.UnidentifiedImageError as error:
+            file.seek(0)
+            raise InputError(f"{path}: not a readable image: {_describe(file.read(16))}") from error
+        except Exception as error:  # as in `decode`
+            raise InputError(f"{path}: not a readable image: {one_line(error)}") from error
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[io.BufferedReader]:
+    """Opens a regular file of at most `MAX_BYTES`, and reports what the system refuses."""
     try:
         with open(path, "rb", opener=_open_without_waiting) as file:
             status = os.fstat(file.fileno())  # of what is open: a link may lead elsewhere by now
             require_regular(path, status.st_mode)
             _check_size(status.st_size, str(path))
-            if status.st_size > LARGE_FILE and not _has_format(start := file.peek(16)):
-                raise InputError(f"{path}: not a readable image: {_describe(start)}")
-            return file.read(status.st_size)
+            yield file
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 

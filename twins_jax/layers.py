@@ -4,6 +4,7 @@ Each takes `dtype`, of the computation, and `param_dtype`, of the parameters.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -198,6 +199,19 @@ class ConvBatchNorm(nnx.Module):
 
     def __call__(self, x: jax.Array, *, training: bool) -> jax.Array:
         return jax.nn.relu(self.bn(self.conv(x), training=training))
+
+    def on_resized(self, maps: Sequence[jax.Array], *, training: bool) -> jax.Array:
+        """Computes a call on maps resized bilinearly to the size of the first one and concatenated along channels.
+
+        Args:
+            maps: [B, h, w, C] each; their channels add up to `in`.
+            training: as in a call.
+
+        Returns:
+            [B, H, W, out], H and W those of the first map.
+        """
+        x = ops.resized_conv(maps, self.conv.kernel[...], dtype=self.conv.dtype)
+        return jax.nn.relu(self.bn(x, training=training))
 
 
 class PatchConv(nnx.Module):

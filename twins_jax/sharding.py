@@ -20,7 +20,8 @@ AXES = ("data", "fsdp")
 
 RULES: tuple[tuple[str, P], ...] = (
     # The first pattern found in a parameter's path decides.
-    (r"(patch_embed/proj|sub_sample)/kernel$", P(None, None, None, "fsdp")),  # [h, w, in, out]
+    # [h, w, in, out]; convolutions of dense heads are most of their parameters.
+    (r"(patch_embed/proj|sub_sample|conv|_convs/\d+)/kernel$", P(None, None, None, "fsdp")),
     (r"(qkv|q|kv|fc1)/kernel$", P(None, "fsdp")),  # [in, out]
     (r"(attn/proj|fc2|head)/kernel$", P("fsdp", None)),  # [in, out]
     (r"", P()),  # biases, norms and the PEG are small

@@ -14,6 +14,7 @@ ALLOWED = {
     "config.py": r"xla|pallas|cudnn|gpus|fused",  # the values of `attention_implementation`, and their meaning
     "fit.py": "cpu",  # the method of torch's tensors, in the advice to callers
     "ops/dispatch.py": "cpu",  # among the platforms that an exported program is lowered for
+    "segmentation/upernet.py": "fused|fusion",  # of maps: the paper's term
     "port/torch_tensor.py": "cpu",  # within the name of a function of torch's
     "port/timm_models.py": "cuda",  # what some builds of torch lack
 }

@@ -41,7 +41,7 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
             bar.update()
         bar.log(50, VALUES)
         bar.log_evaluation(50, {"top1": 0.81254})
-        assert list(counted("evaluating", "examples", 5, size=2)) == [None] * 3
+        assert list(counted("evaluating", "examples", 5, [2, 2, 2], size=int)) == [2, 2, 2]
     shown = terminal.getvalue()
     assert "50/50 " in shown
     assert "epoch 0.3 loss 2.31 1234 images/s mfu 0.40" in shown
@@ -52,9 +52,9 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 def test_counted_says_where_it_is_from_time_to_time(capsys: pytest.CaptureFixture[str]) -> None:
     clock = seconds(progress.SECONDS_BETWEEN_LINES / 2.5)
-    assert list(counted("evaluating", "examples", 50, size=8, clock=clock.__next__)) == [None] * 7
+    assert list(counted("evaluating", "examples", 50, [8] * 7, size=int, clock=clock.__next__)) == [8] * 7
     assert capsys.readouterr().err.splitlines() == [f"evaluating {done}/50 examples" for done in (16, 40)]
-    assert list(counted("evaluating", "examples", 0)) == []
+    assert list(counted("evaluating", "examples", 0, [])) == []
     assert capsys.readouterr().err == ""
 
 
@@ -66,7 +66,7 @@ def test_other_processes_show_nothing(monkeypatch: pytest.MonkeyPatch, capsys: p
             bar.update()
             bar.log(1, VALUES)
             bar.log_evaluation(1, {"top1": 1.0})
-        assert list(counted("evaluating", "examples", 1)) == [None]
+        assert list(counted("evaluating", "examples", 1, ["a"])) == ["a"]
     assert (*capsys.readouterr(), terminal.getvalue()) == ("", "", "")
 
 

@@ -1,6 +1,7 @@
 """The recipes against the published settings, spelled out here: paper, section 4.1, and upstream's script."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,22 @@ PUBLISHED = {
     "imagenet_svt_small": ("twins_svt_small", 0.2, 81.7),
     "imagenet_svt_base": ("twins_svt_base", 0.3, 83.2),
     "imagenet_svt_large": ("twins_svt_large", 0.5, 83.7),
+}
+
+# Drop-path rate, batch and mIoU: upstream's configurations and logs; of Semantic FPN mmseg 1.x's, single scale.
+ADE20K = {
+    "fpn_pcpvt_small": (0.2, 32, 43.26),
+    "fpn_pcpvt_base": (0.2, 32, 45.66),
+    "fpn_pcpvt_large": (0.2, 32, 45.94),
+    "fpn_svt_small": (0.2, 32, 44.47),
+    "fpn_svt_base": (0.2, 32, 46.77),
+    "fpn_svt_large": (0.3, 32, 46.55),
+    "upernet_pcpvt_small": (0.2, 32, 46.21),
+    "upernet_pcpvt_base": (0.2, 16, 47.78),
+    "upernet_pcpvt_large": (0.2, 16, 48.59),
+    "upernet_svt_small": (0.2, 16, 46.24),
+    "upernet_svt_base": (0.2, 16, 47.69),
+    "upernet_svt_large": (0.3, 16, 48.77),
 }
 
 # Every value of a run that the six share. A value that the publication leaves open is marked "ours".
@@ -113,13 +130,37 @@ def test_imagenet_epoch() -> None:
     assert warmup == round(5 * 1_281_167 / 1024)
 
 
+@pytest.mark.parametrize("name", ADE20K)
+def test_ade20k_recipe_is_the_published_one(name: str) -> None:
+    drop_path_rate, batch_size, miou = ADE20K[name]
+    config, is_fpn = RECIPES[f"ade20k_{name}"](), name.startswith("fpn")
+    options = {"drop_path_rate": drop_path_rate, "window_padding": "mask", "dtype": "float32"}
+    assert config.model == config.model | options | {"name": f"twins_{name.partition('_')[2]}"}
+    found = {
+        name: value for name, value in dataclasses.asdict(config).items() if name in ("head", "steps", "batch_size")
+    }
+    expected = {"head": "semantic_fpn" if is_fpn else "upernet", "steps": 80_000 if is_fpn else 160_000}
+    assert found == expected | {"batch_size": batch_size}
+    published: dict[str, Any] = {"learning_rate": 1e-4, "weight_decay": 1e-4, "power": 0.9, "min_learning_rate": 1e-6}
+    published |= {"warmup_steps": 0, "decay": "all"}
+    if not is_fpn:
+        published = {"learning_rate": 6e-5, "weight_decay": 0.01, "power": 1.0, "min_learning_rate": 0.0}
+        published |= {"warmup_steps": 1500, "warmup_ratio": 1e-6, "decay": "no_norm"}
+    assert vars(config.optim) == vars(config.optim) | published | {"clip_norm": math.inf}
+    data: dict[str, Any] = {"source": "ade20k", "crop_size": 512, "shorter": 512, "longer": 2048, "scale": (0.5, 2.0)}
+    data |= {"cat_max_ratio": 0.75, "flip": 0.5, "photometric": True, "eval_scales": (1.0,), "eval_multiple": 1}
+    assert vars(config.data) == vars(config.data) | data
+    assert f"published mIoU {miou:.2f} " in (RECIPES[f"ade20k_{name}"].__doc__ or "")
+
+
 def test_every_published_variant_has_a_recipe() -> None:
     models = {RECIPES[name]().model["name"] for name in PUBLISHED}
     assert models == set(twins_jax.list_models()) - {"twins_svt_tiny"}
 
 
 def test_names() -> None:
-    assert set(RECIPES) == {*PUBLISHED, "digits", "cifar10", "finetune_folder", "finetune_384"}
+    others = {"digits", "cifar10", "finetune_folder", "finetune_384", "segment_folder"}
+    assert set(RECIPES) == {*PUBLISHED, *(f"ade20k_{name}" for name in ADE20K), *others}
     assert DEFAULT is digits
 
 
@@ -127,7 +168,7 @@ def test_names() -> None:
 def test_recipe(recipe: Callable[[], RunConfig]) -> None:
     config = recipe()
     assert config.workdir == f"runs/{recipe.__name__}"
-    assert config.data.image_size >= 32
+    assert getattr(config.data, "image_size", 32) >= 32
     # The command stands in the docstring; that of the default has no recipe's name in it.
     name = "" if recipe is DEFAULT else f" {recipe.__name__}"
     assert f"python -m train.main{name}" in (recipe.__doc__ or "")

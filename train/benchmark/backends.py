@@ -8,19 +8,27 @@ import signal
 import statistics
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from twins_jax.errors import InputError
 
 if TYPE_CHECKING:
     from twins_jax.config import AttentionImplementation
+    from twins_jax.segmentation.segmenter import SegmentationHead
+
+    Head = Literal["none"] | SegmentationHead
 
 OURS = "twins_jax"
 TIMM = ("timm eager", "timm channels-last", "timm compiled")
+
+# Both sides have these.
 LEARNING_RATE = 1e-4
+IMAGE_CLASSES = 1000
+PIXEL_CLASSES = 150
+AUXILIARY_WEIGHT = 0.4
+"""Of the auxiliary head's loss (upstream's UPerNet)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +43,8 @@ class Case:
         dtype: of the computation; the parameters are float32.
         device: "cpu", "cuda" or "tpu".
         attention_implementation: of this package's side; see `TwinsConfig`.
+        head: "none" (a classifier), or a segmenter's: logits of 150 classes at each pixel, and in training the loss of
+            all its heads there.
     """
 
     variant: str
@@ -44,6 +54,7 @@ class Case:
     dtype: str
     device: str
     attention_implementation: "AttentionImplementation" = "auto"
+    head: "Head" = "none"
 
     def to_dict(self) -> dict[str, Any]:
         """The fields by name."""
@@ -136,71 +147,32 @@ def _make_ours(case: Case) -> Side:
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the other sides need the device's memory too
     import jax
     import jax.numpy as jnp
-    import numpy as np
-    import optax
-    from flax import nnx
-
-    import twins_jax
-
-    from ..flops import forward_flops, matmul_rate
-    from ..tasks.classification.losses import cross_entropy
 
     # Not by the environment: to start this process, its parent's module has imported JAX, which reads that then.
     jax.config.update("jax_platforms", case.device)
 
-    apply, params = twins_jax.split_model(
-        twins_jax.create_model(
-            case.variant,
-            num_classes=1000,
-            rngs=nnx.Rngs(0),
-            dtype=jnp.dtype(case.dtype),
-            attention_implementation=case.attention_implementation,
-        )
-    )
-    rng = np.random.default_rng(0)
-    images = jax.device_put(rng.standard_normal((case.batch, case.size, case.size, 3), np.float32))
-    labels = jax.device_put(jax.nn.one_hot(rng.integers(1000, size=case.batch), 1000))
+    from ..flops import matmul_rate
+    from .programs import make_program
 
+    program, state, inputs, flops = make_program(case)
     figures: dict[str, float] = {}
-    state: Any
-    if case.mode == "infer":
-        program, state = jax.jit(apply), params
-        arguments: tuple[jax.Array, ...] = (images,)
-    else:
-        optimizer = optax.adamw(LEARNING_RATE)
-
-        def step(state: Any, images: jax.Array, labels: jax.Array) -> Any:
-            params, moments = state
-
-            def loss_fn(params: Any) -> jax.Array:
-                return cross_entropy(apply(params, images), labels).mean()
-
-            loss, gradients = jax.value_and_grad(loss_fn)(params)
-            updates, moments = optimizer.update(gradients, moments, params)
-            return (optax.apply_updates(params, updates), moments), loss
-
-        program, state = jax.jit(step, donate_argnums=0), (params, optimizer.init(params))
-        arguments = (images, labels)
     begin = time.perf_counter()
-    compiled = program.lower(state, *arguments).compile()
+    compiled = program.lower(state, *inputs).compile()
     figures["compile_seconds"] = time.perf_counter() - begin
-    if case.mode == "infer":  # which may loop over groups of images, and XLA counts a loop's body once
-        figures["flops"] = case.batch * forward_flops(apply, params, case.size)
-    else:
-        costs: Any = compiled.cost_analysis()
-        figures["flops"] = costs["flops"]
+    costs: Any = compiled.cost_analysis()
+    figures["flops"] = costs["flops"] if flops is None else flops
     figures["matmul_rate"] = matmul_rate(jnp.dtype(case.dtype))
 
     # The cost of a call besides the computation: the same arguments, and nothing to do with them.
     empty = jax.jit(lambda *_: jnp.zeros(()), keep_unused=True)
-    figures["dispatch_seconds"] = _time(lambda: jax.block_until_ready(empty(state, *arguments)), 0.2)
+    figures["dispatch_seconds"] = _time(lambda: jax.block_until_ready(empty(state, *inputs)), 0.2)
 
     def infer() -> None:
-        jax.block_until_ready(program(state, *arguments))
+        jax.block_until_ready(program(state, *inputs))
 
     def train() -> None:
         nonlocal state
-        state, loss = program(state, *arguments)
+        state, loss = program(state, *inputs)
         loss.block_until_ready()
         jax.block_until_ready(state)
 
@@ -215,17 +187,14 @@ def _make_timm(side: str, case: Case) -> Side:
     os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # or compile times would be those of an earlier run's cache
     import torch
 
-    from twins_jax.port.timm_models import import_timm
+    from .torch_models import make_torch_model
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        timm = import_timm()
-    model = timm.create_model(case.variant, num_classes=1000).to(case.device)
+    model, labels, loss_of = make_torch_model(case)
+    model, labels = model.to(case.device), labels.to(case.device)
     images = torch.randn(case.batch, 3, case.size, case.size, device=case.device)
-    labels = torch.randint(1000, (case.batch,), device=case.device)
     if side != "timm eager":
         model, images = (x.to(memory_format=torch.channels_last) for x in (model, images))
-    run = model
+    run: Any = model
     if side == "timm compiled":
         run = torch.compile(model, mode="max-autotune" if case.device == "cuda" else "default")
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
@@ -243,7 +212,7 @@ def _make_timm(side: str, case: Case) -> Side:
     def train() -> None:
         optimizer.zero_grad(set_to_none=True)
         with precision:
-            loss = torch.nn.functional.cross_entropy(run(images), labels)
+            loss = loss_of(run(images), labels)
         loss.backward()
         optimizer.step()
         wait()

@@ -4,18 +4,24 @@ DIR is an ImageFolder, read from the page cache. Both sides read, decode, augmen
 training (random resized crop, flip, rand-m9-mstd0.5-inc1, bicubic) and for evaluation (resize 256, crop 224), in one
 thread on one core. Normalization and random erasing are left out: both sides leave them to the device. The seconds are
 CPU time, and passes over the images alternate: other work on the machine counts little, and for both sides.
+
+With `--task segmentation` DIR holds images, masks and classes.json. The crops for training are made as by the recipe
+`segment_folder`: random resizing by 0.5 to 2, 512 x 512 pixels, flip. The device changes the colors. timm has no
+counterpart.
 """
 
 import dataclasses
+import importlib.metadata
 import itertools
+import math
 import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from twins_jax.ending import command_line
 from twins_jax.errors import require
@@ -36,7 +42,10 @@ class BenchmarkConfig:
     """Decodes and augments images on one core, in this package's pipeline and in timm's, in turn."""
 
     dir: str = "../shared/data/imagenet-sample"
-    """Folder with one folder of images per class."""
+    """Folder with one folder of images per class; or, for segmentation, with images/, masks/ and classes.json."""
+
+    task: Literal["classification", "segmentation"] = "classification"
+    """segmentation: image and mask are cropped together for training, beside no other pipeline."""
 
     passes: int = 15
     """Measured passes over all images, for each of the pipelines; one more goes before. At least 2."""
@@ -66,8 +75,15 @@ def main(arguments: Sequence[str]) -> int:
     check_installed(*TRAINING, purpose=PURPOSE, extra="train")
     root = source_path("dir", config.dir)
     out = check_out(config.out)
-    results = measure(root, config.passes)
-    sys.stdout.write(table(results))
+    if config.task == "segmentation":
+        results = measure_crops(root, config.passes)
+        sys.stdout.write(
+            f"{results['images']} images with masks, one core; crops/s of training: median (quartiles of the passes)\n"
+            f"{_spread(results['train']['crops_per_second'], 0)}\n"
+        )
+    else:
+        results = measure(root, config.passes)
+        sys.stdout.write(table(results))
     write_figures(out, results)
     return 0
 
@@ -75,11 +91,8 @@ def main(arguments: Sequence[str]) -> int:
 def measure(root: Path, passes: int) -> dict[str, Any]:
     """Returns the images/s of every pass and the ratios to timm in the same round, with the machine and versions."""
     from ..data.sources import open_source
-    from ..progress import counted
 
     root = root.resolve()
-    if hasattr(os, "sched_setaffinity"):  # Linux
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory() as folder:
         for split in ("train", "val"):
             (Path(folder) / split).symlink_to(root)
@@ -89,19 +102,61 @@ def measure(root: Path, passes: int) -> dict[str, Any]:
             "train": (_ours(data, images, train=True), _timm(root, images, train=True)),
             "eval": (_ours(data, images, train=False), _timm(root, images, train=False)),
         }
-        rates: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in pipelines}
-        for round_number, _ in enumerate(counted("measuring", "passes", passes + 1)):
-            for name, pair in pipelines.items():
-                for run_pass, values in zip(pair, rates[name], strict=True):
-                    start = time.process_time()
-                    run_pass()
-                    if round_number:  # the first compiles and fills the page cache
-                        values.append(images / (time.process_time() - start))
+        rates = _rates(pipelines, images, passes)
     results: dict[str, Any] = {"dir": str(root), "images": images, "versions": _versions(), "load": os.getloadavg()}
     for name, (ours, theirs) in rates.items():
         ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
         results[name] = {"images_per_second": ours, "timm_images_per_second": theirs, "ratio": ratios}
     return results
+
+
+def measure_crops(root: Path, passes: int) -> dict[str, Any]:
+    """Returns the crops/s of every pass over a folder of images and masks."""
+    import grain
+
+    from ..recipes.segment import segment_folder
+    from ..tasks.segmentation.sources import open_source
+    from ..tasks.segmentation.transforms import train_transforms
+
+    data = dataclasses.replace(segment_folder().data, dir=str(root.resolve()))
+    source = open_source(data, "train")
+    dataset = grain.MapDataset.source(source).seed(0).apply(train_transforms(data, len(source.class_names)))
+    # Batches of 8, for one of all crops would be large.
+    batches = dataset.repeat().batch(8)
+    images = math.ceil(len(source) / 8) * 8
+    numbers = itertools.count()
+
+    def run_pass() -> None:
+        for _ in range(images // 8):
+            _check(batches[next(numbers)]["image"].shape, (8, data.crop_size, data.crop_size, 3))
+
+    (rates,) = _rates({"train": (run_pass,)}, images, passes)["train"]
+    return {
+        "dir": data.dir,
+        "images": len(source),
+        "versions": {name: importlib.metadata.version(name) for name in ("grain", "numba", "numpy", "simplejpeg")},
+        "load": os.getloadavg(),
+        "train": {"crops_per_second": rates},
+    }
+
+
+def _rates(
+    pipelines: Mapping[str, Sequence[Callable[[], None]]], images: int, passes: int
+) -> dict[str, list[list[float]]]:
+    """Runs passes over `images` images in turn, on one core; returns the images/s of each pass but the first."""
+    from ..progress import counted
+
+    if hasattr(os, "sched_setaffinity"):  # Linux
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    rates: dict[str, list[list[float]]] = {name: [[] for _ in runs] for name, runs in pipelines.items()}
+    for round_number in counted("measuring", "passes", passes + 1, range(passes + 1)):
+        for name, runs in pipelines.items():
+            for run_pass, values in zip(runs, rates[name], strict=True):
+                start = time.process_time()
+                run_pass()
+                if round_number:  # the first compiles and fills the page cache
+                    values.append(images / (time.process_time() - start))
+    return rates
 
 
 def table(results: dict[str, Any]) -> str:

@@ -8,6 +8,11 @@ needs) and numpy only; torch and timm with `--against`.
 
     python -m train.benchmark --variants twins_svt_small --mode infer train --against timm
     python -m train.benchmark --batch 1 8 64 --size 224 448 896
+    python -m train.benchmark --head upernet --variants twins_svt_small --size 512 --batch 2 --against timm
+
+With `--head` the model is a segmenter: it gives logits of 150 classes at every pixel, and training has the loss there.
+The other side is then transformers' UPerNet on timm's backbone. The share of the matrix rate counts the operations of
+this package's program, which are fewer than the other's (see `twins_jax.ops.resized_conv`).
 """
 
 import argparse
@@ -27,12 +32,14 @@ from twins_jax.command_line import Parser
 from twins_jax.config import AttentionImplementation
 from twins_jax.ending import command_line
 from twins_jax.errors import require
+from twins_jax.segmentation.segmenter import SegmentationHead
 
 from .backends import OURS, TIMM, Case, Worker
 from .command import check_cases
 from .results import check_out, write_figures
 
 MODES = ("infer", "train")
+HEADS = ("none", *get_args(SegmentationHead))
 MAX_ROUNDS = 10_000
 
 
@@ -52,8 +59,12 @@ def _check(args: argparse.Namespace) -> None:
     if args.against:
         is_known = "twins_svt_tiny" not in args.variants
         require("--variants", "twins_svt_tiny", is_known, "left out with --against timm: timm has no twins_svt_tiny")
-        missing = [name for name in ("torch", "timm") if util.find_spec(name) is None]
+        has_other = args.head != "semantic_fpn"
+        require("--head", args.head, has_other, "left out with --against: PyTorch libraries have no such head")
+        missing = [name for name in _libraries(args) if util.find_spec(name) is None]
         require("--against", args.against, not missing, f"left out without {' and '.join(missing)} installed")
+    averages_one = args.head == "upernet" and "train" in args.mode and 1 in args.batch
+    require("--batch", 1, not averages_one, "2 or more with --head upernet --mode train: BatchNorm of one position")
     attention = args.attention_implementation
     runs = attention != "cudnn" or (args.device, args.dtype) == ("cuda", "bfloat16")
     require("--attention_implementation", attention, runs, "used with --device cuda --dtype bfloat16")
@@ -61,10 +72,15 @@ def _check(args: argparse.Namespace) -> None:
     require("--attention_implementation", attention, runs, "used with --device cuda, or cpu, which interprets kernels")
 
 
+def _libraries(args: argparse.Namespace) -> list[str]:
+    """The packages that make the other sides' models."""
+    return ["torch", "timm", *(["transformers"] if args.head == "upernet" else [])]
+
+
 def _measure_all(args: argparse.Namespace, report: dict[str, Any]) -> None:
     print(_HEADER, flush=True)
     for name, mode, batch, size in itertools.product(args.variants, args.mode, args.batch, args.size):
-        case = Case(name, mode, batch, size, args.dtype, args.device, args.attention_implementation)
+        case = Case(name, mode, batch, size, args.dtype, args.device, args.attention_implementation, args.head)
         result = measure(case, [OURS, *(args.against_modes if args.against else ())], args.rounds, args.seconds)
         print(_row(case, result), flush=True)
         report["results"].append(result)
@@ -142,7 +158,7 @@ def _row(case: Case, result: dict[str, Any]) -> str:
 
 
 def _about(args: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
-    packages = ["jax", "jaxlib", "flax", "numpy", *(["torch", "timm"] if args.against else [])]
+    packages = ["jax", "jaxlib", "flax", "numpy", *(_libraries(args) if args.against else [])]
     return {
         "command": ["python", "-m", __package__, *arguments],
         "versions": {name: metadata.version(name) for name in packages} | {"python": platform.python_version()},
@@ -168,6 +184,7 @@ def _parser() -> Parser:
     add = parser.add_argument
     published = [name for name in list_models() if name != "twins_svt_tiny"]
     add("--variants", nargs="+", default=published, metavar="NAME", help="default: the six published")
+    add("--head", choices=HEADS, default="none", help="of a segmenter; none: classification")
     add("--mode", nargs="+", choices=MODES, default=["infer"], help="forward pass, or a step of AdamW")
     add("--batch", nargs="+", type=int, default=[8], help="images in a call")
     add("--size", nargs="+", type=int, default=[224], help="side of the images")

@@ -29,9 +29,9 @@ class FolderSource:
     """
 
     def __init__(self, root: str | Path, *, train: bool):
-        left_out = _LeftOut()
+        left_out = LeftOut()
         train_dir = Path(root) / "train"
-        self.class_names = tuple(_class_folders(train_dir, left_out if train else _LeftOut()))
+        self.class_names = tuple(_class_folders(train_dir, left_out if train else LeftOut()))
         self._dir = train_dir if train else eval_dir(Path(root))
         classes = set(self.class_names if train else _class_folders(self._dir, left_out))
         if unknown := sorted(classes - set(self.class_names)):
@@ -71,13 +71,13 @@ def eval_dir(root: Path) -> Path:
     )
 
 
-def _class_folders(split_dir: Path, left_out: "_LeftOut") -> list[str]:
+def _class_folders(split_dir: Path, left_out: "LeftOut") -> list[str]:
     if not os.path.isdir(split_dir):
         raise InputError(
             f"{split_dir}: no such folder: must hold one folder of images per class; {contents(split_dir.parent)}"
         )
     names = []
-    for entry in _entries(split_dir):
+    for entry in folder_entries(split_dir):
         if _is_dir(entry) and not entry.name.startswith("."):
             names.append(entry.name)
         else:
@@ -87,7 +87,7 @@ def _class_folders(split_dir: Path, left_out: "_LeftOut") -> list[str]:
     return sorted(names)
 
 
-def _image_files(class_dir: str, left_out: "_LeftOut") -> list[bytes]:
+def _image_files(class_dir: str, left_out: "LeftOut") -> list[bytes]:
     """Returns the paths of the images in and below a class folder, relative to it, in torchvision's order."""
     files: list[str] = []
     for folder, names in sorted(_walk(class_dir, left_out), key=lambda found: found[0][:-1]):
@@ -97,7 +97,7 @@ def _image_files(class_dir: str, left_out: "_LeftOut") -> list[bytes]:
     return [os.fsencode(file) for file in files]
 
 
-def _walk(class_dir: str, left_out: "_LeftOut") -> Iterator[tuple[str, list[str]]]:
+def _walk(class_dir: str, left_out: "LeftOut") -> Iterator[tuple[str, list[str]]]:
     """Yields each folder in and below a class folder, as "" or "PATH/" from there, and the images in it."""
     to_visit: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]  # a folder, and those it is in
     while to_visit:
@@ -107,7 +107,7 @@ def _walk(class_dir: str, left_out: "_LeftOut") -> Iterator[tuple[str, list[str]
             left_out.add(os.path.join(class_dir, folder), "a link to a folder that it is in")
             continue
         names = []
-        for entry in _entries(os.path.join(class_dir, folder)):
+        for entry in folder_entries(os.path.join(class_dir, folder)):
             name = entry.name
             if name.startswith("."):
                 left_out.add(entry.path, "hidden")
@@ -125,7 +125,7 @@ def _walk(class_dir: str, left_out: "_LeftOut") -> Iterator[tuple[str, list[str]
 
 
 @dataclasses.dataclass
-class _LeftOut:
+class LeftOut:
     """The number of entries of folders that are not taken, and the first of them."""
 
     count: int = 0
@@ -136,7 +136,8 @@ class _LeftOut:
         self.first = self.first or f"{path} ({why})"
 
 
-def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
+def folder_entries(folder: str | Path) -> list[os.DirEntry[str]]:
+    """Returns the entries of a folder, in no order; raises InputError if it cannot be read."""
     try:
         with os.scandir(folder) as entries:
             return list(entries)
@@ -163,5 +164,5 @@ def contents(folder: Path) -> str:
     """Says what a folder holds, to show what may have another name or place than it should."""
     if not os.path.isdir(folder):
         return f"{folder} is no folder"
-    names = sorted(entry.name + "/" * _is_dir(entry) for entry in _entries(folder))
+    names = sorted(entry.name + "/" * _is_dir(entry) for entry in folder_entries(folder))
     return f"{folder} holds {', '.join(names[:5]) or 'nothing'}" + (f" and {len(names) - 5} more" if names[5:] else "")

@@ -3,17 +3,16 @@
 Whole batches are the unit of work of threads and worker processes. Neither number changes the batches.
 """
 
-import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grain
-import numpy as np
+import jax
 
 from ..config import DataConfig
 from .damaged import CountedBatches, readable
-from .records import SKIPPED
+from .planned import PlannedBatch, PlannedBatches, consecutive
 from .workers import WorkersDataset
 
 Transforms = Sequence[grain.transforms.Map | grain.transforms.RandomMap]
@@ -68,20 +67,42 @@ def train_batches(
         dataset = grain.MapDataset.mix([dataset] * repeats)
     # The endless stream is dealt out, not the epoch: no example is dropped where the shards do not divide it.
     dataset = dataset.apply(transforms).repeat()[shard::shards]
-    batches = _read(dataset, dataset.batch(batch_size, drop_remainder=True), batch_size, config)
+
+    def batch_bytes() -> int:
+        return batch_size * sum(array.nbytes for array in jax.tree.leaves(dataset[0]))
+
+    batches = _read(dataset.batch(batch_size, drop_remainder=True), batch_bytes, config)
     return CountedBatches(batches, math.ceil(examples / shards), config.max_errors)
 
 
 def eval_batches(
-    source: Any, transforms: Transforms, config: DataConfig, batch_size: int, *, shard: int = 0, shards: int = 1
+    source: Any,
+    transforms: Transforms,
+    config: DataConfig,
+    batch_size: int,
+    *,
+    plan: Sequence[PlannedBatch] | None = None,
+    fill: Mapping[str, int] | None = None,
+    shard: int = 0,
+    shards: int = 1,
 ) -> grain.IterDataset:
-    """Makes a data set of a split in order, each example once, as batches of one static size.
+    """Makes a data set of a split, each example once, as batches of a static number of rows.
 
-    A batch has a "mask", bool [B], beside the arrays of the examples; it is False on the rows of zeros that fill the
-    last batch. Of several shards each reads every shards-th example, from number `shard` on; when the numbers do not
-    divide, some shards have a batch less than others, or none.
+    A batch has a "mask", bool [B], beside the arrays of the examples; it is False on the rows of padding that fill a
+    batch. All shards have the same number of batches, and the k-th batches of all have the same shapes: processes that
+    read one shard each can take part in every step.
 
     With `data.on_error` = skip the mask is False on the row of a record that cannot be read, too.
+
+    Args:
+        source: records by index.
+        transforms: from a record to one example, a dict of arrays.
+        config: threads and worker processes.
+        batch_size: rows in a batch of this shard.
+        plan: the batches of all shards; None: of examples of one shape, in order.
+        fill: the value of padding, by name; 0 for names that it lacks.
+        shard: number of the part to read: every shards-th example of each batch, from number `shard` on.
+        shards: number of parts.
 
     Raises:
         InputError: while iterating, if a record cannot be read, or more than `data.max_errors` of them, or worker
@@ -90,22 +111,14 @@ def eval_batches(
     examples = len(source)
     if config.on_error == "skip":
         source, transforms = readable(source, transforms)
-    dataset = grain.MapDataset.source(source).apply(transforms)[shard::shards]
-    batches = dataset.batch(batch_size, batch_fn=functools.partial(_padded_batch, batch_size=batch_size))
-    counted = _read(dataset, batches, batch_size, config)
+    dataset = grain.MapDataset.source(source).apply(transforms)
+    plan = consecutive(examples, batch_size * shards) if plan is None else plan
+    batches = PlannedBatches(dataset, plan, batch_size, fill or {}, shard=shard, shards=shards)
+    counted = _read(batches, batches.batch_bytes, config)
     return CountedBatches(counted, math.ceil(examples / shards), config.max_errors)
 
 
-def _padded_batch(examples: Sequence[dict[str, np.ndarray]], batch_size: int) -> dict[str, np.ndarray]:
-    rows = batch_size - len(examples)
-    batch = {key: np.stack([example[key] for example in examples]) for key in examples[0]}
-    batch["mask"] = ~batch[SKIPPED] if SKIPPED in batch else np.ones(len(examples), bool)
-    return {key: np.pad(value, [(0, rows)] + [(0, 0)] * (value.ndim - 1)) for key, value in batch.items()}
-
-
-def _read(
-    examples: grain.MapDataset, batches: grain.MapDataset, batch_size: int, config: DataConfig
-) -> grain.IterDataset:
+def _read(batches: grain.MapDataset, batch_bytes: Callable[[], int], config: DataConfig) -> grain.IterDataset:
     # A buffer of one batch for each thread keeps them all busy.
     dataset = batches.to_iter_dataset(grain.ReadOptions(config.threads, prefetch_buffer_size=config.threads))
-    return WorkersDataset(dataset, config.workers, examples, batch_size) if config.workers else dataset
+    return WorkersDataset(dataset, config.workers, batch_bytes) if config.workers and len(batches) else dataset

@@ -23,14 +23,18 @@ class Record(TypedDict):
     """The record's file or place, for error messages."""
 
 
-class Source(Protocol):
-    """A split with random access. It can be pickled, since worker processes read from a copy."""
+class Labeled(Protocol):
+    """The facts about a split that no record tells."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes; the position is the label."""
 
     def __len__(self) -> int: ...
+
+
+class Source(Labeled, Protocol):
+    """A split with random access. It can be pickled, since worker processes read from a copy."""
 
     def __getitem__(self, index: int) -> Record: ...
 

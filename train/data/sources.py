@@ -11,10 +11,10 @@ from ..task import DatasetInfo
 from .digits import DigitsSource
 from .folder import FolderSource
 from .metadata import MetadataSource
-from .records import Source
+from .records import Labeled, Source
 
 
-def dataset_info(train: Source, evaluation: Source) -> DatasetInfo:
+def dataset_info(train: Labeled, evaluation: Labeled) -> DatasetInfo:
     """Returns the classes and the sizes of both splits."""
     return DatasetInfo(len(train.class_names), train.class_names, len(train), len(evaluation))
 

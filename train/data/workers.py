@@ -8,11 +8,10 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import grain
-import jax
 from absl import flags
 
 from twins_jax.errors import InputError, is_integer
@@ -42,23 +41,20 @@ class WorkersDataset(grain.IterDataset):
     Args:
         dataset: of batches.
         workers: number of processes.
-        examples: of which `dataset` makes the batches; one is read to know its size.
-        batch_size: of `dataset`.
+        batch_bytes: returns the size of the largest batch; it may read an example.
     """
 
-    def __init__(self, dataset: grain.IterDataset, workers: int, examples: grain.MapDataset, batch_size: int) -> None:
+    def __init__(self, dataset: grain.IterDataset, workers: int, batch_bytes: Callable[[], int]) -> None:
         # Grain reads absl flags when it starts processes, and only a main that uses absl has parsed them.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         super().__init__(dataset.mp_prefetch(grain.MultiprocessingOptions(workers), worker_init_fn=_begin))
         self._workers = workers
-        self._examples = examples
-        self._batch_size = batch_size
+        self._batch_bytes = batch_bytes
 
     def __iter__(self) -> grain.DatasetIterator:
-        if os.path.isdir(SHARED_MEMORY) and len(self._examples):
-            example_bytes = sum(array.nbytes for array in jax.tree.leaves(self._examples[0]))
-            _check_shared_memory(self._workers, self._batch_size * example_bytes)
+        if os.path.isdir(SHARED_MEMORY):
+            _check_shared_memory(self._workers, self._batch_bytes())
         return _WorkersIterator(iter(self._parent), self._workers)
 
 

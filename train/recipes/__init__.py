@@ -3,6 +3,20 @@
 from collections.abc import Callable
 
 from ..config import RunConfig
+from .ade20k import (
+    ade20k_fpn_pcpvt_base,
+    ade20k_fpn_pcpvt_large,
+    ade20k_fpn_pcpvt_small,
+    ade20k_fpn_svt_base,
+    ade20k_fpn_svt_large,
+    ade20k_fpn_svt_small,
+    ade20k_upernet_pcpvt_base,
+    ade20k_upernet_pcpvt_large,
+    ade20k_upernet_pcpvt_small,
+    ade20k_upernet_svt_base,
+    ade20k_upernet_svt_large,
+    ade20k_upernet_svt_small,
+)
 from .cifar import cifar10
 from .digits import digits
 from .finetune import finetune_384, finetune_folder
@@ -14,6 +28,7 @@ from .imagenet import (
     imagenet_svt_large,
     imagenet_svt_small,
 )
+from .segment import segment_folder
 
 DEFAULT = digits
 """The recipe of `python -m train.main` without a name."""
@@ -31,6 +46,19 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
         imagenet_svt_large,
         finetune_folder,
         finetune_384,
+        ade20k_fpn_pcpvt_small,
+        ade20k_fpn_pcpvt_base,
+        ade20k_fpn_pcpvt_large,
+        ade20k_fpn_svt_small,
+        ade20k_fpn_svt_base,
+        ade20k_fpn_svt_large,
+        ade20k_upernet_pcpvt_small,
+        ade20k_upernet_pcpvt_base,
+        ade20k_upernet_pcpvt_large,
+        ade20k_upernet_svt_small,
+        ade20k_upernet_svt_base,
+        ade20k_upernet_svt_large,
+        segment_folder,
     )
 }
 """The names that `python -m train.main RECIPE` takes."""

@@ -1,12 +1,16 @@
 """Convolutions: those of Twins as a product of patches and as a sum of shifted maps, and that of the dense heads."""
 
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
 
 from twins_jax.ops.numerics import add_bias, at_least_float32, crop, per_channel
-from twins_jax.ops.xla_cpu import blocked_dot
+from twins_jax.ops.xla_cpu import blocked_dot, by_taps
 
 
 def patch_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array, *, dtype: DTypeLike) -> jax.Array:
@@ -73,12 +77,33 @@ def conv(
     Returns:
         [B, ceil(H / stride), ceil(W / stride), out] in `dtype`.
     """
-    margin = kernel.shape[0] // 2
-    total = lax.conv_general_dilated(
-        x.astype(dtype),
-        kernel.astype(dtype),
-        (stride, stride),
-        ((margin, margin), (margin, margin)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    x, kernel = x.astype(dtype), kernel.astype(dtype)
+    if kernel.shape[0] == stride == 1:
+        total = blocked_dot(x.reshape(-1, x.shape[-1]), kernel[0, 0]).reshape(*x.shape[:-1], kernel.shape[-1])
+    else:
+        total = _conv_with_margin(x, kernel, stride)
     return total if bias is None else add_bias(total, bias)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _conv_with_margin(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    margin = (kernel.shape[0] // 2,) * 2
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), (margin, margin), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+@partial(_conv_with_margin.defjvp, symbolic_zeros=True)
+def _conv_jvp(stride: int, primals: tuple[jax.Array, jax.Array], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
+    """The convolution is linear in each argument. `by_taps` computes what is linear in the kernel, if it is faster."""
+    (x, kernel), (x_tangent, kernel_tangent) = primals, tangents
+    terms = []
+    if not isinstance(x_tangent, SymbolicZero):
+        terms.append(_conv_with_margin(x_tangent, kernel, stride))
+    if not isinstance(kernel_tangent, SymbolicZero):
+
+        def run(x: jax.Array, kernel: jax.Array) -> jax.Array:
+            return _conv_with_margin(x, kernel, stride)
+
+        terms.append(by_taps(run, x, kernel_tangent) if stride == 1 else run(x, kernel_tangent))
+    return _conv_with_margin(x, kernel, stride), sum(terms[1:], terms[0])

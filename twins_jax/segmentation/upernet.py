@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from twins_jax import ops
@@ -24,12 +23,11 @@ class PyramidPooling(nnx.Module):
         self.bottleneck = ConvBatchNorm(fused, channels, 3, **dtypes, rngs=rngs)
 
     def __call__(self, x: jax.Array, *, training: bool) -> jax.Array:
-        size = x.shape[1], x.shape[2]
-        parts = [x]
-        for bins, conv in zip(POOL_SCALES, self.convs, strict=True):
-            pooled = conv(ops.adaptive_average_pool(x, bins), training=training)
-            parts.append(ops.resize_bilinear(pooled, size))
-        return self.bottleneck(jnp.concatenate(parts, axis=-1), training=training)
+        pooled = [
+            conv(ops.adaptive_average_pool(x, bins), training=training)
+            for bins, conv in zip(POOL_SCALES, self.convs, strict=True)
+        ]
+        return self.bottleneck.on_resized([x, *pooled], training=training)
 
 
 class UPerHead(nnx.Module):
@@ -79,5 +77,4 @@ class UPerHead(nnx.Module):
             levels[i - 1] = levels[i - 1] + ops.resize_bilinear(levels[i], sizes[i - 1])
         fine = [conv(x, training=training) for conv, x in zip(self.fpn_convs, levels[:-1], strict=True)]
         fine.append(levels[-1])
-        fused = jnp.concatenate([ops.resize_bilinear(level, sizes[0]) for level in fine], axis=-1)
-        return self.classifier(self.fpn_bottleneck(fused, training=training), rngs)
+        return self.classifier(self.fpn_bottleneck.on_resized(fine, training=training), rngs)

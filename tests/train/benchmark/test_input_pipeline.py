@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.segmentation import make_folder
 from train.benchmark import input_pipeline
 
 
@@ -31,6 +32,21 @@ def test_small_run(timm: ModuleType, tmp_path: Path) -> None:  # noqa: ARG001 - 
         assert len(ours) == 2
         assert min(ours + theirs) > 0
         assert ratios == pytest.approx([a / b for a, b in zip(ours, theirs, strict=True)])
+
+
+def test_crops_of_segmentation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr("os.sched_setaffinity", raising=False)
+    out = tmp_path / "out.json"
+    root = make_folder(tmp_path / "data")
+    assert input_pipeline.main([str(root), "--task", "segmentation", "--passes", "2", "--out", str(out)]) == 0
+    assert capsys.readouterr().out.startswith("6 images with masks, one core; crops/s of training: median (quartiles")
+    rates = json.loads(out.read_text())["train"]["crops_per_second"]
+    assert len(rates) == 2
+    assert min(rates) > 0
+    assert input_pipeline.main([str(root / "masks"), "--task", "segmentation"]) == 2
+    assert "classes.json: cannot be read: No such file" in capsys.readouterr().err
 
 
 def test_bad_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 import sys
@@ -5,11 +6,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
 
 import train.benchmark.speed
 from tests.support.compilation import ENVIRONMENT
-from train.benchmark.backends import OURS, Case
+from train.benchmark.backends import AUXILIARY_WEIGHT, OURS, Case
+from train.benchmark.programs import make_program
 
 CASE = Case("twins_svt_tiny", "infer", 2, 32, "float32", "cpu")
 
@@ -48,6 +52,38 @@ def test_beside_timm(timm: ModuleType, tmp_path: Path) -> None:
         assert result["best_other"] == "timm eager"
         pairs = zip(result["sides"]["timm eager"]["rounds"], result["sides"][OURS]["rounds"], strict=True)
         assert result["ratio"][1] == pytest.approx(sum(theirs / own for theirs, own in pairs) / 2)
+
+
+def test_segmenters(tmp_path: Path) -> None:
+    out = tmp_path / "figures.json"
+    assert run("--variants", "twins_svt_tiny", "--size", "32", "--head", "semantic_fpn", "--out", str(out)) == 0
+    (result,) = json.loads(out.read_text())["results"]
+    assert result["case"]["head"] == "semantic_fpn"
+    # Its convolutions count: the classifier alone has 150 * 128 multiplications at each of 8x8 positions of 8 images.
+    assert result["sides"][OURS]["flops"] > 2 * 8 * 64 * 150 * 128
+
+
+def test_programs_train_every_array_of_a_segmenter() -> None:
+    program = make_program(dataclasses.replace(CASE, mode="train", head="upernet", size=64))
+    params, statistics, _ = jax.tree.map(np.array, program.state)
+    with jax.numpy_dtype_promotion("standard"):  # optax raises floats to its int32 count
+        (new_params, new_statistics, _), loss = program.function(program.state, *program.inputs)
+    # Of random logits near 0 of 150 classes, with the auxiliary head's.
+    assert float(loss) == pytest.approx((1 + AUXILIARY_WEIGHT) * np.log(150), rel=0.1)
+    moved = jax.tree.map(lambda old, new: bool((old != new).any()), (params, statistics), (new_params, new_statistics))
+    assert all(jax.tree.leaves(moved))
+
+
+def test_upernet_of_transformers_is_as_large(timm: ModuleType) -> None:
+    del timm
+    pytest.importorskip("transformers")
+    from train.benchmark.torch_models import make_torch_model
+
+    case = Case("twins_svt_small", "train", 2, 32, "float32", "cpu", head="upernet")
+    torch_model = make_torch_model(case)
+    ours = make_program(case).state[0]
+    count = sum(leaf.size for leaf in jax.tree.leaves(ours))
+    assert sum(parameter.numel() for parameter in torch_model.module.parameters()) == count
 
 
 class FakeWorker:
@@ -98,6 +134,14 @@ def test_rounds_alternate_and_ratios_are_within_rounds(monkeypatch: pytest.Monke
         (
             ("--attention_implementation", "pallas", "--device", "tpu"),
             "error: --attention_implementation='pallas': must be used with --device cuda, or cpu",
+        ),
+        (
+            ("--head", "semantic_fpn", "--against", "timm", "--variants", "twins_svt_small"),
+            "error: --head='semantic_fpn': must be left out with --against",
+        ),
+        (
+            ("--head", "upernet", "--mode", "train", "--batch", "1"),
+            "error: --batch=1: must be 2 or more with --head upernet --mode train",
         ),
         (
             ("--against", "timm", "--variants", "twins_svt_tiny"),

@@ -154,9 +154,11 @@ def test_train_shards_deal_out_the_stream(config: ClassificationDataConfig, shar
 
 @pytest.mark.parametrize("shards", [2, 3, 12])
 def test_eval_shards_cover_each_example_once(config: ClassificationDataConfig, shards: int) -> None:
+    """And all shards have as many batches, of the same shapes: with 12 shards one has padding alone."""
     seen = []
     for shard in range(shards):
         batches = list(eval_batches(config, 4, shard=shard, shards=shards))
+        assert [batch["image"].shape for batch in batches] == [(4, 32, 32, 3)] * -(-11 // (4 * shards))
         seen += [
             number for batch in batches for number, real in zip(numbers([batch]), batch["mask"], strict=True) if real
         ]

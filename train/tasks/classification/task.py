@@ -101,15 +101,12 @@ class ClassificationTask:
         options: dict[str, Any] = {"multi_label": data.multi_label, "label_column": data.label_column}
         return {"train": open_source(data, "train", **options), "eval": open_source(data, "eval", **options)}
 
-    def batch_shapes(self, split: Split, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         side = self._config.data.image_size
-        shapes = {
+        return {
             "image": jax.ShapeDtypeStruct((batch_size, side, side, 3), jnp.uint8),
             "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
         }
-        if split == "eval":
-            shapes["mask"] = jax.ShapeDtypeStruct((batch_size,), jnp.bool_)
-        return shapes
 
     def augment(self, batch: Batch, keys: Sequence[jax.Array]) -> Batch:
         """Normalizes, erases and mixes: {"image": float32 [B, S, S, 3], "target": float32 [B, classes]}."""
@@ -146,9 +143,9 @@ class MultiLabelTask(ClassificationTask):
         check_installed("sklearn", purpose="evaluating several labels", extra="train")
         super().__init__(config, info)
 
-    def batch_shapes(self, split: Split, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         label = jax.ShapeDtypeStruct((batch_size, self.info.num_classes), jnp.bool_)
-        return super().batch_shapes(split, batch_size) | {"label": label}
+        return super().batch_shapes(batch_size) | {"label": label}
 
     def _targets(self, labels: jax.Array) -> jax.Array:
         return smooth_multi_hot(labels, self._config.label_smoothing)

@@ -1,0 +1,1 @@
+"""Semantic segmentation: every pixel of an image has a class."""
