@@ -121,7 +121,7 @@ def _parts(modules: Modules) -> tuple[str, ...]:
     return tuple(dict.fromkeys(f"{module.partition('.')[0]}." for module, _, _ in modules))
 
 
-BACKBONE_PARTS, HEAD_OF_DENSE_PARTS = _parts(BACKBONE), _parts(SEGMENTATION)
+BACKBONE_PARTS = _parts(BACKBONE)
 
 _BACKBONE_NAME = re.compile(
     r"(.*\.)?(?:"
@@ -141,7 +141,7 @@ def count_by_prefix(names: Iterable[str]) -> Counter[str]:
     return Counter(match[1] or "" for match in matches if match)
 
 
-_ROOTS = (*BACKBONE_PARTS, "backbone.", "norm.", "head.", *HEAD_OF_DENSE_PARTS)
+_ROOTS = (*BACKBONE_PARTS, "backbone.", "norm.", "head.", *_parts(SEGMENTATION))
 _WRAPPED = re.compile(rf"(?:^|(?<=\.))(?:{'|'.join(map(re.escape, _ROOTS))}).*", re.DOTALL)
 _WRAPPERS = re.compile(rf"(?<=\.)(?:{'|'.join(map(re.escape, WRAPPERS))})\.")
 

@@ -97,7 +97,7 @@ def torch_model(
             else:
                 final, maps = networks[dtype].forward_intermediates(x)
             if model.head is not None:
-                tensors = {name: tensor.to(x.dtype) for name, tensor in state.items()}
+                tensors = {name: tensor.to(x.dtype) for name, tensor in state.items() if name not in own}
                 maps = [*maps, *HEADS[model.head](tensors, maps)]
             outputs = [feature.permute(0, 2, 3, 1).numpy() for feature in maps]
             if model.kind_name == "classifier":
