@@ -104,7 +104,7 @@ def test_round_trip(run, tmp_path, capsys):
     assert port_weights.main(["--inspect", str(ours)]) == 0
     facts = dict(line.split(":", 1) for line in capsys.readouterr().out.split("\n\n")[0].splitlines())
     assert facts["classes"].strip() == r"10: 'Käse', '\udce9t\udce9', '2', ..."
-    assert facts["images"].strip() == "96x96, center crop 0.9, bicubic"
+    assert facts["images"].strip() == "96 x 96 pixels, center crop 0.9, bicubic"
     assert facts["mean, std"].strip() == "0.485, 0.456, 0.406; 0.229, 0.224, 0.225"
     assert facts["windows"].strip() == 'window_padding="mask"'
 

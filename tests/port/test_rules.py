@@ -25,7 +25,7 @@ def test_names_and_shapes_are_those_of_timm(timm, name):
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.label)
 def test_every_row_goes_both_ways(layout):
     for row in layout.rows:
-        name, path = (template.format(s=2, b=13) for template in (row.theirs, row.path))
+        name, path = (template.format(s=2, b=13, i=1) for template in (row.theirs, row.path))
         assert layout.to_ours(name) == (path, row.axes)
         assert layout.to_theirs(path) == (name, row.axes)
 
