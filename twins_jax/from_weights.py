@@ -112,8 +112,8 @@ def make_backbone(
 
 def _other_kind(source: str | os.PathLike[str], model: Inferred, wanted: str, hint: str = "") -> InputError:
     """The error for weights of another kind of model."""
-    kind = model.kind
-    return InputError(f"{source}: holds {kind.noun} without a {wanted}: use {kind.loader}{hint}")
+    without = "" if model.head else f" without a {wanted}"
+    return InputError(f"{source}: holds {model.kind.noun}{without}: use {model.kind.loader}{hint}")
 
 
 def _fresh(rngs: nnx.Rngs | None, source: str | os.PathLike[str], model: Inferred, num_classes: int) -> nnx.Rngs:

@@ -261,6 +261,6 @@ def _port(
     weights = read_weights(source, ema=ema, prefix=prefix, head=head)
     ported = port(weights, name, without_dense_head=without_dense_head)
     if ported.not_ported:
-        count, names = len(ported.not_ported), shown_list(ported.not_ported)
+        count, names = len(ported.not_ported), shown_list(ported.not_ported, 10)
         _logger.warning("%s: %d tensors not ported: %s", source, count, names)
     return ported, weights

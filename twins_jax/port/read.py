@@ -75,6 +75,8 @@ def _read_file(path: str, label: str, choice: Choice, declared: Declared = NOTHI
     contents, note = _read_contents(path, found, choice)
     if found is Format.SAFETENSORS:
         declared = declared.or_else(from_text(safetensors_io.read_metadata(path), f"{path}: metadata"))
+    if contents.class_names and len(contents.class_names) in _segmented_classes(contents.tensors):
+        declared = declared.or_else(Declared(class_names=contents.class_names))
     if not contents.tensors:
         raise InputError(f"{label}: holds no tensors")
     # What chose the dict does not choose among its names, too.
@@ -98,6 +100,11 @@ def _read_file(path: str, label: str, choice: Choice, declared: Declared = NOTHI
         whole_heads=tidy.whole_heads,
         wrappers=tidy.wrappers,
     )
+
+
+def _segmented_classes(tensors: Tensors) -> set[int]:
+    """Returns the outputs of the classifiers that segmentation heads have: a record of class names is of them."""
+    return {tensor.shape[0] for name, tensor in tensors.items() if name.endswith(".conv_seg.bias") and tensor.ndim}
 
 
 def _read_contents(path: str, found: Format, choice: Choice) -> tuple[Contents, str]:

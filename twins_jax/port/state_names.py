@@ -18,6 +18,9 @@ PREFERRED = ("", "params", "model")
 MOMENTS = ("opt_state", "mu", "nu", "trace")
 """Parts of the places where optimizers keep arrays under the names of the parameters."""
 
+BATCH_STATS = "batch_stats"
+"""The collection of Flax in which a state keeps running statistics, beside that of the parameters."""
+
 BOXES = ("value", "raw_value")
 """The last parts of names under which NNX variables are saved."""
 
@@ -42,7 +45,8 @@ def select(names: Iterable[str], label: str, *, ema: bool = False, prefix: str |
     """Chooses the entries that are a model's parameters.
 
     Random states of `nnx.Rngs` (a `key` beside a `count`) are left out. All other entries at the model's place are
-    kept, known or not: those that do not fit are an error later. Names of PyTorch stay as they are.
+    kept, known or not: those that do not fit are an error later. Running statistics beside it, in Flax's collection of
+    them, belong to the model. Names of PyTorch stay as they are.
 
     Args:
         names: of all entries, the levels joined by any of the usual separators.
@@ -88,9 +92,13 @@ def _places(paths: Iterable[str]) -> list[str]:
 def _below(place: str, paths: dict[str, str], places: Iterable[str], label: str) -> Selection:
     start = f"{place}/" if place else ""
     inner = tuple(f"{other}/" for other in places if other != place and other.startswith(start))
+    parent, _, collection = place.rpartition("/")
+    stats = "/".join([parent, BATCH_STATS, ""]).lstrip("/") if collection else None
     ours, beside = {}, dict.fromkeys(inner)
     for name, path in paths.items():
-        if not path.startswith(start):
+        if stats and path.startswith(stats):
+            ours[name] = path.removeprefix(stats)
+        elif not path.startswith(start):
             beside[f"{path.split('/')[0]}/"] = None
         elif not path.startswith(inner):
             ours[name] = path.removeprefix(start)

@@ -41,6 +41,7 @@ class Contents(NamedTuple):
         ignored: names of its entries that are no tensors.
         unread: classes and functions that the file names; their objects were left alone.
         is_average: True if that key says that it is a moving average.
+        class_names: as OpenMMLab's training scripts store them; of any model's classes.
     """
 
     tensors: Tensors
@@ -48,6 +49,7 @@ class Contents(NamedTuple):
     ignored: tuple[str, ...]
     unread: tuple[str, ...]
     is_average: bool
+    class_names: tuple[str, ...] | None = None
 
 
 class Candidate(NamedTuple):
@@ -83,7 +85,19 @@ def read_torch(path: str, *, ema: bool = False, container: str | None = None) ->
         note = f"; left unread: {shown_list(unread, 10)}" if unread else ""
         allowed = f"a state dict, or one under a key such as {CONTAINERS[0]!r}"
         raise InputError(f"{path}: holds {_kind(file)}: must hold {allowed}{note}")
-    return Contents(tensors, ".".join(found.path), ignored, unread, found.is_average)
+    return Contents(tensors, ".".join(found.path), ignored, unread, found.is_average, _class_names(file.value))
+
+
+def _class_names(value: Any) -> tuple[str, ...] | None:
+    """Returns `meta["CLASSES"]` (mmcv 1.x) or `meta["dataset_meta"]["classes"]` (mmengine) of a checkpoint."""
+    meta = value.get("meta") if isinstance(value, dict) else None
+    for keys in (("CLASSES",), ("dataset_meta", "classes"), ("dataset_meta", "CLASSES")):
+        names = meta
+        for key in keys:
+            names = names.get(key) if isinstance(names, dict) else None
+        if isinstance(names, tuple | list) and names and all(isinstance(name, str) for name in names):
+            return tuple(names)
+    return None
 
 
 def _read_tensors(file: TorchFile, entries: Mapping[Any, Any]) -> tuple[Tensors, tuple[str, ...]]:
