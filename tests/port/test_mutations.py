@@ -108,6 +108,7 @@ def test_nothing_else_happens_while_files_are_read():
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads(done.stdout)
     assert (figures["files"], figures["found"]) == (200, [])
-    assert {"zip refused", "pickle read", "legacy refused", "header refused", "orbax refused"} <= figures[
-        "counts"
-    ].keys()
+    kinds = figures["counts"].keys()
+    assert {"zip refused", "pickle read", "legacy refused", "header refused"} <= kinds
+    # The damaged files of an Orbax folder are chosen among random names: those that nothing reads are no error.
+    assert kinds & {"orbax read", "orbax refused"}
