@@ -17,7 +17,9 @@ def segment_folder() -> SegmentationConfig:
         model=ModelConfig(name="twins_svt_small", drop_path_rate=0.1, window_padding="mask"),
         head="semantic_fpn",
         data=SegmentationDataConfig(source="folder", dir="data", eval_multiple=64),
-        optim=SegmentationOptimConfig(learning_rate=2e-4, power=0.9, warmup_steps=100),
+        # Crops are padded with zeros, and fresh biases are zero: LayerNorms of zero vectors enlarge gradients by
+        # 1 / sqrt(epsilon) each, and AdamW would remember the first step's for thousands of steps.
+        optim=SegmentationOptimConfig(learning_rate=2e-4, power=0.9, warmup_steps=100, clip_norm=5.0),
         checkpoint=CheckpointConfig(every_steps=500),
         epochs=100,
         batch_size=16,
