@@ -25,7 +25,7 @@ from tests.support.compilation import fast_compilation
 from tests.support.models import NANO
 from tests.support.pages import NOTEBOOK, PAGES, Block, Page, inline_commands, repository_files, shell_commands
 from tests.support.paths import ROOT
-from tests.support.stand_ins import SMALL, make_exports, make_images, make_weights
+from tests.support.stand_ins import SMALL, make_exports, make_images, make_masks, make_segmenter, make_weights
 from train import flags
 from train.main import parse
 from train.recipes import RECIPES
@@ -66,6 +66,8 @@ COMMANDS = {
     "python -m train.main RECIPE --help_all": HERE,
     "python -m train.main finetune_folder * --data.source hf:*": "needs the network; tests/train/data makes sets",
     "python -m train.main finetune_folder *": HERE,
+    "python -m train.main segment_folder *": HERE,
+    "python -m train.main ade20k_upernet_svt_small *": HERE,
     "python -m train.main --eval_only --workdir RUN --report": "needs a run; tests/train/test_run_weights.py has one",
     "python -m train.main imagenet_svt_small *": IMAGENET,
     "python -m train.main cifar10 --data.dir DIR": "needs CIFAR-10, and 7 minutes",
@@ -80,10 +82,6 @@ COMMANDS = {
     "python -m train.benchmark --device cuda *": "needs a GPU",
     "python -m train.benchmark.roofline --device h100 *": "needs a GPU",
     "python -m train.benchmark.aot imagenet_*": "compiles for minutes; tests/train/benchmark/test_aot.py does less",
-    "python -m train.main segment_folder *": "needs masks; tests/train/test_segmentation_run.py makes some",
-    "python -m train.main ade20k_upernet_svt_small *": "needs ADE20K; tests/train/test_segmentation_run.py makes one",
-    "python port_weights.py upernet.pth *": "needs a segmenter's file; tests/port/test_segmenters.py makes one",
-    "python port_weights.py segmenter *": "needs the folder of the line before",
     "python port_weights.py hf-hub:*": "needs the network; tests/port/test_hub.py has a server of its own",
     "python port_weights.py *": HERE,
     "twins-predict *": HERE,
@@ -299,8 +297,11 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setitem(VARIANTS, "nano", NANO)
         patch.setitem(VARIANTS, "twins_svt_small", SMALL)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("caches")))
-        make_weights(folder, tmp_path_factory.mktemp("weights"))
+        weights = tmp_path_factory.mktemp("weights")
+        make_weights(folder, weights)
+        make_segmenter(folder, weights)
         make_images(folder)
+        make_masks(folder)
         make_exports(folder)
         yield folder
 

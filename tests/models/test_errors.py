@@ -185,6 +185,7 @@ WRONG_CALLS: dict[str, tuple[Callable[..., Any], Sequence[Any], str]] = {
         "longer",
     ),
     "from_pretrained": (twins_jax.from_pretrained, [None, 3, "", b"weights.pth"], "source"),
+    "segmenter_from_pretrained": (twins_jax.segmenter_from_pretrained, [None, 3, ""], "source"),
     "backbone_from_pretrained": (twins_jax.backbone_from_pretrained, [None, 3, ""], "source"),
     "name": (lambda value: twins_jax.from_pretrained("w.pth", name=value), ["twins_svt", 3, ""], "name"),
     "ema": (lambda value: twins_jax.from_pretrained("w.pth", ema=value), ["yes", None], "ema"),

@@ -10,13 +10,15 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 from safetensors.numpy import save_file
 
 import port_weights
 import twins_jax
-from tests.support.models import NANO, classifier, named
+from tests.support.models import NANO, classifier, named, random_module
 from tests.support.paths import ROOT
+from tests.support.segmentation import make_ade20k, make_folder
 
 SMALL = dataclasses.replace(NANO, embed_dims=(32,) * 4, num_heads=(1,) * 4, depths=(1, 1, 1, 1))
 """Takes the place of the variants in examples: few different shapes, each of which JAX compiles."""
@@ -33,6 +35,21 @@ def make_weights(folder: Path, aside: Path) -> None:
         archive.extractall(folder, filter="data")
     for name in ("RUN", "workdir", "runs/digits"):
         shutil.copytree(folder / "run", folder / name)
+
+
+def make_segmenter(folder: Path, aside: Path) -> None:
+    """Makes a file of a segmenter's weights, with upstream's names."""
+    model = random_module(
+        lambda: twins_jax.create_segmenter("nano", head="semantic_fpn", num_classes=5, rngs=nnx.Rngs(0))
+    )
+    twins_jax.save_pretrained(model, aside / "segmenter")
+    shutil.copy(aside / "segmenter" / "model.safetensors", folder / "fpn_svt_s.pth")
+
+
+def make_masks(folder: Path) -> None:
+    """Makes data sets of images with masks."""
+    make_folder(folder / "DATA")
+    make_ade20k(folder / "ADEChallengeData2016")
 
 
 def make_exports(folder: Path) -> None:

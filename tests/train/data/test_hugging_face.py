@@ -164,8 +164,8 @@ def test_several_labels(whole: Any, tmp_path: Path) -> None:
     source = open_source(config(tmp_path / "set", multi_label=True), "eval", multi_label=True)
     labels = np.stack([source[i]["label"] for i in range(3)])
     np.testing.assert_array_equal(labels, np.array([[1, 0, 1], [0, 0, 0], [0, 1, 0]], bool))
-    for i, label in ((3, -1), (4, None)):
-        with pytest.raises(InputError, match=rf"val\[{i}\]: has the label {label}; must be from 0 to 2$"):
+    for i in (3, 4):  # -1 and None stand for labels that are not there
+        with pytest.raises(InputError, match=rf"val\[{i}\]: has no label$"):
             source[i]
     assert source[1]["image"] == files[1]["bytes"]  # of the column "image" among others
     assert open_source(config(tmp_path / "set"), "eval")[0]["label"] == 1  # the other column

@@ -65,15 +65,16 @@ def measure(folder: Path) -> dict[str, Any]:
         run = build(config(folder / "data", name))
         assert run.train_step is not None
         data, state, values = iter(run.task.batches("train", run.config.batch_size)), run.state, []
-        for _ in range(STEPS):
+        for step in range(STEPS):
             state, metrics = run.train_step(state, to_global(next(data), run.mesh))
             values.append({key: float(value) for key, value in metrics.items()})
+            if step == 0:  # later ones are of other parameters: AdamW makes whole steps of gradients that are rounding
+                statistics = {
+                    jax.tree_util.keystr(path): np.asarray(leaf).tolist()
+                    for path, leaf in jax.tree_util.tree_leaves_with_path(state.batch_stats)
+                }
         batches = (to_global(batch, run.mesh) for batch in run.task.batches("eval", run.config.eval_batch_size))
         figures = evaluate(run.task.evaluator(), run.eval_step, state.params, state.batch_stats, batches)
-        statistics = {
-            jax.tree_util.keystr(path): np.asarray(leaf).tolist()
-            for path, leaf in jax.tree_util.tree_leaves_with_path(state.batch_stats)
-        }
         leaves = jax.tree.leaves(state.params)
         held = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves) / sum(leaf.nbytes for leaf in leaves)
         found[name] = {"values": values, "eval": figures, "statistics": statistics, "held": held}
