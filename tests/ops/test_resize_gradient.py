@@ -53,3 +53,10 @@ def test_a_part_of_static_size() -> None:
     assert not gradient[:, 4:].any()
     assert not gradient[:, :, 5:].any()
     np.testing.assert_allclose(gradient.sum(), 7 * 9 * 2, rtol=1e-6)
+
+
+def test_ranks_and_dtypes_are_given() -> None:
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        x = jnp.ones((1, 4, 4, 2), jnp.bfloat16)
+        gradient = jax.grad(lambda x: ops.resize_bilinear(x, (9, 3)).astype(jnp.float32).sum())(x)
+    assert gradient.dtype == jnp.bfloat16

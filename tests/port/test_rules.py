@@ -1,10 +1,12 @@
-"""The table of names against the names that timm's models have."""
+"""The table of names against the names that timm's models and mmsegmentation's heads have."""
 
+import numpy as np
 import pytest
 
-from twins_jax.config import VARIANTS
+from twins_jax.config import VARIANTS, variant_config
 from twins_jax.port.infer import Inferred
 from twins_jax.port.rules import LAYOUTS, OURS, OURS_BACKBONE, TORCH, TORCH_DENSE
+from twins_jax.segmentation.segmenter import HEADS
 
 PUBLISHED = [name for name in VARIANTS if name != "twins_svt_tiny"]
 
@@ -25,7 +27,7 @@ def test_names_and_shapes_are_those_of_timm(timm, name):
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.label)
 def test_every_row_goes_both_ways(layout):
     for row in layout.rows:
-        name, path = (template.format(s=2, b=13, i=1) for template in (row.theirs, row.path))
+        name, path = (template.format(s=2, b=13, i=3) for template in (row.theirs, row.path))
         assert layout.to_ours(name) == (path, row.axes)
         assert layout.to_theirs(path) == (name, row.axes)
 
@@ -57,3 +59,20 @@ def test_other_names_are_not_known(layout, name):
 
 def test_stage_norms_have_a_row():
     assert TORCH_DENSE.to_ours("backbone.norm_list.3.weight") == ("backbone/norms/3/scale", (0,))
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("name", ["twins_pcpvt_small", "twins_svt_small"])
+def test_names_and_shapes_are_mmsegmentation_s(head, name):
+    model = Inferred(name, 3, 150, stage_norms=False, head=head)
+    from tests.parity import torch_segmentation
+
+    theirs = torch_segmentation.random_weights(head, variant_config(name).embed_dims, 150)
+    ours, stats = {}, set()
+    for path, shape in model.expected().items():
+        row = TORCH_DENSE.to_theirs(path)
+        ours[row.name] = tuple(shape[axis] for axis in np.argsort(row.axes))
+        stats |= {row.name} if path in model.statistics() else set()
+    heads = {key: shape for key, shape in ours.items() if not key.startswith("backbone.")}
+    assert heads == {key: tuple(tensor.shape) for key, tensor in theirs.items()}
+    assert stats == {key for key in theirs if "running_" in key}

@@ -102,8 +102,8 @@ def _blend(x: jax.Array, axis: int, low: Any, high: Any, weight: Any) -> jax.Arr
 
 
 def _along(values: Any, axis: int, x: jax.Array) -> Any:
-    """Gives values of positions along an axis of x the dtype of x, and axes of length 1 for those behind it."""
-    return values.reshape((-1,) + (1,) * (x.ndim - axis - 1)).astype(x.dtype)
+    """Gives values of positions along an axis of x the dtype and the rank of x."""
+    return values.reshape((1,) * axis + (-1,) + (1,) * (x.ndim - axis - 1)).astype(x.dtype)
 
 
 def _matrix(source: int, low: np.ndarray, high: np.ndarray, weight: np.ndarray) -> np.ndarray:
