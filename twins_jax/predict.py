@@ -12,8 +12,6 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
-from flax import nnx
-
 from twins_jax import page
 from twins_jax.answers import ClassPresenter, Presenter, RegionPresenter
 from twins_jax.classifier import TwinsClassifier
@@ -118,14 +116,12 @@ def _predict(args: argparse.Namespace, paths: Sequence[str], target: Path | None
 
 
 def _presenter(args: argparse.Namespace, paths: Sequence[str], target: Path | None) -> Presenter:
-    model: nnx.Module = model_from_pretrained(args.weights, **choice_of_weights(args))
+    model = model_from_pretrained(args.weights, requires_head=True, **choice_of_weights(args))
     try:
-        if isinstance(model, TwinsSegmenter):
-            segmenter = ImageSegmenter(model)
-        elif isinstance(model, TwinsClassifier):
+        if isinstance(model, TwinsClassifier):
             return ClassPresenter(ImageClassifier(model, args.topk), len(paths), args.batch_size)
-        else:
-            raise InputError("holds a backbone without a classifier")
+        assert isinstance(model, TwinsSegmenter)
+        segmenter = ImageSegmenter(model)
     except InputError as error:
         raise InputError(f"{args.weights}: {error}") from error
     return RegionPresenter(segmenter, args.topk, paths, None if target is None else target.parent / "masks")

@@ -154,17 +154,20 @@ def model_from_pretrained(
     ema: bool = False,
     prefix: str | None = None,
     head: str | None = None,
+    requires_head: bool = False,
     **overrides: Unpack[TwinsOptions],
 ) -> Model:
     """Creates a classifier, a segmenter or a backbone, as the weights are: the commands take any.
 
     Arguments and errors are those of `from_pretrained`, `segmenter_from_pretrained` and `backbone_from_pretrained`,
-    which it is in one. Only a classifier takes notice of `num_classes`; no head is fresh.
+    which it is in one. Only a classifier takes notice of `num_classes`; no head is fresh. With `requires_head` a
+    backbone alone is the error of `from_pretrained`.
     """
     ported, weights = _port(source, name, ema, prefix, head)
-    if ported.model.kind_name == "classifier":
+    is_backbone = ported.model.kind_name == "backbone"
+    if ported.model.kind_name == "classifier" or (is_backbone and requires_head):
         return make_classifier(source, ported, weights, overrides, num_classes)
-    if ported.model.kind_name == "backbone":
+    if is_backbone:
         return make_backbone(source, ported, weights, overrides)
     return make_segmenter(source, ported, weights, overrides)
 

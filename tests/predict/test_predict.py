@@ -104,7 +104,8 @@ def test_the_choice_of_weights(
 ) -> None:
     given: list[object] = []
 
-    def load(source: str, **choice: object) -> None:
+    def load(source: str, *, requires_head: bool, **choice: object) -> None:
+        assert requires_head
         given.extend([source, choice])
         raise InputError("enough")
 
@@ -233,10 +234,13 @@ def test_weights_that_name_no_classes(
     tensors = safetensors.numpy.load_file(weights / "model.safetensors")
     headless = {name: tensor for name, tensor in tensors.items() if not name.startswith("head")}
     backbone = {name: tensor for name, tensor in headless.items() if not name.startswith("norm")}
+    renamed = {f"backbone.{name}": tensor for name, tensor in backbone.items()}
+    renamed |= {f"fc.{part}": tensors[f"head.{part}"] for part in ("weight", "bias")}
     gray = tensors | {"patch_embeds.0.proj.weight": tensors["patch_embeds.0.proj.weight"][:, :1].copy()}
     for name, kept, message in (
         ("headless", headless, r"num_classes=0: must be from 1: a model without a head names no classes"),
-        ("backbone", backbone, r"holds a backbone without a classifier"),
+        ("backbone", backbone, r"holds a backbone without a classifier: use backbone_from_pretrained$"),
+        ("renamed", renamed, r"holds a backbone without a classifier: use .*; fc has the shape of a classifier's head"),
         ("gray", gray, r"in_channels=1: must be 3: images are read as RGB"),
     ):
         safetensors.numpy.save_file(kept, tmp_path / f"{name}.safetensors")
