@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from tests.support.paths import ROOT
+from tests.support.segmentation import make_folder
 from train.lock import owned
 
 # `python -m train.main` with one more model. Its blocks, one of each kind, compile in seconds; each process must do it.
@@ -183,6 +184,29 @@ def test_run_goes_on_after_a_loss_and_preemption(
     for line, expected in zip(lines(workdir), lines(before), strict=True):
         assert line.pop("split") == expected.pop("split")
         assert line == pytest.approx(expected, rel=32 * float(np.finfo(np.float32).eps))
+
+
+def test_segmentation_by_two_processes_is_that_by_one(tmp_path: Path) -> None:
+    """The second process has no image in the evaluation's last batch, and each has one in the training's batches."""
+    data = make_folder(tmp_path / "data")
+    for kind in ("images", "masks"):
+        (data / kind / "val" / "5.png").unlink()  # leaves five
+    arguments = ["segment_folder", "--data.dir", str(data), "--model.name", "nano", "--data.crop_size", "32"]
+    arguments += ["--data.shorter", "48", "--data.longer", "96", "--data.workers", "0"]
+    arguments += ["--data.eval_multiple", "96", "--eval_batch_size", "2", "--batch_size", "2", "--steps", "2"]
+    arguments += ["--log_every_steps", "1"]
+    found = {}
+    for name, run in (("two", start_pair), ("one", lambda *arguments: Pair([start(arguments[0], arguments[1:])]))):
+        (code, output, errors), *others = run(MAIN, *arguments, "--workdir", str(tmp_path / name)).end(timeout=600)
+        assert code == 0, errors
+        assert [other[0] for other in others] == [0] * len(others)
+        found[name] = final(output), lines(tmp_path / name)
+    (figures, metrics), (expected_figures, expected_metrics) = found["two"], found["one"]
+    assert figures["examples"] == 5
+    assert figures == pytest.approx(expected_figures, rel=1e-3)  # a pixel between two classes may change sides
+    for line, expected in zip(metrics, expected_metrics, strict=True):
+        assert line.pop("split") == expected.pop("split")
+        assert line == pytest.approx(expected, rel=1e-3)
 
 
 JOIN = """

@@ -127,6 +127,22 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bits(
     assert np.abs(saved["batch_stats/decode_head/scale_heads/0/convs/0/bn/mean"]).min() > 0
 
 
+def test_bfloat16(alone: tuple[Path, str], arguments: list[str], tmp_path: Path) -> None:
+    """One step and an evaluation: the same crops and dropout, rounded to 8 bits in the computation alone."""
+    workdir = tmp_path / "run"
+    flags = ["--model.dtype", "bfloat16", "--steps", "1", "--workdir", str(workdir)]
+    code, output, errors = call_main([*arguments, *flags])
+    assert code == 0, errors
+    assert 0 <= last_line(output)["miou"] <= 1
+    loss, expected = (runs.metrics(folder)[0]["loss"] for folder in (workdir, alone[0]))
+    assert loss != expected
+    assert loss == pytest.approx(expected, rel=0.02)
+    saved = runs.saved(workdir, 1)
+    kept = {name: leaf.dtype for name, leaf in saved.items() if name.startswith(("params/", "batch_stats/"))}
+    assert set(kept.values()) == {np.dtype("float32")}
+    assert all(np.isfinite(saved[name]).all() for name in kept)
+
+
 def test_evaluated_alone(alone: tuple[Path, str]) -> None:
     workdir, output = alone
     code, again, errors = call_main(["ade20k_fpn_svt_small", "--workdir", str(workdir), "--eval_only"])
