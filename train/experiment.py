@@ -48,7 +48,7 @@ class Experiment:
     @property
     def total_steps(self) -> int:
         """Length of the run in steps."""
-        return self.config.total_steps(self.task.train_examples)
+        return self.config.total_steps(self.task.info.train_examples)
 
 
 def build(config: RunConfig) -> Experiment:
@@ -63,7 +63,7 @@ def build(config: RunConfig) -> Experiment:
     _check_divisible("eval_batch_size", config.eval_batch_size, mesh.size, "devices")
     model = task.create_model(nnx.Rngs(config.seed))
     graphdef = nnx.graphdef(model)
-    schedule = make_schedule(config, task.train_examples)
+    schedule = make_schedule(config, task.info.train_examples)
     optimizer = optax.identity() if config.eval_only else make_optimizer(config, schedule)
     ema = config.optim.ema_decay > 0
     state = create_state(get_params(model), get_batch_stats(model), optimizer, mesh, ema=ema)

@@ -113,7 +113,7 @@ def _train(
                 values = _means(pending, last_step=step)
                 now = time.perf_counter()
                 rate = len(pending) * config.batch_size / (now - last_log)
-                epoch = step * config.batch_size / experiment.task.train_examples
+                epoch = step * config.batch_size / experiment.task.info.train_examples
                 values |= {"images_per_s": rate, "mfu": performance.mfu(rate)}
                 values |= {"learning_rate": float(experiment.schedule(step - 1)), "epoch": epoch}
                 if config.data.on_error == "skip":
@@ -205,7 +205,7 @@ def _evaluate(experiment: Experiment, state: TrainState) -> dict[str, Any]:
         averaged = evaluated(state.ema, "evaluating ema")
         result |= {f"ema_{name}": value for name, value in averaged.items() if name != "examples"}
     if experiment.config.data.on_error == "skip":
-        result["skipped"] = experiment.task.eval_examples - result["examples"]
+        result["skipped"] = experiment.task.info.eval_examples - result["examples"]
     return result
 
 
@@ -218,7 +218,7 @@ def _eval_batches(experiment: Experiment, what: str) -> Iterator[Batch]:
         return int(batch["mask"].sum()) * shards  # about: other processes may have other numbers
 
     with contextlib.closing(iter(batches)) as iterator:
-        for batch in counted(what, "examples", task.eval_examples, iterator, size=examples):
+        for batch in counted(what, "examples", task.info.eval_examples, iterator, size=examples):
             yield to_global(batch, experiment.mesh)
 
 

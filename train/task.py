@@ -67,15 +67,7 @@ class Task(Protocol):
 
     @property
     def info(self) -> DatasetInfo:
-        """The data set, whose classes and sizes go into the run's record."""
-
-    @property
-    def train_examples(self) -> int:
-        """Examples in an epoch."""
-
-    @property
-    def eval_examples(self) -> int:
-        """Examples in an evaluation."""
+        """The data set: the lengths of an epoch and of an evaluation, and facts for the run's record."""
 
     def create_model(self, rngs: nnx.Rngs) -> nnx.Module:
         """Creates the model with its first weights, fresh or read from a file.

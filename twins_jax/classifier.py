@@ -7,6 +7,7 @@ import jax
 from flax import nnx
 
 from twins_jax.backbone import TwinsBackbone
+from twins_jax.class_names import checked_class_names
 from twins_jax.config import TwinsConfig, check_config
 from twins_jax.errors import MAX_INT, InputError, is_integer, require
 from twins_jax.inputs import as_array
@@ -62,10 +63,7 @@ class TwinsClassifier(nnx.Module):
 
     @class_names.setter
     def class_names(self, names: Sequence[str] | None) -> None:
-        are_names = isinstance(names, tuple | list) and all(isinstance(name, str) for name in names)
-        is_right = names is None or (are_names and len(names) == self.num_classes)
-        require("class_names", names, is_right, f"None or {self.num_classes} strings, one for each of num_classes")
-        self._class_names = None if names is None else tuple(names)
+        self._class_names = checked_class_names(names, self.num_classes)
 
     @property
     def multi_label(self) -> bool:

@@ -104,3 +104,35 @@ def tiny_orbax(tiny_pth: Path) -> Path:
     folder = tiny_pth.with_name("orbax")
     assert port_weights.main([str(tiny_pth), str(folder)]) == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def small_segmenters() -> Iterator[None]:
+    """The variant "mini", and UPerNet's heads with few channels."""
+    from tests.support.segmenter_files import small_segmenters
+
+    yield from small_segmenters()
+
+
+@pytest.fixture(scope="module")
+def make_state(small_segmenters: None) -> Callable[[str], dict[str, Any]]:  # noqa: ARG001 - the model has its sizes
+    """A segmenter's state dict whose names of heads come from no table of ours."""
+    from tests.support.segmenter_files import random_state
+
+    made = functools.cache(random_state)
+    return lambda head: {name: tensor.clone() for name, tensor in made(head).items()}
+
+
+@pytest.fixture(scope="module")
+def fpn(make_state: Callable[[str], dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of Semantic FPN as mmcv's runner writes it, with all that upstream's have beside the weights."""
+    from tests.support.segmenter_files import save_as_mmcv
+
+    return save_as_mmcv(make_state("semantic_fpn"), tmp_path_factory.mktemp("fpn") / "fpn.pth")
+
+
+@pytest.fixture(scope="module")
+def upernet(make_state: Callable[[str], dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.support.segmenter_files import save_as_mmcv
+
+    return save_as_mmcv(make_state("upernet"), tmp_path_factory.mktemp("upernet") / "upernet.pth")

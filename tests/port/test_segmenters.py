@@ -1,15 +1,11 @@
-"""Segmenters' weights: names of mmsegmentation, bits there and back, running statistics, what is declared, errors."""
+"""Segmenters' files: names of mmsegmentation, bits there and back, running statistics, what is declared, errors."""
 
-import functools
 import json
-import logging
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -19,85 +15,18 @@ from flax import nnx, serialization
 
 import port_weights
 import twins_jax
-from tests.parity import torch_segmentation
-from tests.support import models
-from tests.support.models import SVT, named
-from twins_jax.config import VARIANTS
+from tests.support.segmenter_files import LEFTOVERS, NAMES, State, assert_equal_models, save_as_mmcv, variables
 from twins_jax.errors import InputError
-from twins_jax.port import infer
-from twins_jax.port.card import model_card
-from twins_jax.port.convert import Declared, port, to_layout
-from twins_jax.port.infer import of_model
+from twins_jax.port.convert import port
 from twins_jax.port.names import without_wrappers
 from twins_jax.port.read import read_weights
-from twins_jax.port.rules import TORCH_DENSE
 from twins_jax.port.verify import Input, verify
-from twins_jax.pretrained import model_from_pretrained
-from twins_jax.segmentation import segmenter
-from twins_jax.segmentation.fcn import FCNHead
-from twins_jax.segmentation.segmenter import HEADS, segmenter_config
-from twins_jax.segmentation.upernet import UPerHead
-
-State = dict[str, torch.Tensor]
-NAMES = ("wall", "b\x1b[31m", "Käse", "", "sky")
-IMAGES = twins_jax.SegmentationPreprocessing(96, 400, (0.5, 0.4, 0.3), (0.25, 0.3, 0.1 + 0.2))
-
-
-CHANNELS = 16
-"""Of UPerNet's heads, which have upstream's 512 and 256 in tests/port/test_rules.py: files are of 2 MB, not 110."""
+from twins_jax.segmentation.segmenter import HEADS
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _small_models():
-    infer._expected.cache_clear()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(VARIANTS, "mini", SVT)
-        patch.setitem(HEADS, "upernet", functools.partial(UPerHead, channels=CHANNELS))
-        patch.setattr(segmenter, "FCNHead", functools.partial(FCNHead, channels=CHANNELS))
-        yield
-    infer._expected.cache_clear()
-
-
-@pytest.fixture(scope="module")
-def make_state() -> Callable[[str], State]:
-    """A segmenter's state dict whose names of heads come from no table of ours."""
-    states: dict[str, State] = {}
-
-    def make(head: str) -> State:
-        if head not in states:
-            arrays = named(twins_jax.get_params(models.backbone(segmenter_config("mini"))))
-            # The names of backbones are compared with timm's in tests/port/test_rules.py.
-            backbone = to_layout({f"backbone/{path}": array for path, array in arrays.items()}, TORCH_DENSE)
-            channels = {"channels": CHANNELS, "auxiliary_channels": CHANNELS} if head == "upernet" else {}
-            states[head] = {
-                **{name: torch.from_numpy(np.array(array, order="C")) for name, array in backbone.items()},
-                **torch_segmentation.random_weights(head, SVT.embed_dims, len(NAMES), **channels),
-            }
-        return {name: tensor.clone() for name, tensor in states[head].items()}
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def fpn(make_state, tmp_path_factory) -> Path:
-    """A checkpoint of Semantic FPN as mmcv's runner writes it, with all that upstream's have beside the weights."""
-    return save_as_mmcv(make_state("semantic_fpn"), tmp_path_factory.mktemp("fpn") / "fpn.pth")
-
-
-@pytest.fixture(scope="module")
-def upernet(make_state, tmp_path_factory) -> Path:
-    return save_as_mmcv(make_state("upernet"), tmp_path_factory.mktemp("upernet") / "upernet.pth")
-
-
-LEFTOVERS = ("backbone.norm.weight", "backbone.norm.bias", "backbone.head.weight", "backbone.head.bias")
-
-
-def save_as_mmcv(state: State, path: Path, meta: Any = None) -> Path:
-    tracked = {name.replace("running_var", "num_batches_tracked"): torch.tensor(5) for name in state if "_var" in name}
-    leftovers = {name: torch.ones((1000, 64) if "head.weight" in name else (64,)) for name in LEFTOVERS}
-    meta = {"CLASSES": NAMES, "PALETTE": [[1, 2, 3]], "mmseg_version": "0.12"} if meta is None else meta
-    torch.save({"meta": meta, "state_dict": state | tracked | leftovers, "optimizer": {"state": {}}}, path)
-    return path
+def _small(small_segmenters):
+    """Of every test here."""
 
 
 def run(*arguments: object) -> None:
@@ -109,16 +38,6 @@ def assert_same(found: State, expected: State) -> None:
     for name, tensor in expected.items():
         assert found[name].dtype == tensor.dtype
         assert found[name].numpy().tobytes() == tensor.numpy().tobytes(), name
-
-
-def variables(model: nnx.Module) -> dict[str, np.ndarray]:
-    return named(twins_jax.get_params(model)) | named(twins_jax.get_batch_stats(model))
-
-
-def assert_equal_models(found: nnx.Module, expected: nnx.Module) -> None:
-    found_arrays, arrays = variables(found), variables(expected)
-    assert found_arrays.keys() == arrays.keys()
-    assert all(found_arrays[path].tobytes() == array.tobytes() for path, array in arrays.items())
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -321,115 +240,3 @@ def test_a_state_of_nnx(fpn, tmp_path):
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "saved", nnx.state(model))
     assert_equal_models(twins_jax.segmenter_from_pretrained(tmp_path / "saved"), model)
-
-
-def test_each_function_names_the_right_one(fpn, tiny_pth, tmp_path, caplog):
-    with pytest.raises(InputError, match=r"holds a Semantic FPN segmenter: use segmenter_from_pretrained$"):
-        twins_jax.from_pretrained(fpn)
-    with pytest.raises(InputError, match=r"holds a classifier without a segmentation head: use from_pretrained$"):
-        twins_jax.segmenter_from_pretrained(tiny_pth)
-    with caplog.at_level(logging.WARNING):
-        backbone = twins_jax.backbone_from_pretrained(fpn)
-    assert "tensors not ported: " in caplog.text
-    assert backbone.config.stage_norms
-    backbone.save_pretrained(tmp_path / "backbone")
-    message = r"holds a backbone without a segmentation head: use backbone_from_pretrained$"
-    with pytest.raises(InputError, match=message):
-        twins_jax.segmenter_from_pretrained(tmp_path / "backbone")
-    assert isinstance(model_from_pretrained(fpn), twins_jax.TwinsSegmenter)
-    assert isinstance(model_from_pretrained(tmp_path / "backbone"), twins_jax.TwinsBackbone)
-
-
-def test_the_backbone_is_had_whatever_the_head_looks_like(make_state, tmp_path):
-    state = make_state("semantic_fpn")
-    state["decode_head.scale_heads.0.0.conv.weight"] = torch.ones(64, 256, 3, 3)
-    torch.save(state, tmp_path / "a.pth")
-    backbone = twins_jax.backbone_from_pretrained(tmp_path / "a.pth")
-    np.testing.assert_array_equal(backbone.norms[3].bias[...], state["backbone.norm_list.3.bias"].numpy())
-
-
-def test_fresh_classifiers(upernet):
-    with pytest.raises(InputError, match=r"^rngs=None: must be given for the fresh head of num_classes=3: .* has 5$"):
-        twins_jax.segmenter_from_pretrained(upernet, num_classes=3)
-    model = twins_jax.segmenter_from_pretrained(upernet, num_classes=3, rngs=nnx.Rngs(0))
-    whole = variables(twins_jax.segmenter_from_pretrained(upernet, num_classes=5))
-    found = variables(model)
-    fresh = {path for path in whole if found[path].shape != whole[path].shape}
-    modules = ("decode_head/classifier/conv", "auxiliary_head/classifier/conv")
-    assert fresh == {f"{module}/{leaf}" for module in modules for leaf in ("kernel", "bias")}
-    assert all(np.array_equal(found[path], whole[path]) for path in whole.keys() - fresh)
-    assert (model.num_classes, model.class_names) == (3, None)
-    kernels = [found[f"{module}/kernel"] for module in modules]
-    assert all(0.005 < kernel.std() < 0.015 for kernel in kernels)
-    for count in (0, "5", True):
-        with pytest.raises(InputError, match=r"^num_classes=.*: must be None or an integer from 1"):
-            twins_jax.segmenter_from_pretrained(upernet, num_classes=count)
-
-
-def test_options(fpn):
-    assert twins_jax.segmenter_from_pretrained(fpn).config.window_padding == "mask"
-    model = twins_jax.segmenter_from_pretrained(fpn, window_padding="zero", param_dtype=jnp.bfloat16)
-    assert model.config.window_padding == "zero"
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(twins_jax.get_params(model))} == {"bfloat16"}
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(twins_jax.get_batch_stats(model))} == {"float32"}
-    for option, allowed in (({"stage_norms": False}, "True"), ({"in_channels": 4}, "3"), ({"head": "upernet"}, "left")):
-        with pytest.raises(InputError, match=f"^{next(iter(option))}=.*: must be {allowed}"):
-            twins_jax.segmenter_from_pretrained(fpn, **option)
-
-
-def test_saved_and_loaded(fpn, tmp_path):
-    model = twins_jax.segmenter_from_pretrained(fpn, window_padding="zero")
-    model.preprocessing = IMAGES
-    model.save_pretrained(tmp_path / "saved")
-    run(tmp_path / "saved", tmp_path / "orbax")
-    for place in ("saved", "orbax"):
-        loaded = twins_jax.segmenter_from_pretrained(tmp_path / place)
-        assert_equal_models(loaded, model)
-        assert (loaded.class_names, loaded.preprocessing, loaded.config) == (NAMES, IMAGES, model.config)
-    config = json.loads((tmp_path / "saved" / "config.json").read_text())
-    assert config["head"] == "semantic_fpn"
-    assert "pretrained_cfg" not in config  # timm has no such model
-    (tmp_path / "saved" / "config.json").write_text(json.dumps(config | {"preprocessing": {"side": 3}}))
-    with pytest.raises(InputError, match=r"config\.json: preprocessing=\{'side': 3\}: must be an object of shorter, "):
-        twins_jax.segmenter_from_pretrained(tmp_path / "saved")
-
-
-def test_running_statistics_must_be_there_to_be_saved(fpn, tmp_path):
-    model = twins_jax.segmenter_from_pretrained(fpn)
-    del model.decode_head.scale_heads[0].convs[0].bn.mean
-    with pytest.raises(InputError, match=r"- decode_head/scale_heads/0/convs/0/bn/mean \(128,\) is missing"):
-        model.save_pretrained(tmp_path / "saved")
-    assert not (tmp_path / "saved").exists()
-
-
-def test_the_card(fpn):
-    model = of_model(twins_jax.segmenter_from_pretrained(fpn))
-    card = model_card("a/b", model, Declared(class_names=NAMES, preprocessing=IMAGES))
-    for line in (
-        "pipeline_tag: image-segmentation",
-        "- Images: shorter side 96 pixels, longer side at most 400",
-        'model = twins_jax.segmenter_from_pretrained("hf-hub:a/b")',
-    ):
-        assert line in card.splitlines()
-    assert "Semantic FPN segmenter of 5 classes" in card
-    assert "timm" not in card
-
-
-def test_parameters_by_depth(fpn):
-    model = twins_jax.segmenter_from_pretrained(fpn)
-    layers = {path: int(layer) for path, layer in named(twins_jax.layer_groups(model)).items()}
-    assert layers.keys() == named(twins_jax.get_params(model)).keys()
-    last = sum(SVT.depths) + 1
-    assert {layers[path] for path in layers if path.startswith("decode_head/")} == {last}
-    assert layers["backbone/norms/3/scale"] == sum(SVT.depths)
-    params = twins_jax.get_params(model)
-    frozen = named(twins_jax.param_mask(params, twins_jax.stages_below(model, 2)))
-    assert {"/".join(path.split("/")[:3]) for path, is_frozen in frozen.items() if is_frozen} == {
-        f"backbone/{part}/{stage}" for part in ("stages", "norms") for stage in (0, 1)
-    }
-
-
-def test_segmenters_are_not_exported(fpn, tmp_path):
-    with pytest.raises(InputError, match=r"^model: must be a classifier or a backbone; a TwinsSegmenter cannot be exp"):
-        twins_jax.export_model(twins_jax.segmenter_from_pretrained(fpn), tmp_path / "a.jax")
-    assert not list(tmp_path.iterdir())

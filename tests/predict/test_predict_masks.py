@@ -20,7 +20,7 @@ NAMES = ["land", "<road>", "wat\ner"]
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> TwinsSegmenter:
-    """What the command finds in any file of weights."""
+    """The segmenter that any file of weights holds for the command."""
     segmenter = random_module(lambda: TwinsSegmenter(NANO, "semantic_fpn", 3, rngs=nnx.Rngs(0)))
     segmenter.preprocessing, segmenter.class_names = SegmentationPreprocessing(32, 64), NAMES
     monkeypatch.setattr(predict, "model_from_pretrained", lambda *_, **__: segmenter)

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,8 @@ import twins_jax.config
 from tests.support import batch_norm
 from tests.support.classification import train_batches
 from tests.support.compilation import compile_fast
+from tests.support.devices import measured_on_eight_devices
 from tests.support.models import SVT
-from tests.support.paths import ROOT
 from train.checkpoint import Checkpoints
 from train.config import ModelConfig
 from train.distributed import to_global
@@ -164,16 +162,7 @@ def measure(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("devices")
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    }
-    command = [sys.executable, __file__, str(folder)]
-    process = subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr[-4000:]
-    result: dict[str, Any] = json.loads((folder / "found.json").read_text())
-    return result
+    return measured_on_eight_devices(__file__, tmp_path_factory.mktemp("devices"))
 
 
 @pytest.mark.parametrize("name", SPLIT)

@@ -130,7 +130,7 @@ def compile_step(config: RunConfig, topology: str, classes: int | None = None) -
     task = dataclasses.replace(config, init="").make_task(_describe_data(config, classes))
     model = nnx.eval_shape(lambda: task.create_model(nnx.Rngs(config.seed)))
     graphdef, params, batch_stats = nnx.graphdef(model), get_params(model), get_batch_stats(model)
-    optimizer = make_optimizer(config, make_schedule(config, task.train_examples))
+    optimizer = make_optimizer(config, make_schedule(config, task.info.train_examples))
     state = abstract_state(params, batch_stats, optimizer, mesh, ema=config.optim.ema_decay > 0)
     step = make_train_step(task, graphdef, optimizer, config)
     images = config.batch_size // mesh.size

@@ -9,7 +9,7 @@ from twins_jax.ops.attention import attention, attention_weights
 from twins_jax.ops.convolution import conv, depthwise_conv, patch_conv
 from twins_jax.ops.dispatch import PLATFORMS, PORTABLE
 from twins_jax.ops.numerics import at_least_float32, gelu, layer_norm, linear, per_channel, residual_add
-from twins_jax.ops.resize import adaptive_average_pool, resize_bilinear, resize_nearest
+from twins_jax.ops.resize import adaptive_average_pool, bilinear_neighbors, resize_bilinear, resize_nearest
 from twins_jax.ops.resized_conv import resized_conv
 from twins_jax.ops.window_attention import window_attention, window_attention_weights
 from twins_jax.ops.xla_cpu import by_image
@@ -21,6 +21,7 @@ __all__ = [
     "at_least_float32",
     "attention",
     "attention_weights",
+    "bilinear_neighbors",
     "by_image",
     "conv",
     "depthwise_conv",

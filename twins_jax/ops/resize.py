@@ -53,7 +53,7 @@ def _interpolate(x: jax.Array, axis: int, length: int, source: Length, target: L
         return _blend(x, axis, *_neighbors(first + jnp.arange(length), source, target, jnp, x.dtype))
     if isinstance(first, int):
         return _interpolate_static(x, axis, _neighbors(first + np.arange(length), source, target, np, np.float64))
-    every = _neighbors(np.arange(target), source, target, np, np.float64)
+    every = bilinear_neighbors(source, target)
     return _blend(x, axis, *(jnp.take(values, first + jnp.arange(length), mode="clip") for values in every))
 
 
@@ -81,9 +81,22 @@ def _interpolate_static(x: jax.Array, axis: int, neighbors: tuple[np.ndarray, np
     return resized(x)
 
 
+def bilinear_neighbors(source: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the arithmetic of `resize_bilinear` along an axis: result i is (1 - w[i]) x[low[i]] + w[i] x[high[i]].
+
+    Args:
+        source: positions of x.
+        target: positions of the result.
+
+    Returns:
+        low and high, int32 [target], and w, float64 [target].
+    """
+    return _neighbors(np.arange(target), source, target, np, np.float64)
+
+
 def bilinear_weights(source: int, target: int) -> np.ndarray:
-    """The matrix [target, source] in float64 that resizes an axis as `resize_bilinear` does."""
-    return _matrix(source, *_neighbors(np.arange(target), source, target, np, np.float64))
+    """Returns the matrix [target, source] in float64 that resizes an axis as `resize_bilinear` does."""
+    return _matrix(source, *bilinear_neighbors(source, target))
 
 
 def _neighbors(places: Any, source: Length, target: Length, xp: Any, real: DTypeLike) -> tuple[Any, Any, Any]:

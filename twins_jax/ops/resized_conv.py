@@ -50,7 +50,7 @@ def resized_conv(maps: Sequence[jax.Array], kernel: jax.Array, *, dtype: DTypeLi
 
 
 def _is_cheaper(shape: tuple[int, ...], size: tuple[int, int], taps: int) -> bool:
-    """Whether the products come first, by the multiplications for one output channel of one image."""
+    """True if the products come first, by the multiplications for one output channel of one image."""
     (rows, columns, channels), (height, width) = shape[1:], size
     products = taps**2 * rows * columns * channels
     resizing = taps * rows * width * (taps * columns + height)

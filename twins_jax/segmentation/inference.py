@@ -137,10 +137,8 @@ class _Taps(NamedTuple):
 
 def _bilinear(source: int, target: int) -> _Taps:
     """Returns the sums that `ops.resize_bilinear` computes along an axis."""
-    position = np.maximum((np.arange(target) + 0.5) * (source / target) - 0.5, 0)
-    low = np.minimum(position.astype(np.int32), source - 1)
-    above = np.clip(position - low, 0, 1)
-    both = np.stack([low, np.minimum(low + 1, source - 1)], axis=1)
+    low, high, above = ops.bilinear_neighbors(source, target)
+    both = np.stack([low, high], axis=1)
     return _Taps(both, np.stack([1 - above, above], axis=1).astype(np.float32))
 
 

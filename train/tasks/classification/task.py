@@ -46,14 +46,6 @@ class ClassificationTask:
         self._config = config
         self.info = info or dataset_info(self._sources["train"], self._sources["eval"])
 
-    @property
-    def train_examples(self) -> int:
-        return self.info.train_examples
-
-    @property
-    def eval_examples(self) -> int:
-        return self.info.eval_examples
-
     def create_model(self, rngs: nnx.Rngs) -> TwinsClassifier:
         """Creates the classifier with fresh weights, or those of `config.init`.
 

@@ -10,9 +10,7 @@ from PIL import Image
 
 from twins_jax.decode import MAX_PIXELS
 from twins_jax.errors import InputError, one_line, shown
-
-IGNORED = 255
-"""The index of pixels that have no class, in training and in evaluation."""
+from twins_jax.segmentation.palette import IGNORED
 
 MAX_CLASSES = IGNORED
 """Classes of a data set: those that one byte can name beside `IGNORED`."""

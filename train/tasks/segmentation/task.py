@@ -49,14 +49,6 @@ class SegmentationTask:
         self._config = config
         self.info = info or _info(self._sources["train"], self._sources["eval"])
 
-    @property
-    def train_examples(self) -> int:
-        return self.info.train_examples
-
-    @property
-    def eval_examples(self) -> int:
-        return self.info.eval_examples
-
     def create_model(self, rngs: nnx.Rngs) -> TwinsSegmenter:
         """Creates the segmenter with fresh weights; its backbone has those of `config.init`.
 

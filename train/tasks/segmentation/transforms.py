@@ -11,12 +11,13 @@ import grain
 import numpy as np
 
 from twins_jax.errors import InputError
+from twins_jax.segmentation.palette import IGNORED
 from twins_jax.segmentation.preprocess import SegmentationPreprocessing
 
 from ...data import opencv
 from ...data.decode import decode
 from .config import SegmentationDataConfig
-from .masks import IGNORED, decode_mask
+from .masks import decode_mask
 from .sources import SegmentationRecord
 
 Transforms = list[grain.transforms.Map | grain.transforms.RandomMap]
