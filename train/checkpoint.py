@@ -70,9 +70,7 @@ class Checkpoints:
         )
         for step in self._manager.all_steps():
             with contextlib.suppress(Exception):  # not evaluated, or damaged, which is `restore`'s to report
-                # Orbax's reader also reads how each array is stored, which takes 20 times as long.
-                about = json.loads((folder / str(step) / "_CHECKPOINT_METADATA").read_text())
-                self._best.values[step] = float(about["custom_metadata"][best_metric])
+                self._best.values[step] = float(self._manager.metadata(step).custom_metadata[best_metric])
 
     def is_due(self, step: int) -> bool:
         """True if the state after `step` steps must be saved."""

@@ -18,7 +18,7 @@ from twins_jax.extra import check_installed
 from twins_jax.files import staged, write_text
 from twins_jax.paths import source_path, target_path
 
-TITLES = {"top1": "top-1", "map": "mAP"}
+TITLES = {"top1": "top-1", "map": "mAP", "miou": "mIoU"}
 """Names of figures on the axis."""
 
 

@@ -180,8 +180,23 @@ def test_init_takes_a_classifiers_weights_into_the_backbone(arguments: list[str]
     assert found["decode_head/classifier/conv/kernel"].shape == (1, 1, 128, 3)
     assert model.config.window_padding == "mask"
     alone = parse([*arguments, "--init", str(tmp_path / "weights"), "--eval_only"])
-    with pytest.raises(InputError, match=r"^init=.*: must be left out with eval_only"):
+    with pytest.raises(InputError, match=r"holds a classifier without a segmentation head: use from_pretrained$"):
         alone.make_task(DatasetInfo(3, tuple("abc"), 6, 6)).create_model(nnx.Rngs(0))
+
+
+def test_a_segmenters_weights_are_evaluated(alone: tuple[Path, str], arguments: list[str], tmp_path: Path) -> None:
+    workdir, output = alone
+    flags = ["--init", str(workdir), "--eval_only", "--workdir", str(tmp_path / "other")]
+    code, again, errors = call_main([*arguments, *flags])
+    assert code == 0, errors
+    assert last_line(again) == last_line(output) | {"step": 0}
+    for others, message in (
+        (["--head", "upernet"], "of the head upernet: found semantic_fpn"),
+        (["--data.source", "folder", "--data.dir", str(make_folder(tmp_path / "data"))], "of 3 classes, as the data"),
+    ):
+        code, _, errors = call_main([*arguments, *flags, *others])
+        assert code == 2
+        assert message in errors
 
 
 @pytest.mark.parametrize(

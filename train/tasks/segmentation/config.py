@@ -179,7 +179,7 @@ class SegmentationConfig(RunConfig):
 
     init: str = ""
     """Checkpoint whose backbone to start from. Anything that `twins_jax.backbone_from_pretrained` takes, such as a
-    classifier's; the heads start fresh."""
+    classifier's; the heads start fresh. With `eval_only`: a segmenter's, to be evaluated whole."""
 
     report: bool = False
     """Write WORKDIR/report at the end. IoU by class, and a page of the images that are segmented worst."""

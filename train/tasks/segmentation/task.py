@@ -15,8 +15,9 @@ import twins_jax
 from twins_jax import TwinsSegmenter
 from twins_jax.errors import InputError, require
 from twins_jax.paths import weights_source
-from twins_jax.preprocess import normalize
+from twins_jax.preprocess import DEFAULT, normalize
 from twins_jax.segmentation.palette import IGNORED
+from twins_jax.segmentation.preprocess import SegmentationPreprocessing
 
 from ...data.pipeline import eval_batches, train_batches
 from ...data.planned import PlannedBatch
@@ -50,21 +51,28 @@ class SegmentationTask:
         self.info = info or _info(self._sources["train"], self._sources["eval"])
 
     def create_model(self, rngs: nnx.Rngs) -> TwinsSegmenter:
-        """Creates the segmenter with fresh weights; its backbone has those of `config.init`.
+        """Creates the segmenter with fresh weights, its backbone with those of `config.init`; or loads it to evaluate.
 
         Raises:
-            InputError: `init` cannot be loaded or is of another variant than `model.name`; or it is given with
-                `eval_only`: what it holds beside a backbone is not read, and a fresh head predicts nothing.
+            InputError: `init` cannot be loaded or is of another variant than `model.name`; or, with `eval_only`, it is
+                no segmenter, or one of another head or number of classes, or of images normalized otherwise.
         """
         config = self._config
         options: dict[str, Any] = dict(config.model)
         num_classes = self.info.num_classes
+        if config.init and config.eval_only:
+            model = twins_jax.segmenter_from_pretrained(weights_source("init", config.init), **options)
+            images = model.preprocessing or SegmentationPreprocessing()
+            for ok, allowed in (
+                (model.head == config.head, f"of the head {config.head}: found {model.head}"),
+                (model.num_classes == num_classes, f"of {num_classes} classes, as the data: found {model.num_classes}"),
+                ((images.mean, images.std) == (DEFAULT.mean, DEFAULT.std), "of images with ImageNet's mean and std"),
+            ):
+                require("init", config.init, ok, allowed)
+            return model
         model = twins_jax.create_segmenter(head=config.head, num_classes=num_classes, rngs=rngs, **options)
         if config.init:
-            is_training = not config.eval_only
-            require("init", config.init, is_training, "left out with eval_only, which evaluates the run in workdir")
-            source = weights_source("init", config.init)
-            norms = model.config.stage_norms
+            source, norms = weights_source("init", config.init), model.config.stage_norms
             model.backbone = twins_jax.backbone_from_pretrained(source, **(options | {"stage_norms": norms}))
         return model
 
