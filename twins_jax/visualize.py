@@ -17,6 +17,7 @@ from twins_jax.functional import Params, get_params, merge_model
 from twins_jax.inputs import check_images
 from twins_jax.model import Model, check_model
 from twins_jax.preprocess import DEFAULT, Picture, Preprocessing, read
+from twins_jax.segmentation.preprocess import resize_nearest
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -172,10 +173,8 @@ def segmentation_overlay(picture: Picture, labels: np.ndarray, *, opacity: float
 
     from twins_jax.segmentation.palette import overlay  # late: it computes its colors
 
-    rows, columns = (
-        np.arange(wanted) * given // wanted for wanted, given in zip(image.shape[:2], labels.shape, strict=True)
-    )
-    return Image.fromarray(overlay(image, labels[rows[:, None], columns], opacity))
+    height, width = image.shape[:2]
+    return Image.fromarray(overlay(image, resize_nearest(labels, (height, width)), opacity))
 
 
 Box: TypeAlias = tuple[int, int, int, int]

@@ -1,8 +1,6 @@
 """A page that shows where a classifier errs: confusion matrix, classes by recall, misclassified images."""
 
-import csv
 import heapq
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +12,7 @@ from twins_jax import page
 from twins_jax.files import write_text
 from twins_jax.preprocess import normalize
 
+from ...confusion import write_confusion
 from ...task import Batch
 
 MAX_IMAGES = 100
@@ -78,11 +77,7 @@ class ReportEvaluator:
         """Writes the files; returns "examples"."""
         names = self._class_names
         self._folder.mkdir(parents=True, exist_ok=True)
-        rows = io.StringIO()
-        writer = csv.writer(rows)
-        writer.writerow(["true \\ predicted", *names])
-        writer.writerows([name, *counts] for name, counts in zip(names, self._confusion.tolist(), strict=True))
-        write_text(self._folder / "confusion.csv", rows.getvalue())
+        write_confusion(self._folder / "confusion.csv", names, self._confusion)
         write_text(self._folder / "index.html", _page(self._confusion, sorted(self._worst, reverse=True), names))
         return {"examples": int(self._confusion.sum())}
 

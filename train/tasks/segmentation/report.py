@@ -1,8 +1,6 @@
 """A page that shows where a segmenter errs: IoU by class, and the images that it segments worst."""
 
-import csv
 import heapq
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +11,9 @@ import numpy as np
 from twins_jax import page
 from twins_jax.files import write_text
 from twins_jax.segmentation.palette import IGNORED, PALETTE, colorize, overlay
+from twins_jax.segmentation.preprocess import resize_nearest
 
+from ...confusion import write_confusion
 from ...data.planned import PlannedBatch
 from ...task import Batch
 from .config import SegmentationDataConfig
@@ -106,11 +106,7 @@ class ReportEvaluator:
         """Writes the files; returns "examples"."""
         names = self._class_names
         self._folder.mkdir(parents=True, exist_ok=True)
-        rows = io.StringIO()
-        writer = csv.writer(rows)
-        writer.writerow(["true \\ predicted", *names])
-        writer.writerows([name, *counts] for name, counts in zip(names, self._confusion.tolist(), strict=True))
-        write_text(self._folder / "confusion.csv", rows.getvalue())
+        write_confusion(self._folder / "confusion.csv", names, self._confusion)
         write_text(self._folder / "index.html", self._page())
         return {"examples": self._examples}
 
@@ -137,10 +133,9 @@ def _count(label: np.ndarray, prediction: np.ndarray, classes: int) -> np.ndarra
 
 def _shrink(pixels: np.ndarray) -> np.ndarray:
     """Returns an image or a mask of at most `PICTURE` pixels a side, the nearest of its own."""
-    height, width = pixels.shape[:2]
-    factor = min(1.0, PICTURE / max(height, width))
-    rows, columns = (np.arange(max(1, round(n * factor))) * n // max(1, round(n * factor)) for n in (height, width))
-    return pixels[rows[:, None], columns]
+    factor = min(1.0, PICTURE / max(pixels.shape[:2]))
+    height, width = (max(1, round(side * factor)) for side in pixels.shape[:2])
+    return resize_nearest(pixels, (height, width))
 
 
 def _classes(confusion: np.ndarray, names: Sequence[str]) -> str:
@@ -171,13 +166,8 @@ def _color(label: int) -> str:
 
 
 def _figure(worst: Worst, name: str) -> str:
-    size = worst.image.shape[:2]
-    prediction = _to_size(worst.prediction, size)
+    height, width = worst.image.shape[:2]
+    prediction = resize_nearest(worst.prediction, (height, width))
     pictures = (worst.image, colorize(worst.label), colorize(worst.prediction), overlay(worst.image, prediction))
     images = "".join(page.thumbnail(pixels, PICTURE) for pixels in pictures)
     return f"<figure><div>{images}</div><figcaption>{name}: IoU {-worst.negative_iou:.1%}</figcaption></figure>"
-
-
-def _to_size(mask: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    rows, columns = (np.arange(wanted) * given // wanted for wanted, given in zip(size, mask.shape, strict=True))
-    return mask[rows[:, None], columns]
