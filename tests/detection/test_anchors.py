@@ -3,7 +3,6 @@
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -46,13 +45,15 @@ def test_figures_of_mmdet() -> None:
 @pytest.mark.parametrize("size", [(224, 320), (97, 320), (193, 64), (1, 1), (130, 257)])
 def test_cells_in_the_padding_of_a_batch(size: tuple[int, int]) -> None:
     padded = (224, 320)
-    shapes = [(math.ceil(padded[0] / stride), math.ceil(padded[1] / stride)) for stride in RETINANET_ANCHORS.strides]
+    shapes = tuple(
+        (math.ceil(padded[0] / stride), math.ceil(padded[1] / stride)) for stride in RETINANET_ANCHORS.strides
+    )
     own = [math.ceil(side / 32) * 32 for side in size]
     expected = []
     for stride, (height, width) in zip(RETINANET_ANCHORS.strides, shapes, strict=True):
         valid = np.zeros((height, width, RETINANET_ANCHORS.per_cell), bool)
         valid[: min(math.ceil(own[0] / stride), height), : min(math.ceil(own[1] / stride), width)] = True
         expected.append(valid.reshape(-1))
-    inside = jax.jit(lambda size: anchors_inside(RETINANET_ANCHORS, shapes, size))(jnp.array(size))
+    inside = jax.jit(anchors_inside, static_argnums=(0, 1))(RETINANET_ANCHORS, shapes, np.array(size))
     np.testing.assert_array_equal(inside, np.concatenate(expected))
     assert len(inside) == sum(len(level) for level in RETINANET_ANCHORS.levels(shapes))

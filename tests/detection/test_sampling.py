@@ -60,10 +60,9 @@ def test_uniform_without_replacement() -> None:
     """Of 6 positives each pair is drawn with probability 1/15, of 7 negatives each three with 1/35."""
     assigned = jnp.array([0, -1, -1, 1, 2, -2, -1, -1, 3, -1, 4, -2, 5, -1, -1])
     keys = jax.random.split(jax.random.key(0), 20_000)
-    indices = np.sort(jax.jit(jax.vmap(lambda key: drawn(key, assigned, 5, 2).indices))(keys).reshape(-1, 5)[:, :2])
-    negatives = np.sort(jax.vmap(lambda key: drawn(key, assigned, 5, 2).indices)(keys)[:, 2:])
-    for subsets, number in ((indices, 15), (negatives, 35)):
-        _, counts = np.unique(subsets, axis=0, return_counts=True)
+    indices = np.asarray(jax.vmap(lambda key: drawn(key, assigned, 5, 2).indices)(keys))
+    for subsets, number in ((indices[:, :2], 15), (indices[:, 2:], 35)):
+        _, counts = np.unique(np.sort(subsets), axis=0, return_counts=True)
         assert len(counts) == number
         expected = len(keys) / number
         assert np.abs(counts - expected).max() < 5 * np.sqrt(expected)
