@@ -107,15 +107,17 @@ def bin_weights(start: jax.Array, length: jax.Array, bins: int, size: int) -> ja
     shape = (*length.shape, bins, size)
     start, length = (lax.broadcast_in_dim(x, shape, range(x.ndim)) for x in (start, length))
     bin_index, cell = (lax.broadcasted_iota(length.dtype, shape, len(shape) - axis) for axis in (2, 1))
-    width = length / bins
-    given = jnp.ceil(width)
+    # ceil(length / bins) of a rounded quotient: 42 * (1 / 7), as compiled programs divide, is 6.0000005 in float32.
+    nearest = jnp.round(length / bins)
+    given = jnp.where(length > nearest * bins, nearest + 1, nearest)
     count = jnp.maximum(given, 1)
-    begin = start + bin_index * width
-    # One sample earlier than the first that the cell can need: the division rounds.
-    first = jnp.where(count > 1, jnp.clip(jnp.floor((cell - 1 - begin) * count / width - 0.5), 0, count), 0)
+    step = length / (count * bins)
+    # One sample earlier than the first that the cell can need, since quotients are rounded.
+    first = jnp.floor((cell - 1 - start) / step - bin_index * count - 0.5)
+    first = jnp.where(count > 1, jnp.clip(first, 0, count), 0)
     total = jnp.zeros_like(length)
     for i in range(5):
-        position = begin + (first + i + 0.5) * width / count
+        position = start + (bin_index * count + first + i + 0.5) * step
         is_sample = (first + i < given) & (position >= -1) & (position <= size)
         distance = jnp.abs(jnp.clip(position, 0, size - 1) - cell)
         total += jnp.where(is_sample, jnp.maximum(1 - distance, 0), 0)
