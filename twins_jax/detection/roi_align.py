@@ -162,11 +162,14 @@ def _add_level(result: jax.Array, x: jax.Array, boxes: jax.Array, is_here: jax.A
     """Sets the rows of `result` [B, N, P, P, C] for the boxes that are on a map, by its values x [B, h, w, C]."""
     rows, used = _chunks(is_here, x.shape, result.shape[2])
 
+    batch, height, width, channels = x.shape
+    lines = x.reshape(batch, height, width * channels)
+
     def add_chunk(i: jax.Array, result: jax.Array) -> jax.Array:
         row = lax.dynamic_index_in_dim(rows, i, axis=1, keepdims=False)
         vertical, horizontal = _weights(_take(boxes, row), x.shape, x.dtype, result.shape[2], scale)
-        values = jnp.einsum("bnph,bhwc->bnpwc", vertical, x)
-        values = jnp.einsum("bnqw,bnpwc->bnpqc", horizontal, values)
+        values = jnp.matmul(horizontal, jnp.matmul(vertical, lines).reshape(-1, width, channels))
+        values = values.reshape(*row.shape, *result.shape[2:])
         return jax.vmap(lambda r, i, v: r.at[i].set(v, mode="drop"))(result, row, values)
 
     return lax.fori_loop(0, used, add_chunk, result)
@@ -178,14 +181,17 @@ def _level_gradient(
     """Returns the gradient [B, h, w, C] of a map: the transpose of `_add_level`."""
     bins = cotangent.shape[2]
     rows, used = _chunks(is_here, shape, bins)
+    batch, height, width, channels = shape
 
     def add_chunk(i: jax.Array, gradient: jax.Array) -> jax.Array:
         row = lax.dynamic_index_in_dim(rows, i, axis=1, keepdims=False)
         vertical, horizontal = _weights(_take(boxes, row), shape, cotangent.dtype, bins, scale)
-        values = jnp.einsum("bnqw,bnpqc->bnpwc", horizontal, _take(cotangent, row))
-        return gradient + jnp.einsum("bnph,bnpwc->bhwc", vertical, values)
+        values = _take(cotangent, row).reshape(-1, bins, channels)
+        lines = jnp.matmul(horizontal.mT, values).reshape(batch, -1, width * channels)
+        return gradient + jnp.matmul(vertical.mT, lines)
 
-    return lax.fori_loop(0, used, add_chunk, jnp.zeros(shape, cotangent.dtype))
+    lines = jnp.zeros((batch, height, width * channels), cotangent.dtype)
+    return lax.fori_loop(0, used, add_chunk, lines).reshape(shape)
 
 
 def _chunks(is_here: jax.Array, shape: tuple[int, ...], bins: int) -> tuple[jax.Array, jax.Array]:
@@ -212,9 +218,17 @@ def _chunks(is_here: jax.Array, shape: tuple[int, ...], bins: int) -> tuple[jax.
 def _weights(
     boxes: jax.Array, shape: tuple[int, ...], dtype: DTypeLike, bins: int, scale: float
 ) -> tuple[jax.Array, jax.Array]:
-    """The weights of boxes [B, n, 4] on a map (B, h, w, C) by axis: [B, n, P, h] and [B, n, P, w]."""
+    """The weights of boxes [B, n, 4] on a map (B, h, w, C) by axis: [B, n P, h] and [B n P, P, w].
+
+    The second repeats those of a box for each of its P rows of bins, so that each product has one batch axis: `einsum`
+    with two of them took 1.6 times as long.
+    """
+    batch, number = boxes.shape[:2]
     x1, y1, x2, y2 = jnp.moveaxis(boxes.astype(dtype) * scale - 0.5, -1, 0)
-    return bin_weights(y1, y2 - y1, bins, shape[1]), bin_weights(x1, x2 - x1, bins, shape[2])
+    vertical = bin_weights(y1, y2 - y1, bins, shape[1]).reshape(batch, number * bins, shape[1])
+    horizontal = bin_weights(x1, x2 - x1, bins, shape[2]).reshape(batch * number, 1, bins, shape[2])
+    repeated = jnp.broadcast_to(horizontal, (batch * number, bins, bins, shape[2]))
+    return vertical, repeated.reshape(batch * number * bins, bins, shape[2])
 
 
 def _take(x: jax.Array, index: jax.Array) -> jax.Array:
