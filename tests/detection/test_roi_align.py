@@ -175,7 +175,7 @@ def test_pyramid(monkeypatch: pytest.MonkeyPatch) -> None:
         ]
     )
     (expected * torch.from_numpy(cotangent)).sum().backward()
-    for elements in (2**24, 13 * 2 * 7 * 48 * 3):  # all at once; 13, 26 and 40 boxes a chunk
+    for elements in (2**22, 13 * 7 * 48 * 3):  # all at once; 13, 26 and 40 boxes a chunk
         monkeypatch.setattr(module, "CHUNK_ELEMENTS", elements)
         with jax.enable_x64(True):
             values, gradients = values_and_gradient(run, maps, cotangent)
