@@ -7,6 +7,7 @@ from twins_jax.config import TwinsConfig, TwinsOptions
 from twins_jax.create import create_backbone, create_detector, create_model, create_segmenter, list_models
 from twins_jax.detection.detector import Detections, TwinsDetector
 from twins_jax.detection.mask_rcnn import TwinsMaskRCNN
+from twins_jax.detection.preprocess import DetectionPreprocessing
 from twins_jax.detection.retinanet import TwinsRetinaNet
 from twins_jax.errors import InputError
 from twins_jax.export import ExportError, export_model
@@ -38,6 +39,7 @@ __version__ = "0.2.0.dev0"
 __all__ = [
     "Answer",
     "BatchStats",
+    "DetectionPreprocessing",
     "Detections",
     "ExportError",
     "FeatureInfo",
