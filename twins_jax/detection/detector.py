@@ -116,7 +116,8 @@ class TwinsDetector(nnx.Module):
             InputError: (a ValueError) naming what is wrong with an argument.
         """
         images = check_images(images, self.config.in_channels)
-        return self.detections(self.features(images, rngs=rngs), _check_sizes(sizes, images))
+        sizes = _check_sizes(sizes, images)
+        return self.detections(self.features(images, rngs=rngs), sizes)
 
     @abc.abstractmethod
     def features(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> tuple[jax.Array, ...]:
