@@ -84,8 +84,13 @@ def detect(head: DetectionHead) -> Callable[[Any, Any], tuple[Detections, Any]]:
 
     def run(images: Any, sizes: Any) -> tuple[Detections, Any]:
         model = twins_jax.merge_model(graphdef, params)
-        found = model.detect(images, sizes)
-        return found, model.mask_head(model.features(images), found.boxes) if head == "mask_rcnn" else None
+        if head == "retinanet":
+            return model.detect(images, sizes), None
+        features = model.features(images)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(mask_rcnn, "MAX_PROPOSALS", 150)
+            found = model.detections(features, sizes)
+        return found, model.mask_head(features, found.boxes)
 
     return jax.jit(run)
 
@@ -118,16 +123,23 @@ def test_shapes_and_dtypes(head: DetectionHead, strides: tuple[int, ...]) -> Non
 
 
 @pytest.mark.parametrize("head", DETECTORS)
-def test_every_parameter_gets_a_gradient(head: DetectionHead) -> None:
+def test_every_parameter_gets_a_gradient(head: DetectionHead, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the pyramid and the heads, and every map of the backbone that is read, whose own test is with its parameters."""
     model = detector(head)
     graphdef, params = nnx.graphdef(model), twins_jax.get_params(model)
+    maps = [random_array(2, 16 >> i, 24 >> i, dim) for i, dim in enumerate(model.config.embed_dims)]
 
-    def loss(params: Any) -> jax.Array:
+    def loss(params: Any, maps: Any) -> jax.Array:
+        monkeypatch.setattr(twins_jax.TwinsBackbone, "__call__", lambda *_, **__: maps)
         model = twins_jax.merge_model(graphdef, params)
         leaves = jax.tree.leaves(of_features(model, model.features(IMAGES)))
         return sum((leaf * random_array(*leaf.shape, seed=i)).sum() for i, leaf in enumerate(leaves))
 
-    gradients = named(jax.jit(jax.grad(loss))(params))
+    of_params, of_maps = jax.jit(jax.grad(loss, argnums=(0, 1)))(params, maps)
+    gradients = {path: x for path, x in named(of_params).items() if not path.startswith("backbone/")}
+    gradients |= {f"map {i}": np.asarray(x) for i, x in enumerate(of_maps)}
+    if head == "retinanet":
+        assert not gradients.pop("map 0").any()
     largest = max(np.abs(gradient).max() for gradient in gradients.values())
     for path, gradient in gradients.items():
         assert np.isfinite(gradient).all(), path
