@@ -23,7 +23,7 @@ from twins_jax.detection.build import DETECTORS, make_detector
 from twins_jax.detection.detector import detector_config
 
 CLASSES = 7
-REGIONS = 6
+REGIONS = 4
 
 RENAMES = (
     (r"^neck\.(\w+)\.(\d)\.conv", r"neck.\1.\2"),
@@ -125,18 +125,18 @@ def test_equals_pytorch_in_float64() -> None:
     params = {head: ported(weights[head]) for head in DETECTORS}
     # NNX gives the shared backbone the first of its paths, by the alphabet.
     params["mask_rcnn"]["backbone"] = twins_jax.get_params(load_backbone(dense))
-    # Maps of 40x56, 20x28, 10x14 and 5x7: windows of 7 do not tile the height of any, and strides of 2 meet odd sides.
+    # Maps of 24x40, 12x20, 6x10 and 3x5: windows of 7 tile no side, and strides of 2 meet odd ones.
     comparison = compare(
         theirs,
         ours=lambda dtype: Both(name, dtype),
         run_ours=lambda both, images: both(images),
         params=params,
-        x=random_array(1, 160, 224, 3),
+        x=random_array(1, 96, 160, 3),
     )
     comparison.check_float64()
 
 
-SIZES = ((24, 40), (12, 20), (6, 10), (3, 5))
+SIZES = ((16, 24), (8, 12), (4, 6), (2, 3))
 
 
 def maps_of(x: Any, dims: Sequence[int]) -> list[Any]:
@@ -155,7 +155,7 @@ class Maps(nnx.Module):
         return maps_of(x, self.dims)
 
 
-@pytest.mark.parametrize("name", ["twins_pcpvt_small", "twins_svt_small", "twins_svt_base"])
+@pytest.mark.parametrize("name", ["twins_pcpvt_small", "twins_svt_base"])
 def test_rounds_as_little_as_pytorch_in_float32(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the backbone's maps on: heads depend on their channels alone, and PCPVT-B and -L have PCPVT-S's."""
     monkeypatch.setattr(detector, "TwinsBackbone", Maps)
