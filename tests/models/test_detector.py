@@ -120,7 +120,7 @@ def test_shapes_and_dtypes(head: DetectionHead, strides: tuple[int, ...]) -> Non
 
 @pytest.mark.parametrize("head", DETECTORS)
 def test_every_parameter_gets_a_gradient(head: DetectionHead, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the pyramid and the heads, and every map of the backbone that is read, whose parameters have their own test."""
+    """Of the pyramid and the heads, and every map of the backbone that is read; its parameters have their own test."""
     model = detector(head)
     graphdef, params = nnx.graphdef(model), twins_jax.get_params(model)
     maps = [random_array(2, 16 >> i, 24 >> i, dim) for i, dim in enumerate(model.config.embed_dims)]
