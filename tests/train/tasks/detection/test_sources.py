@@ -188,8 +188,6 @@ def test_real_folders(name: str, masks: bool, images: tuple[int, int], classes: 
             if masks:
                 drawn = np.stack(example["bitmaps"])
                 columns, rows = drawn.any(axis=1), drawn.any(axis=2)
-                ends = [
-                    (axis.argmax(axis=1), axis.shape[1] - axis[:, ::-1].argmax(axis=1)) for axis in (columns, rows)
-                ]
+                ends = [(axis.argmax(axis=1), axis.shape[1] - axis[:, ::-1].argmax(axis=1)) for axis in (columns, rows)]
                 found_boxes = np.stack([ends[0][0], ends[1][0], ends[0][1], ends[1][1]], axis=1)
                 np.testing.assert_array_equal(found_boxes, example["boxes"])

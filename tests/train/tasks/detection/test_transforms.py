@@ -263,9 +263,7 @@ def test_batches_of_evaluation(tmp_path: Path, shards: int) -> None:
     seen = []
     shapes: list[list[tuple[int, ...]]] = [[] for _ in range(shards)]
     for shard in range(shards):
-        batches = eval_batches(
-            source, eval_transforms(data), data, 2 // shards, plan=plan, shard=shard, shards=shards
-        )
+        batches = eval_batches(source, eval_transforms(data), data, 2 // shards, plan=plan, shard=shard, shards=shards)
         for batch in batches:
             shapes[shard].append(batch["image"].shape)
             for row in np.flatnonzero(batch["mask"]):
