@@ -167,7 +167,7 @@ class DetectionSource:
     def _check_images(self) -> None:
         listed: dict[str, Collection[str]] = {}
         missing = []
-        for row in self._rows:
+        for row in self._rows.tolist():
             folder, name = os.path.split(self._file.file_names[row])
             if folder not in listed:
                 path = self._images / folder
