@@ -1,1 +1,1 @@
-"""Object detection and instance segmentation: boxes, classes and masks of the things in an image."""
+"""Object detection: the objects of an image have boxes, classes and, for Mask R-CNN, masks."""
