@@ -8,7 +8,7 @@ B is the number of images, G of ground truths in the arrays, K of classes. All l
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import optax
 
 from twins_jax.detection.anchors import RETINANET_ANCHORS, RPN_ANCHORS, Anchors, anchors_inside
 from twins_jax.detection.assign import IGNORED, assign
-from twins_jax.detection.boxes import BOX_HEAD_STDS, RPN_STDS, encode_boxes
+from twins_jax.detection.boxes import BOX_HEAD_STDS, RPN_STDS, Stds, encode_boxes
 from twins_jax.detection.losses import sigmoid_focal_loss
 from twins_jax.detection.sampling import sample
 
@@ -45,11 +45,11 @@ class Truth(NamedTuple):
 
 
 class RoIs(NamedTuple):
-    """The boxes of each image from which the box head and the mask head learn, those of ground truths first.
+    """The boxes of each image from which the box head and the mask head learn, positive ones first.
 
     Attributes:
         boxes: float32 [B, N, 4], without a gradient.
-        assigned: int32 [B, N], the index of the ground truth; negative: background.
+        assigned: int32 [B, N], the index of the ground truth; `BACKGROUND`, or `IGNORED` on padding.
         valid: bool [B, N], False on padding.
     """
 
@@ -60,7 +60,7 @@ class RoIs(NamedTuple):
     @property
     def is_positive(self) -> jax.Array:
         """Bool [B, N]: has a ground truth."""
-        return self.valid & (self.assigned >= 0)
+        return self.assigned >= 0
 
 
 def grouped_mean(sums: jax.Array, counts: jax.Array, group_size: int) -> jax.Array:
@@ -76,7 +76,7 @@ def grouped_mean(sums: jax.Array, counts: jax.Array, group_size: int) -> jax.Arr
     return jnp.mean(sums / jnp.maximum(counts, 1).astype(sums.dtype))
 
 
-def retinanet_losses(outputs: Outputs, truth: Truth, padded: tuple[int, int], group_size: int) -> dict[str, jax.Array]:
+def retinanet_losses(outputs: Outputs, truth: Truth, group_size: int) -> dict[str, jax.Array]:
     """Computes RetinaNet's losses over all anchors of all levels.
 
     Anchors of an IoU of at least 0.5 are positive, as are the best of each ground truth; those below 0.4 are negative.
@@ -85,7 +85,6 @@ def retinanet_losses(outputs: Outputs, truth: Truth, padded: tuple[int, int], gr
     Args:
         outputs: of the heads.
         truth: of the batch.
-        padded: height and width of the images with padding.
         group_size: images that share a divisor.
 
     Returns:
@@ -96,7 +95,7 @@ def retinanet_losses(outputs: Outputs, truth: Truth, padded: tuple[int, int], gr
     anchors = [jnp.asarray(level) for level in RETINANET_ANCHORS.levels(shapes)]
     everywhere = jnp.concatenate(anchors)
     assigned = _assign_anchors(
-        RETINANET_ANCHORS, everywhere, shapes, truth, padded, positive=0.5, negative=0.4, min_positive=0.0
+        RETINANET_ANCHORS, everywhere, shapes, truth, positive=0.5, negative=0.4, min_positive=0.0
     )
     focal, l1 = jnp.zeros(len(truth.boxes)), jnp.zeros(len(truth.boxes))
     start = 0
@@ -122,14 +121,12 @@ def _retinanet_sums(
     is_positive = assigned >= 0
     of_anchor = jnp.where(is_positive, labels[jnp.maximum(assigned, 0)], -1)
     targets = of_anchor[:, None] == jnp.arange(logits.shape[-1], dtype=jnp.int32)
-    losses = sigmoid_focal_loss(logits, targets.astype(jnp.float32))
+    losses = sigmoid_focal_loss(logits, targets)
     focal = jnp.where((assigned != IGNORED)[:, None], losses, 0.0).sum()
-    return focal, _l1(deltas, _targets(anchors, boxes, assigned, is_positive, RPN_STDS), is_positive)
+    return focal, _l1(deltas, anchors, boxes, assigned, RPN_STDS)
 
 
-def rpn_losses(
-    outputs: Outputs, truth: Truth, padded: tuple[int, int], key: jax.Array, group_size: int
-) -> dict[str, jax.Array]:
+def rpn_losses(outputs: Outputs, truth: Truth, key: jax.Array, group_size: int) -> dict[str, jax.Array]:
     """Computes the losses of the region proposal network over 256 sampled anchors of each image, half at most positive.
 
     Anchors of an IoU of at least 0.7 are positive, as are the best of each ground truth from 0.3 on; those below 0.3
@@ -139,7 +136,6 @@ def rpn_losses(
     Args:
         outputs: of the network, with one logit an anchor.
         truth: of the batch.
-        padded: height and width of the images with padding.
         key: draws the samples.
         group_size: images that share a divisor.
 
@@ -148,9 +144,7 @@ def rpn_losses(
     """
     shapes = [logits.shape[1:3] for logits, _ in outputs]
     anchors = jnp.concatenate([jnp.asarray(level) for level in RPN_ANCHORS.levels(shapes)])
-    assigned = _assign_anchors(
-        RPN_ANCHORS, anchors, shapes, truth, padded, positive=0.7, negative=0.3, min_positive=0.3
-    )
+    assigned = _assign_anchors(RPN_ANCHORS, anchors, shapes, truth, positive=0.7, negative=0.3, min_positive=0.3)
     lengths = [height * width * RPN_ANCHORS.per_cell for height, width in shapes]
     logits, deltas = (
         jnp.concatenate([_per_anchor(level[part], n) for level, n in zip(outputs, lengths, strict=True)], axis=1)
@@ -161,14 +155,13 @@ def rpn_losses(
         key: jax.Array, logits: jax.Array, deltas: jax.Array, assigned: jax.Array, boxes: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         samples = sample(key, assigned, number=RPN_SAMPLES, max_positive=RPN_POSITIVES)
-        is_positive = samples.valid & (samples.assigned >= 0)
+        is_positive = samples.assigned >= 0
         losses = optax.sigmoid_binary_cross_entropy(logits[samples.indices, 0], is_positive.astype(jnp.float32))
-        targets = _targets(anchors[samples.indices], boxes, samples.assigned, is_positive, RPN_STDS)
         positives = jnp.sum(is_positive, dtype=jnp.int32)
         negatives = jnp.sum(samples.valid, dtype=jnp.int32) - positives
         return (
             jnp.where(samples.valid, losses, 0.0).sum(),
-            _l1(deltas[samples.indices], targets, is_positive),
+            _l1(deltas[samples.indices], anchors[samples.indices], boxes, samples.assigned, RPN_STDS),
             jnp.maximum(positives, 1) + jnp.maximum(negatives, 1),
         )
 
@@ -232,10 +225,9 @@ def box_head_losses(
         losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), classes)
         of_classes = deltas.astype(jnp.float32).reshape(len(deltas), num_classes, 4)
         own = jnp.take_along_axis(of_classes, jnp.where(rois.is_positive, of_box, 0)[:, None, None], axis=1)[:, 0]
-        targets = _targets(rois.boxes, boxes, rois.assigned, rois.is_positive, BOX_HEAD_STDS)
         return (
             jnp.where(rois.valid, losses, 0.0).sum(),
-            _l1(own, targets, rois.is_positive),
+            _l1(own, rois.boxes, boxes, rois.assigned, BOX_HEAD_STDS),
             jnp.sum(rois.valid, dtype=jnp.int32),
         )
 
@@ -268,13 +260,12 @@ def _assign_anchors(
     boxes: jax.Array,
     shapes: Sequence[tuple[int, int]],
     truth: Truth,
-    padded: tuple[int, int],
     **thresholds: float,
 ) -> jax.Array:
     """Assigns the anchors of each image, int32 [B, A]; those beyond its own padded shape are ignored."""
 
     def of_image(truth: Truth) -> jax.Array:
-        inside = anchors_inside(anchors, shapes, padded, truth.sizes)
+        inside = anchors_inside(anchors, shapes, truth.sizes)
         return assign(boxes, truth.boxes, truth.valid, **thresholds, valid=inside)
 
     return jax.lax.stop_gradient(jax.vmap(of_image)(truth))
@@ -285,13 +276,7 @@ def _per_anchor(outputs: jax.Array, anchors: int) -> jax.Array:
     return outputs.astype(jnp.float32).reshape(len(outputs), anchors, -1)
 
 
-def _targets(
-    candidates: jax.Array, boxes: jax.Array, assigned: jax.Array, is_positive: jax.Array, stds: Any
-) -> jax.Array:
-    """Encodes the ground truths of positive boxes, float32 [N, 4]; 0 of the others, whose own would not be finite."""
-    wanted = jnp.where(is_positive[:, None], boxes[jnp.maximum(assigned, 0)], candidates)
-    return jnp.where(is_positive[:, None], encode_boxes(wanted, candidates, stds), 0.0)
-
-
-def _l1(deltas: jax.Array, targets: jax.Array, is_positive: jax.Array) -> jax.Array:
-    return jnp.where(is_positive[:, None], jnp.abs(deltas - targets), 0.0).sum()
+def _l1(deltas: jax.Array, candidates: jax.Array, boxes: jax.Array, assigned: jax.Array, stds: Stds) -> jax.Array:
+    """Sums the L1 loss of the deltas [N, 4] of positive candidates, whose ground truths are `boxes[assigned]`."""
+    targets = encode_boxes(boxes[jnp.maximum(assigned, 0)], candidates, stds)
+    return jnp.where((assigned >= 0)[:, None], jnp.abs(deltas - targets), 0.0).sum()
