@@ -4,7 +4,10 @@ from twins_jax import visualize
 from twins_jax.backbone import FeatureInfo, TwinsBackbone
 from twins_jax.classifier import TwinsClassifier
 from twins_jax.config import TwinsConfig, TwinsOptions
-from twins_jax.create import create_backbone, create_model, create_segmenter, list_models
+from twins_jax.create import create_backbone, create_detector, create_model, create_segmenter, list_models
+from twins_jax.detection.detector import Detections, TwinsDetector
+from twins_jax.detection.mask_rcnn import TwinsMaskRCNN
+from twins_jax.detection.retinanet import TwinsRetinaNet
 from twins_jax.errors import InputError
 from twins_jax.export import ExportError, export_model
 from twins_jax.functional import (
@@ -35,6 +38,7 @@ __version__ = "0.2.0.dev0"
 __all__ = [
     "Answer",
     "BatchStats",
+    "Detections",
     "ExportError",
     "FeatureInfo",
     "InputError",
@@ -44,12 +48,16 @@ __all__ = [
     "TwinsBackbone",
     "TwinsClassifier",
     "TwinsConfig",
+    "TwinsDetector",
+    "TwinsMaskRCNN",
     "TwinsOptions",
+    "TwinsRetinaNet",
     "TwinsSegmenter",
     "__version__",
     "backbone_from_pretrained",
     "classify",
     "create_backbone",
+    "create_detector",
     "create_model",
     "create_segmenter",
     "export_model",
