@@ -103,7 +103,9 @@ def evaluate(truth: Truth, entries: Sequence[Mapping[str, Any]], images: Sequenc
     with contextlib.redirect_stdout(io.StringIO()):  # it prints at every step
         expected = as_coco(truth)
         # `loadRes` changes what it is given, and takes no empty list.
-        found = expected.loadRes([dict(entry) for entry in entries]) if entries else as_coco({**truth, "annotations": []})
+        found = (
+            expected.loadRes([dict(entry) for entry in entries]) if entries else as_coco({**truth, "annotations": []})
+        )
         evaluation = COCOeval(expected, found, kind)
         evaluation.params.imgIds = list(images)
         evaluation.evaluate()
