@@ -1,0 +1,116 @@
+"""Masks of objects: from the polygons or RLE of COCO's files to bitmaps, and bitmaps as bits."""
+
+import json
+import math
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from twins_jax.errors import InputError, is_integer, one_line, shown
+
+_ALLOWED = "a list of polygons, each x1, y1, x2, y2 and onward of three points or more, or RLE with size and counts"
+
+_COUNTS = re.compile(r"[0-o]*[0-O]")
+"""Compressed counts: six bits a character, the highest of which says that the number goes on. pycocotools reads beyond
+the end of a text whose last number does."""
+
+Size = tuple[int, int]
+
+
+def check_segmentation(segmentation: Any, size: Size, place: str) -> None:
+    """Checks polygons or RLE, as far as it can be done without drawing them.
+
+    Args:
+        segmentation: as JSON holds it: polygons [[x, y, ...], ...], or {"size": [H, W], "counts": list or text}.
+        size: height and width of the image.
+        place: the file and the entry, for messages.
+
+    Raises:
+        InputError: they are none; a polygon has less than three points, or points further from the image than it is
+            large; RLE is of another size, or of other pixels than it has.
+    """
+    if isinstance(segmentation, list) and segmentation:
+        for number, polygon in enumerate(segmentation):
+            _check_polygon(polygon, size, f"{place}: polygon {number}")
+    elif isinstance(segmentation, dict):
+        _check_rle(segmentation, size, f"{place}: segmentation")
+    else:
+        raise InputError(f"{place}: segmentation={_described(segmentation)}; must be {_ALLOWED}")
+
+
+def _check_polygon(polygon: Any, size: Size, place: str) -> None:
+    if not isinstance(polygon, list) or not set(map(type, polygon)) <= {int, float}:
+        raise InputError(f"{place}: is {_described(polygon)}; must be numbers x1, y1, x2, y2 and onward")
+    if len(polygon) % 2 or len(polygon) < 6:
+        found = f"{len(polygon) // 2} points" if len(polygon) % 2 == 0 else f"{len(polygon)} numbers"
+        raise InputError(f"{place}: has {found}; must have two numbers for each of three points or more")
+    for axis, side in ((0, size[1]), (1, size[0])):
+        values = polygon[axis::2]
+        # pycocotools takes memory for each pixel along an edge, outside of the image too. NaN passes `min` and `max`.
+        if not (-side <= min(values) and max(values) <= 2 * side and math.isfinite(sum(values))):
+            raise InputError(
+                f"{place}: has points outside its image of {size[1]} x {size[0]} pixels by more than its size; must be "
+                "in pixels"
+            )
+
+
+def _check_rle(rle: dict[str, Any], size: Size, place: str) -> None:
+    counts = rle.get("counts")
+    if rle.get("size") != [*size]:
+        raise InputError(f"{place}: is RLE of the size {_described(rle.get('size'))}; must be {[*size]}, as its image")
+    pixels = size[0] * size[1]
+    if isinstance(counts, list):
+        if not all(is_integer(count, 0) for count in counts) or sum(counts) != pixels:
+            raise InputError(f"{place}: is RLE of the counts {_described(counts)}; must be integers of the sum {pixels}")
+    elif not isinstance(counts, str) or not _COUNTS.fullmatch(counts):
+        raise InputError(f"{place}: is RLE of the counts {_described(counts)}; must be integers or COCO's compressed text")
+
+
+def _described(value: Any) -> str:
+    return shown(json.dumps(value))
+
+
+def draw(segmentation: Any, size: Size, place: str) -> np.ndarray:
+    """Returns the bitmap of a segmentation that `check_segmentation` passed, uint8 [H, W] of 0 and 1.
+
+    Pixels are those of pycocotools' `annToMask`, as in mmdet's `LoadAnnotations`.
+
+    Args:
+        segmentation: polygons, whose union is drawn, or RLE.
+        size: height and width of the image.
+        place: the file and the entry, for messages.
+
+    Raises:
+        InputError: compressed RLE is damaged.
+    """
+    from pycocotools import mask as coco_mask  # late: of the extra, and boxes alone do not need it
+
+    if isinstance(segmentation, list):
+        rle = coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
+    elif isinstance(segmentation["counts"], list):
+        rle = coco_mask.frPyObjects(segmentation, *size)
+    else:
+        rle = segmentation
+    try:
+        bitmap: np.ndarray = coco_mask.decode(rle)
+    except ValueError as error:
+        raise InputError(f"{place}: is RLE that is damaged: {one_line(error)}") from error
+    return np.ascontiguousarray(bitmap)  # pycocotools fills columns
+
+
+def pack_bits(bitmap: np.ndarray, out: np.ndarray) -> None:
+    """Puts a bitmap [h, w] of 0 and 1 into the top left of uint8 [H, W / 8], eight pixels of a row in a byte."""
+    packed = np.packbits(bitmap, axis=1)
+    out[: packed.shape[0], : packed.shape[1]] = packed
+
+
+def unpack_bits(packed: jax.Array) -> jax.Array:
+    """uint8 [..., H, W / 8], as `pack_bits` fills it, -> uint8 [..., H, W] of 0 and 1. For the device.
+
+    Bitmaps of all objects of a batch are large, eight times the bits: unpack those of an image at a time.
+    """
+    bits = jnp.right_shift(packed[..., None], jnp.arange(7, -1, -1, dtype=jnp.uint8)) & jnp.uint8(1)
+    return bits.reshape(*packed.shape[:-1], packed.shape[-1] * 8)
