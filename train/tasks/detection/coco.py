@@ -75,13 +75,10 @@ class CocoFile:
     def learnt(self) -> np.ndarray:
         """Returns the annotations that training learns, bool [A]: those of mmdet's `CocoDataset._parse_ann_info`.
 
-        Left out are crowds, those with "ignore", boxes of less than a pixel in width or height, areas of 0 or less, and
-        boxes without overlap with their image.
+        Left out are crowds, those with "ignore", boxes of less than a pixel in width or height, and areas of 0 or less.
+        mmdet also leaves out boxes outside their image; `read_coco` refuses those of a pixel or more.
         """
-        height, width = np.repeat(self.image_sizes, np.diff(self.starts), axis=0).T
-        x, y, w, h = self.boxes.T
-        overlaps = (np.minimum(x + w, width) > np.maximum(x, 0)) & (np.minimum(y + h, height) > np.maximum(y, 0))
-        return overlaps & (w >= 1) & (h >= 1) & (self.areas > 0) & ~self.crowd & ~self.ignored
+        return (self.boxes[:, 2:] >= 1).all(axis=1) & (self.areas > 0) & ~self.crowd & ~self.ignored
 
     def ground_truth(self) -> dict[str, Any]:
         """Returns the content as a data set of `pycocotools.coco.COCO`.
