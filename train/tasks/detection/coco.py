@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -152,8 +152,9 @@ def read_coco(path: Path, *, masks: bool) -> CocoFile:
             if key in entry.content:
                 flags[kind, number] = entry.get(key, lambda value: value in (0, 1), "0 or 1")
         if masks:
-            check_segmentation(entry.get("segmentation"), sizes[row], entry.place)
-            segmentations.append(json.dumps(entry.content["segmentation"], separators=(",", ":")).encode())
+            segmentation = entry.get("segmentation", lambda _: True, "polygons or RLE, to learn masks")
+            check_segmentation(segmentation, sizes[row], entry.place)
+            segmentations.append(json.dumps(segmentation, separators=(",", ":")).encode())
 
     order = np.argsort(rows, kind="stable")
     return CocoFile(
@@ -191,10 +192,10 @@ class _Entry:
         name = f"id {key}" if is_integer(key, 0, MAX_ID) else f"at position {self._position}"
         return f"{self._path}: {self._kind} {name}"
 
-    def get(self, key: str, is_right: Any = lambda _: True, allowed: str = "") -> Any:
+    def get(self, key: str, is_right: Callable[[Any], bool], allowed: str) -> Any:
         """Returns the value of a key; raises InputError if it is missing or not right."""
         if key not in self.content:
-            raise InputError(f'{self.place}: has no "{key}"{f"; must be {allowed}" if allowed else ""}')
+            raise InputError(f'{self.place}: has no "{key}"; must be {allowed}')
         value = self.content[key]
         if not is_right(value):
             raise InputError(f"{self.place}: {key}={_described(value)}; must be {allowed}")

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from twins_jax.detection.masks import decode_rle
 from twins_jax.errors import InputError, is_integer, shown
 
 _ALLOWED = "a list of polygons, each x1, y1, x2, y2 and onward of three points or more, or RLE with size and counts"
@@ -100,7 +99,7 @@ def _described(value: Any) -> str:
     return shown(json.dumps(value))
 
 
-def draw(segmentation: Any, size: Size, place: str) -> np.ndarray:
+def draw(segmentation: Any, size: Size) -> np.ndarray:
     """Returns the bitmap of a segmentation that `check_segmentation` passed, uint8 [H, W] of 0 and 1.
 
     Pixels are those of pycocotools' `annToMask`, as in mmdet's `LoadAnnotations`.
@@ -108,20 +107,17 @@ def draw(segmentation: Any, size: Size, place: str) -> np.ndarray:
     Args:
         segmentation: polygons, whose union is drawn, or RLE.
         size: height and width of the image.
-        place: the file and the entry, for messages.
-
-    Raises:
-        InputError: compressed RLE is damaged.
     """
-    if not isinstance(segmentation, list):
-        try:
-            return np.ascontiguousarray(decode_rle(segmentation), np.uint8)  # pycocotools fills columns
-        except InputError as error:
-            raise InputError(f"{place}: segmentation: {error}") from error
-    from pycocotools import mask as coco_mask  # late: of the extra, and boxes alone do not need it
+    from pycocotools import mask as coco_mask  # late: boxes alone do not need it
 
-    bitmap: np.ndarray = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(segmentation, *size)))
-    return np.ascontiguousarray(bitmap)
+    if isinstance(segmentation, list):
+        rle = coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
+    elif isinstance(segmentation["counts"], list):
+        rle = coco_mask.frPyObjects(segmentation, *size)
+    else:
+        rle = segmentation
+    bitmap: np.ndarray = coco_mask.decode([rle])[..., 0]
+    return np.ascontiguousarray(bitmap)  # pycocotools fills columns
 
 
 def pack_bits(bitmap: np.ndarray, out: np.ndarray) -> None:

@@ -54,8 +54,8 @@ class DetectionRecord(TypedDict):
     labels: np.ndarray
     """int32 [n], indices of classes."""
 
-    segmentations: list[tuple[str, Any]]
-    """Polygons or RLE of each, with its place for error messages; empty where masks were not asked for."""
+    segmentations: list[Any]
+    """Polygons or RLE of each; empty where masks were not asked for."""
 
 
 class DetectionSource:
@@ -103,10 +103,6 @@ class DetectionSource:
         numbers = numbers[self._learnt[numbers]][: self._max_boxes]
         height, width = file.image_sizes[row].tolist()
         boxes = file.boxes[numbers]
-        segmentations = []
-        if file.segmentations is not None:
-            places = (f"{file.path}: annotation id {file.annotation_ids[number]}" for number in numbers)
-            segmentations = [(place, file.segmentation(number)) for place, number in zip(places, numbers, strict=True)]
         return {
             "image": read_image(path),
             "name": str(path),
@@ -114,7 +110,7 @@ class DetectionSource:
             "size": (height, width),
             "boxes": np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1).astype(np.float32),
             "labels": file.labels[numbers],
-            "segmentations": segmentations,
+            "segmentations": [] if file.segmentations is None else [*map(file.segmentation, numbers)],
         }
 
     @property

@@ -102,8 +102,8 @@ class Decode(grain.transforms.Map):
         masks: draw the bitmaps.
 
     Raises:
-        InputError: the image cannot be decoded, or is of another size than the annotations say; or a mask is damaged.
-            The message names the file, and the entry.
+        InputError: the image cannot be decoded, or is of another size than the annotations say. The message starts with
+            the file's name.
     """
 
     def __init__(self, *, masks: bool) -> None:
@@ -120,7 +120,7 @@ class Decode(grain.transforms.Map):
             )
         example = {"image": image, "boxes": element["boxes"], "labels": element["labels"], "row": element["row"]}
         if self._masks:
-            example["bitmaps"] = [draw(mask, size, place) for place, mask in element["segmentations"]]
+            example["bitmaps"] = [draw(segmentation, size) for segmentation in element["segmentations"]]
         return example
 
 

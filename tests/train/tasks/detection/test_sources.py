@@ -172,8 +172,6 @@ def test_real_folders(name: str, masks: bool, images: tuple[int, int], classes: 
     root = SHARED_DATA / name
     if not root.exists():
         pytest.skip(f"needs shared/data/{name} beside the project")
-    if masks:
-        pytest.importorskip("pycocotools", reason="needs pycocotools, of the extra `detection`")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         splits = [source(root, split, masks=masks, max_boxes=300) for split in ("train", "eval")]
