@@ -167,7 +167,7 @@ class DetectionSource:
             folder, name = os.path.split(self._file.file_names[row])
             if folder not in listed:
                 path = self._images / folder
-                listed[folder] = {entry.name for entry in folder_entries(path)} if path.is_dir() else ()
+                listed[folder] = {entry.name for entry in folder_entries(path)} if os.path.isdir(path) else ()
             if name not in listed[folder]:
                 missing.append(row)
         if missing:

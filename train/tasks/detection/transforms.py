@@ -85,11 +85,9 @@ class View(NamedTuple):
             boxes: float32 [n, 4], x1, y1, x2, y2.
             size: height and width of the image that they are of.
         """
-        (height, width), (top, left) = self.full_size, self.window
-        scale = np.array([width / size[1], height / size[0]] * 2, np.float32)
-        boxes = np.clip(boxes * scale, 0, np.array([width, height] * 2, np.float32))
-        boxes = boxes - np.array([left, top] * 2, np.float32)
-        boxes = np.clip(boxes, 0, np.array([self.size[1], self.size[0]] * 2, np.float32))
+        scale = np.array([self.full_size[1] / size[1], self.full_size[0] / size[0]] * 2, np.float32)
+        boxes = boxes * scale - np.array(self.window[::-1] * 2, np.float32)
+        boxes = np.clip(boxes, 0, np.array(self.size[::-1] * 2, np.float32))
         if self.mirror:
             boxes[:, [0, 2]] = self.size[1] - boxes[:, [2, 0]]
         return boxes

@@ -119,6 +119,10 @@ def unit_boxes(content: dict[str, Any]) -> None:
             annotations(lambda content: content["images"][1].update(file_name="below/1.png")),
             "images/train/below/1.png: no such file, which ",
         ),
+        (
+            annotations(lambda content: content["images"][1].update(file_name="x/" * 3000 + "1.png")),
+            "images/train/x/x/x/",
+        ),
         (annotations(lambda content: content.update(annotations=[])), "annotations/train.json: has no image to learn"),
         (annotations(unit_boxes), "annotations/train.json: has no object to learn: its 18 annotations are crowds, or"),
     ],
