@@ -72,7 +72,7 @@ class CocoFile:
         assert self.segmentations is not None, "the file was read without masks"
         return json.loads(self.segmentations[annotation])
 
-    def learnt(self) -> np.ndarray:
+    def learned(self) -> np.ndarray:
         """Returns the annotations that training learns, bool [A]: those of mmdet's `CocoDataset._parse_ann_info`.
 
         Left out are crowds, those with "ignore", boxes of less than a pixel in width or height, and areas of 0 or less.

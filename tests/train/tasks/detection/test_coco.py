@@ -50,7 +50,7 @@ def test_the_content_by_image(tmp_path: Path) -> None:
     assert read(tmp_path / "a.json", content, masks=False).segmentations is None
 
 
-def naive_learnt(annotation: dict[str, Any], image: dict[str, Any]) -> bool:
+def naive_learned(annotation: dict[str, Any], image: dict[str, Any]) -> bool:
     """mmdet 2.8's `_parse_ann_info`, of one annotation."""
     if annotation.get("ignore", False):
         return False
@@ -64,7 +64,7 @@ def naive_learnt(annotation: dict[str, Any], image: dict[str, Any]) -> bool:
     return not annotation.get("iscrowd", False)
 
 
-def test_annotations_that_are_learnt(tmp_path: Path) -> None:
+def test_annotations_that_are_learned(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     content, _ = make_content("train")
     image = content["images"][0]
@@ -78,9 +78,9 @@ def test_annotations_that_are_learnt(tmp_path: Path) -> None:
         entry["area"] = float(rng.choice([-1.0, 0.0, 0.001, 30.0, 30.0]))
         entry |= {key: int(rng.random() < 0.2) for key in ("iscrowd", "ignore") if rng.random() < 0.7}
         content["annotations"].append(entry)
-    learnt = read(tmp_path / "a.json", content, masks=False).learnt()
-    expected = [naive_learnt(entry, image) for entry in content["annotations"]]
-    assert learnt.tolist() == expected
+    learned = read(tmp_path / "a.json", content, masks=False).learned()
+    expected = [naive_learned(entry, image) for entry in content["annotations"]]
+    assert learned.tolist() == expected
     assert 30 < sum(expected) < 150
 
 
@@ -175,7 +175,7 @@ def change(entries: str, number: int, **values: Any) -> Callable[[dict[str, Any]
     return apply
 
 
-def rle(size: list[int], counts: Any) -> Callable[[dict[str, Any]], object]:
+def rle(size: list[float], counts: Any) -> Callable[[dict[str, Any]], object]:
     return change("annotations", 2, segmentation={"size": size, "counts": counts})
 
 
@@ -260,7 +260,8 @@ RLE = ": annotation id 3: segmentation: is RLE"
         (rle([HEIGHT, WIDTH], [3, 4]), f"{RLE} of 7 pixels; must be runs of 4800 pixels in all, as its image"),
         (rle([HEIGHT, WIDTH], "01"), f"{RLE} of 1 pixels; must be runs of 4800 pixels in all, as its image"),
         (rle([HEIGHT, WIDTH], "0@"), f"{RLE} of a run of -"),
-        (rle([HEIGHT, WIDTH], "o" * 99 + "0"), f"{RLE} of "),
+        (rle([HEIGHT, WIDTH], "o" * 7 + "0"), f'{RLE} of the counts "ooooooo0"; must be integers from 0'),
+        (rle([HEIGHT, float(WIDTH)], "0"), f"{RLE} of the size [{HEIGHT}, {WIDTH}.0]; must be [{HEIGHT}, {WIDTH}]"),
     ],
 )
 def test_a_wrong_entry_is_one_line(tmp_path: Path, apply: Callable[[dict[str, Any]], object], message: str) -> None:
