@@ -149,9 +149,9 @@ def test_retinanet() -> None:
                 l1[image] += float(np.abs(deltas[image, i] - target).sum())
     assert kinds == {0, BACKGROUND, IGNORED}
     expected = {"loss_cls": by_group(focal, positives), "loss_bbox": by_group(l1, positives)}
-    found, whole = jax.jit(
-        lambda outputs: [losses.retinanet_losses(outputs, TRUTH, size) for size in (GROUP, IMAGES)]
-    )(outputs)
+    found, whole = jax.jit(lambda outputs: [losses.retinanet_losses(outputs, TRUTH, size) for size in (GROUP, IMAGES)])(
+        outputs
+    )
     assert values(found) == pytest.approx(expected, rel=1e-5)
     assert float(whole["loss_cls"]) == pytest.approx(sum(focal) / sum(positives), rel=1e-5)
     assert abs(float(whole["loss_cls"]) / expected["loss_cls"] - 1) > 0.01  # groups matter
