@@ -7,6 +7,7 @@ from twins_jax.config import TwinsConfig, TwinsOptions
 from twins_jax.create import create_backbone, create_detector, create_model, create_segmenter, list_models
 from twins_jax.detection.detector import Detections, TwinsDetector
 from twins_jax.detection.mask_rcnn import TwinsMaskRCNN
+from twins_jax.detection.preprocess import DetectionPreprocessing
 from twins_jax.detection.retinanet import TwinsRetinaNet
 from twins_jax.errors import InputError
 from twins_jax.export import ExportError, export_model
@@ -21,6 +22,7 @@ from twins_jax.functional import (
 )
 from twins_jax.groups import layer_groups, param_mask, stages_below
 from twins_jax.image_classifier import Answer, classify
+from twins_jax.image_detector import Detection, detect
 from twins_jax.image_segmenter import segment
 from twins_jax.preprocess import Preprocessing, normalize, preprocess
 from twins_jax.pretrained import (
@@ -38,6 +40,8 @@ __version__ = "0.2.0.dev0"
 __all__ = [
     "Answer",
     "BatchStats",
+    "Detection",
+    "DetectionPreprocessing",
     "Detections",
     "ExportError",
     "FeatureInfo",
@@ -60,6 +64,7 @@ __all__ = [
     "create_detector",
     "create_model",
     "create_segmenter",
+    "detect",
     "export_model",
     "from_pretrained",
     "get_batch_stats",
