@@ -27,6 +27,7 @@ from twins_jax.image_segmenter import segment
 from twins_jax.preprocess import Preprocessing, normalize, preprocess
 from twins_jax.pretrained import (
     backbone_from_pretrained,
+    detector_from_pretrained,
     from_pretrained,
     push_to_hub,
     save_pretrained,
@@ -65,6 +66,7 @@ __all__ = [
     "create_model",
     "create_segmenter",
     "detect",
+    "detector_from_pretrained",
     "export_model",
     "from_pretrained",
     "get_batch_stats",
