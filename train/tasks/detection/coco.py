@@ -233,7 +233,9 @@ def _class_name(entry: _Entry) -> str:
 
 
 def _image_size(entry: _Entry) -> tuple[int, int]:
-    height, width = (entry.get(key, lambda value: is_integer(value, 1), "pixels, from 1") for key in ("height", "width"))
+    height, width = (
+        entry.get(key, lambda value: is_integer(value, 1), "an integer from 1") for key in ("height", "width")
+    )
     if height * width > MAX_PIXELS:
         raise InputError(f"{entry.place}: is of {width} x {height} pixels; at most {MAX_PIXELS:,} are decoded")
     return height, width

@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from twins_jax.errors import InputError, is_integer, one_line, shown
+from twins_jax.detection.masks import decode_rle
+from twins_jax.errors import InputError, is_integer, shown
 
 _ALLOWED = "a list of polygons, each x1, y1, x2, y2 and onward of three points or more, or RLE with size and counts"
 
 _COUNTS = re.compile(r"[0-o]*[0-O]")
-"""Compressed counts: six bits a character, the highest of which says that the number goes on. pycocotools reads beyond
-the end of a text whose last number does."""
+"""Compressed counts; see `run_lengths`. pycocotools reads on beyond a text whose last number does not end."""
 
 Size = tuple[int, int]
 
@@ -62,11 +62,38 @@ def _check_rle(rle: dict[str, Any], size: Size, place: str) -> None:
     if rle.get("size") != [*size]:
         raise InputError(f"{place}: is RLE of the size {_described(rle.get('size'))}; must be {[*size]}, as its image")
     pixels = size[0] * size[1]
-    if isinstance(counts, list):
-        if not all(is_integer(count, 0) for count in counts) or sum(counts) != pixels:
-            raise InputError(f"{place}: is RLE of the counts {_described(counts)}; must be integers of the sum {pixels}")
-    elif not isinstance(counts, str) or not _COUNTS.fullmatch(counts):
-        raise InputError(f"{place}: is RLE of the counts {_described(counts)}; must be integers or COCO's compressed text")
+    if isinstance(counts, str) and _COUNTS.fullmatch(counts):
+        lengths = run_lengths(counts)
+    elif isinstance(counts, list) and all(is_integer(count, 0) for count in counts):
+        lengths = np.array(counts, np.int64)
+    else:
+        raise InputError(f"{place}: is RLE of the counts {_described(counts)}; must be integers from 0, or COCO's text")
+    # pycocotools leaves the pixels beyond the runs as the memory was, and ends the process on negative runs.
+    if lengths.min(initial=0) < 0 or lengths.sum() != pixels:
+        found = f"{lengths.sum()} pixels" if lengths.min(initial=0) >= 0 else f"a run of {lengths.min()} pixels"
+        raise InputError(f"{place}: is RLE of {found}; must be runs of {pixels} pixels in all, as its image")
+
+
+def run_lengths(counts: str) -> np.ndarray:
+    """Returns the lengths of the runs that COCO's compressed text holds, int64 [R], of zeros first.
+
+    A character holds 6 bits, less 48: five of a number, the lowest first, and one that says if more follow; the fifth
+    bit of a number's last character is its sign. From the fourth number on, each is the difference to the number before
+    the last (rleToString in pycocotools' common/maskApi.c).
+
+    Args:
+        counts: characters from "0" to "o", the last from "0" to "O".
+    """
+    bits = np.frombuffer(counts.encode(), np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero((bits & 32) == 0)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    place = np.arange(len(bits)) - np.repeat(starts, ends - starts + 1)
+    shifts = np.minimum(5 * place, 60)  # of no number that fits into 32 bits
+    numbers = np.add.reduceat((bits & 31) << shifts, starts)
+    numbers -= np.where(bits[ends] & 16, 32 << shifts[ends], 0)
+    for first in (1, 2):
+        numbers[first::2] = np.cumsum(numbers[first::2])
+    return numbers
 
 
 def _described(value: Any) -> str:
@@ -86,19 +113,15 @@ def draw(segmentation: Any, size: Size, place: str) -> np.ndarray:
     Raises:
         InputError: compressed RLE is damaged.
     """
+    if not isinstance(segmentation, list):
+        try:
+            return np.ascontiguousarray(decode_rle(segmentation), np.uint8)  # pycocotools fills columns
+        except InputError as error:
+            raise InputError(f"{place}: segmentation: {error}") from error
     from pycocotools import mask as coco_mask  # late: of the extra, and boxes alone do not need it
 
-    if isinstance(segmentation, list):
-        rle = coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
-    elif isinstance(segmentation["counts"], list):
-        rle = coco_mask.frPyObjects(segmentation, *size)
-    else:
-        rle = segmentation
-    try:
-        bitmap: np.ndarray = coco_mask.decode(rle)
-    except ValueError as error:
-        raise InputError(f"{place}: is RLE that is damaged: {one_line(error)}") from error
-    return np.ascontiguousarray(bitmap)  # pycocotools fills columns
+    bitmap: np.ndarray = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(segmentation, *size)))
+    return np.ascontiguousarray(bitmap)
 
 
 def pack_bits(bitmap: np.ndarray, out: np.ndarray) -> None:

@@ -1,7 +1,5 @@
 """The static shapes of detection: one of all batches of training, a few of those of evaluation."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from twins_jax.detection.preprocess import DetectionPreprocessing
@@ -53,9 +51,7 @@ def fitted_size(size: Size, preprocessing: DetectionPreprocessing, shape: Size) 
     if height <= shape[0] and width <= shape[1]:
         return height, width
     factor = min(room / side for room, side in zip(shape, size, strict=True))
-    height, width = (
-        max(1, min(int(side * factor + 0.5), room)) for room, side in zip(shape, size, strict=True)
-    )
+    height, width = (max(1, min(int(side * factor + 0.5), room)) for room, side in zip(shape, size, strict=True))
     return height, width
 
 

@@ -167,7 +167,7 @@ class DetectionSource:
     def _check_images(self) -> None:
         listed: dict[str, Collection[str]] = {}
         missing = []
-        for row in self._rows:
+        for row in self._rows.tolist():
             folder, name = os.path.split(self._file.file_names[row])
             if folder not in listed:
                 path = self._images / folder
@@ -177,7 +177,9 @@ class DetectionSource:
         if missing:
             path, image = self._images / self._file.file_names[missing[0]], self._file.image_ids[missing[0]]
             more = f", and {len(missing) - 1} more are missing" if missing[1:] else ""
-            raise InputError(f"{shown(str(path), 300)}: no such file, which {self._file.path}: image id {image} names{more}")
+            raise InputError(
+                f"{shown(str(path), 300)}: no such file, which {self._file.path}: image id {image} names{more}"
+            )
 
 
 def open_source(config: DetectionDataConfig, split: Literal["train", "eval"], *, masks: bool) -> DetectionSource:

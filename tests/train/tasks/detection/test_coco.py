@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from tests.support.detection import CATEGORY_IDS, CLASSES, SIZES, make_content
+from tests.support.detection import run_lengths as uncompressed
 from train.tasks.detection.coco import CocoFile, read_coco
-from train.tasks.detection.masks import draw, pack_bits, unpack_bits
+from train.tasks.detection.masks import draw, pack_bits, run_lengths, unpack_bits
 from twins_jax.errors import InputError
 
 coco_mask = pytest.importorskip("pycocotools.mask", reason="needs pycocotools, of the extra `detection`")
@@ -113,8 +114,7 @@ def test_ground_truth_for_pycocotools(tmp_path: Path) -> None:
     boxes = [{key: entry[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9} for entry in objects]
     assert evaluated(coco, boxes, "bbox")[0] == 1.0
     masks = [
-        {key: entry[key] for key in ("image_id", "category_id")}
-        | {"segmentation": coco.annToRLE(entry), "score": 0.9}
+        {key: entry[key] for key in ("image_id", "category_id")} | {"segmentation": coco.annToRLE(entry), "score": 0.9}
         for entry in objects
     ]
     assert evaluated(coco, masks, "segm")[0] == 1.0
@@ -142,10 +142,18 @@ def test_masks_are_those_of_pycocotools(tmp_path: Path) -> None:
         kinds.add(type(segmentation.get("counts") if isinstance(segmentation, dict) else segmentation[0]))
         bitmap = draw(segmentation, (image["height"], image["width"]), "")
         np.testing.assert_array_equal(bitmap, coco.annToMask(annotation))
-        if annotation["category_id"] == CATEGORY_IDS[0] and annotation["area"] > 100 and annotation is not coco.anns[1]:
+        if annotation["category_id"] == CATEGORY_IDS[0] and annotation["id"] not in (1, 5) and annotation["area"] > 99:
             x, y, w, h = map(int, annotation["bbox"])
             assert bitmap.sum() == bitmap[y : y + h, x : x + w].sum() == w * h
     assert kinds == {list, str}
+
+
+def test_run_lengths_are_those_that_pycocotools_writes() -> None:
+    rng = np.random.default_rng(0)
+    for density in (0.001, 0.05, 0.5, 1.0):
+        bitmap = (rng.random((300, 400)) < density).astype(np.uint8)
+        text = coco_mask.encode(np.asfortranarray(bitmap))["counts"].decode()
+        assert run_lengths(text).tolist() == uncompressed(bitmap)["counts"]
 
 
 def test_bits_of_masks() -> None:
@@ -161,13 +169,13 @@ def test_bits_of_masks() -> None:
     np.testing.assert_array_equal(unpacked, expected)
 
 
-def change(name: str, number: int, **values: Any) -> Callable[[dict[str, Any]], object]:
+def change(entries: str, number: int, **values: Any) -> Callable[[dict[str, Any]], object]:
     def apply(content: dict[str, Any]) -> None:
         for key, value in values.items():
             if value is None:
-                del content[name][number][key]
+                del content[entries][number][key]
             else:
-                content[name][number][key] = value
+                content[entries][number][key] = value
 
     return apply
 
@@ -177,6 +185,7 @@ def rle(size: list[int], counts: Any) -> Callable[[dict[str, Any]], object]:
 
 
 HEIGHT, WIDTH = SIZES[0]
+RLE = ": annotation id 3: segmentation: is RLE"
 
 
 @pytest.mark.parametrize(
@@ -191,9 +200,12 @@ HEIGHT, WIDTH = SIZES[0]
         (change("images", 1, id="11"), ': image at position 1: id="11"; must be an integer from 0'),
         (change("images", 1, id=None), ': image at position 1: has no "id"; must be an integer from 0'),
         (change("images", 1, id=True), ": image at position 1: id=true; must be an integer from 0"),
-        (change("images", 1, width=0), ": image id 11: width=0; must be pixels, from 1"),
-        (change("images", 1, height=80.5), ": image id 11: height=80.5; must be pixels, from 1"),
-        (change("images", 1, height=10**6), ": image id 11: is of 60 x 1000000 pixels; at most 89,478,485 are decoded"),
+        (change("images", 1, width=0), ": image id 11: width=0; must be an integer from 1"),
+        (change("images", 1, height=80.5), ": image id 11: height=80.5; must be an integer from 1"),
+        (
+            change("images", 1, height=10**7),
+            ": image id 11: is of 60 x 10000000 pixels; at most 89,478,485 are decoded",
+        ),
         (change("images", 1, file_name="../a.png"), ': image id 11: file_name="../a.png"; must be the path of a file'),
         (change("images", 1, file_name="/a.png"), ': image id 11: file_name="/a.png"; must be the path of a file'),
         (change("images", 1, file_name="\ud800"), ': image id 11: file_name="\\ud800": is no UTF-8'),
@@ -202,13 +214,19 @@ HEIGHT, WIDTH = SIZES[0]
         (change("categories", 1, name="block"), ": has 2 categories of the name 'block'; names must be distinct"),
         (change("categories", 1, name=" "), ': category id 3: name=" "; must be the category\'s name'),
         (change("annotations", 1, id=1), ": annotation id 1: the entry at position 0 has the same id; ids must be"),
-        (change("annotations", 1, image_id=99), ": annotation id 2: image_id=99; must be the id of an image of the file"),
+        (
+            change("annotations", 1, image_id=99),
+            ": annotation id 2: image_id=99; must be the id of an image",
+        ),
         (change("annotations", 1, image_id=[]), ": annotation id 2: image_id=[]; must be the id of an image"),
         (change("annotations", 1, category_id=1), ": annotation id 2: category_id=1; must be the id of a category"),
         (change("annotations", 1, bbox=None), ': annotation id 2: has no "bbox"; must be x, y, width and height'),
         (change("annotations", 1, bbox=[1, 2, 3]), ": annotation id 2: bbox=[1, 2, 3]; must be x, y, width and height"),
         (change("annotations", 1, bbox=[1, 2, 3, "4"]), ': annotation id 2: bbox=[1, 2, 3, "4"]; must be x, y, width'),
-        (change("annotations", 1, bbox=[1, 2, 3, float("nan")]), ": annotation id 2: bbox=[1, 2, 3, NaN]; must be x, y"),
+        (
+            change("annotations", 1, bbox=[1, 2, 3, float("nan")]),
+            ": annotation id 2: bbox=[1, 2, 3, NaN]; must be",
+        ),
         (change("annotations", 1, bbox=[1, 2, 10**400, 4]), ": annotation id 2: bbox=[1, 2, 1000000"),
         (
             change("annotations", 1, bbox=[WIDTH, 2, 3, 4]),
@@ -225,7 +243,10 @@ HEIGHT, WIDTH = SIZES[0]
             change("annotations", 1, segmentation=[[1, 1, 5, 1, 5, 5], [1, 1, 9, 9]]),
             ": annotation id 2: polygon 1: has 2 points; must have two numbers for each of three points or more",
         ),
-        (change("annotations", 1, segmentation=[[1, 1, 5, 1, 5, 5, 7]]), ": annotation id 2: polygon 0: has 7 numbers;"),
+        (
+            change("annotations", 1, segmentation=[[1, 1, 5, 1, 5, 5, 7]]),
+            ": annotation id 2: polygon 0: has 7 num",
+        ),
         (change("annotations", 1, segmentation=[1, 1, 5, 1, 5, 5]), ": annotation id 2: polygon 0: is 1; must be"),
         (change("annotations", 1, segmentation=[[1, 1, 5, 1, 5, "5"]]), ": annotation id 2: polygon 0: is [1, 1, 5, 1"),
         (
@@ -233,17 +254,21 @@ HEIGHT, WIDTH = SIZES[0]
             f": annotation id 2: polygon 0: has points outside its image of {WIDTH} x {HEIGHT} pixels by more than",
         ),
         (change("annotations", 1, segmentation=[[1, 1, 5, 1, 10**9, 5]]), ": annotation id 2: polygon 0: has points"),
-        (rle([WIDTH, HEIGHT], "0"), f": annotation id 3: segmentation: is RLE of the size [{WIDTH}, {HEIGHT}]; must be"),
-        (rle([HEIGHT, WIDTH], [3, 4]), ": annotation id 3: segmentation: is RLE of the counts [3, 4]; must be integers"),
-        (rle([HEIGHT, WIDTH], [-1, 4801]), ": annotation id 3: segmentation: is RLE of the counts [-1, 4801]; must be"),
-        (rle([HEIGHT, WIDTH], "a b"), ': annotation id 3: segmentation: is RLE of the counts "a b"; must be integers'),
-        (rle([HEIGHT, WIDTH], "00o"), ': annotation id 3: segmentation: is RLE of the counts "00o"; must be integers'),
-        (rle([HEIGHT, WIDTH], "01"), ': annotation id 3: segmentation: is RLE of the counts "01"; must be'),
+        (
+            rle([WIDTH, HEIGHT], "0"),
+            f"{RLE} of the size [{WIDTH}, {HEIGHT}]; must be [{HEIGHT}, {WIDTH}], as its image",
+        ),
+        (rle([HEIGHT, WIDTH], [-1, 4801]), f"{RLE} of the counts [-1, 4801]; must be integers from 0, or COCO's text"),
+        (rle([HEIGHT, WIDTH], "a b"), f'{RLE} of the counts "a b"; must be integers from 0, or COCO\'s text'),
+        (rle([HEIGHT, WIDTH], "00o"), f'{RLE} of the counts "00o"; must be integers from 0'),
+        (rle([HEIGHT, WIDTH], None), f"{RLE} of the counts null; must be integers from 0"),
+        (rle([HEIGHT, WIDTH], [3, 4]), f"{RLE} of 7 pixels; must be runs of 4800 pixels in all, as its image"),
+        (rle([HEIGHT, WIDTH], "01"), f"{RLE} of 1 pixels; must be runs of 4800 pixels in all, as its image"),
+        (rle([HEIGHT, WIDTH], "0@"), f"{RLE} of a run of -"),
+        (rle([HEIGHT, WIDTH], "o" * 99 + "0"), f"{RLE} of "),
     ],
 )
-def test_a_wrong_entry_is_one_line(
-    tmp_path: Path, apply: Callable[[dict[str, Any]], object], message: str
-) -> None:
+def test_a_wrong_entry_is_one_line(tmp_path: Path, apply: Callable[[dict[str, Any]], object], message: str) -> None:
     content, _ = make_content("train")
     apply(content)
     with pytest.raises(InputError) as raised:

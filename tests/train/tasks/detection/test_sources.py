@@ -168,7 +168,7 @@ def test_both_files_have_the_same_categories(
     [("bccd", False, (292, 72), 3, 30), ("dsb2018_nuclei", True, (220, 60), 1, 125)],
 )
 def test_real_folders(name: str, masks: bool, images: tuple[int, int], classes: int, boxes: int) -> None:
-    """All images have the size and all masks the boxes that the annotations say."""
+    """All images have the size that the annotations say, and masks of an eighth of them the boxes."""
     root = SHARED_DATA / name
     if not root.exists():
         pytest.skip(f"needs shared/data/{name} beside the project")
@@ -180,16 +180,13 @@ def test_real_folders(name: str, masks: bool, images: tuple[int, int], classes: 
     assert (*map(len, splits),) == images
     assert dataset_info(*splits).num_classes == classes
     assert splits[0].boxes_an_image == boxes
-    decode = Decode(masks=masks)
     for found in splits:
         for index in range(len(found)):
-            example = decode.map(found[index])
+            drawn = masks and index % 8 == 0
+            example = Decode(masks=drawn).map(found[index])
             assert example["image"].shape[:2] == tuple(found.sizes[index])
-            if masks:
-                drawn = np.stack(example["bitmaps"])
-                columns, rows = drawn.any(axis=1), drawn.any(axis=2)
-                ends = [
-                    (axis.argmax(axis=1), axis.shape[1] - axis[:, ::-1].argmax(axis=1)) for axis in (columns, rows)
-                ]
-                found_boxes = np.stack([ends[0][0], ends[1][0], ends[0][1], ends[1][1]], axis=1)
-                np.testing.assert_array_equal(found_boxes, example["boxes"])
+            if drawn:
+                bitmaps = example["bitmaps"]
+                ends = [(np.flatnonzero(b.any(axis=0)), np.flatnonzero(b.any(axis=1))) for b in bitmaps]
+                boxes_of = [[x[0], y[0], x[-1] + 1, y[-1] + 1] for x, y in ends]
+                np.testing.assert_array_equal(boxes_of, example["boxes"])
