@@ -204,14 +204,14 @@ class ReportEvaluator:
             label = self._labels[annotations[worst]["category_id"]]
             cases.append(Case(self._missed, areas[worst], boxes[worst], f"{name}: {names[label]}"))
         self._number += 1
-        original = tuple(arrays["original"].tolist())
         cases = [case for case in cases if case.weight > (0 if len(case.kept) < MAX_SHOWN else case.kept[0].weight)]
         if not cases:
             return
+        height, width = arrays["original"].tolist()
         truth = Objects(
             boxes,
             np.array([self._labels[each["category_id"]] for each in annotations], np.int32),
-            masks=_masks(annotations, original, image.shape[:2]) if found.masks is not None else None,
+            masks=_masks(annotations, (height, width), image.shape[:2]) if found.masks is not None else None,
         )
         drawn = [self._draw(image, objects) for objects in (truth, _detected(arrays, image.shape[:2]))]
         for kept, weight, box, caption in cases:
@@ -219,7 +219,8 @@ class ReportEvaluator:
             pictures = [picture.crop(window) for picture in drawn]
             for picture in pictures:
                 picture.thumbnail((PICTURE, PICTURE))
-            heapq.heappush(kept, Shown(weight, -self._number, *map(np.asarray, pictures), caption))
+            left, right = map(np.asarray, pictures)
+            heapq.heappush(kept, Shown(weight, -self._number, left, right, caption))
             if len(kept) > MAX_SHOWN:
                 heapq.heappop(kept)
 
@@ -306,6 +307,8 @@ def _classes(evaluations: Mapping[Kind, Any], names: Mapping[Any, str]) -> str:
 
 
 def _figures(shown: Sequence[Shown]) -> str:
+    if not shown:
+        return "<p>None.</p>"
     return "".join(
         f"<figure><div>{page.thumbnail(each.truth, PICTURE)}{page.thumbnail(each.found, PICTURE)}</div>"
         f"<figcaption>{page.text(each.caption)}</figcaption></figure>"
