@@ -206,8 +206,9 @@ def model_from_pretrained(
         return make_classifier(source, ported, weights, overrides, num_classes)
     if is_backbone:
         return make_backbone(source, ported, weights, overrides)
-    make = {"segmenter_from_pretrained": make_segmenter, "detector_from_pretrained": make_detector}
-    return make[ported.model.kind.loader](source, ported, weights, overrides)
+    if ported.model.kind.loader == "segmenter_from_pretrained":
+        return make_segmenter(source, ported, weights, overrides)
+    return make_detector(source, ported, weights, overrides)
 
 
 def save_pretrained(model: Model, folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:

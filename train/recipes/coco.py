@@ -1,4 +1,4 @@
-"""The published detection on COCO 2017 (arXiv 2104.13840, section 4.3), 1x schedule, for all six variants and both heads.
+"""The published detection on COCO 2017 (arXiv 2104.13840, section 4.3): the 1x schedule, six variants, both heads.
 
 Every recipe is launched as `python -m train.main coco_retinanet_svt_small_1x --data.dir DIR --init CHECKPOINT`, with
 train2017/, val2017/ and annotations/ as released in DIR and a classifier's weights, trained on ImageNet-1K, in

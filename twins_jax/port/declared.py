@@ -148,7 +148,9 @@ def _of_run(path: str, head: Any, data: Mapping[str, Any]) -> AnyPreprocessing |
 
 def _of_dense_task(head: Any, values: Any, place: str) -> SegmentationPreprocessing | DetectionPreprocessing:
     """Checks the preprocessing of a model with a head; of a head that is not known, it is an error later."""
-    of_task = DetectionPreprocessing if head in get_args(DetectionHead) else SegmentationPreprocessing
+    of_task: type[SegmentationPreprocessing] | type[DetectionPreprocessing] = SegmentationPreprocessing
+    if head in get_args(DetectionHead):
+        of_task = DetectionPreprocessing
     fields = [field.name for field in dataclasses.fields(of_task)]
     is_known = isinstance(values, dict) and values.keys() <= set(fields)
     require(place, values, is_known, f"an object of {', '.join(fields)}")

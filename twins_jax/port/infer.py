@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 from flax import nnx, traverse_util
 
@@ -52,6 +52,8 @@ class Kind(NamedTuple):
         mark: the beginning of paths that only models of this kind have; "" for those that no head of a dense task
             marks.
         classifiers: the modules that depend on the number of classes; the first one is asked for it first.
+        usual_classes: those of upstream's checkpoints; assumed of weights without classifiers, to say how these should
+            look.
         ours: the layout of files of this project.
         theirs: the layout of files of PyTorch.
         make: creates a model of a configuration, a number of classes (None for a backbone) and `rngs`.
@@ -62,6 +64,7 @@ class Kind(NamedTuple):
     loader: str
     mark: str
     classifiers: tuple[Classifier, ...]
+    usual_classes: int
     ours: Layout
     theirs: Layout
     make: Callable[[TwinsConfig, int | None, nnx.Rngs], Model]
@@ -79,19 +82,37 @@ def _segmenter(head: SegmentationHead, noun: str, mark: str, *auxiliary: str) ->
     def make(config: TwinsConfig, num_classes: int | None, rngs: nnx.Rngs) -> Model:
         return TwinsSegmenter(config, head, num_classes or ADE20K_CLASSES, rngs=rngs)
 
-    classifiers = tuple(map(Classifier, ("decode_head/classifier/conv", *auxiliary)))
-    return Kind(noun, "image-segmentation", "segmenter_from_pretrained", mark, classifiers, OURS, TORCH_DENSE, make)
+    return Kind(
+        noun=noun,
+        task="image-segmentation",
+        loader="segmenter_from_pretrained",
+        mark=mark,
+        classifiers=tuple(map(Classifier, ("decode_head/classifier/conv", *auxiliary))),
+        usual_classes=ADE20K_CLASSES,
+        ours=OURS,
+        theirs=TORCH_DENSE,
+        make=make,
+    )
 
 
 def _detector(head: DetectionHead, noun: str, mark: str, *classifiers: Classifier) -> Kind:
     def make(config: TwinsConfig, num_classes: int | None, rngs: nnx.Rngs) -> Model:
         return make_detector(config, head, num_classes or COCO_CLASSES, rngs=rngs)
 
-    return Kind(noun, "object-detection", "detector_from_pretrained", mark, classifiers, OURS, TORCH_DETECTION, make)
+    return Kind(
+        noun=noun,
+        task="object-detection",
+        loader="detector_from_pretrained",
+        mark=mark,
+        classifiers=classifiers,
+        usual_classes=COCO_CLASSES,
+        ours=OURS,
+        theirs=TORCH_DETECTION,
+        make=make,
+    )
 
 
 ADE20K_CLASSES, COCO_CLASSES = 150, 80
-"""Of upstream's checkpoints; assumed of weights whose classifiers are missing, to say how they should look."""
 
 KINDS = {
     "upernet": _segmenter(
@@ -110,24 +131,26 @@ KINDS = {
         Classifier("mask_head/logits"),
     ),
     "classifier": Kind(
-        "a classifier",
-        "image-classification",
-        "from_pretrained",
-        "",
-        (Classifier("head"),),
-        OURS,
-        TORCH,
-        _make_classifier,
+        noun="a classifier",
+        task="image-classification",
+        loader="from_pretrained",
+        mark="",
+        classifiers=(Classifier("head"),),
+        usual_classes=0,
+        ours=OURS,
+        theirs=TORCH,
+        make=_make_classifier,
     ),
     "backbone": Kind(
-        "a backbone",
-        "image-feature-extraction",
-        "backbone_from_pretrained",
-        "",
-        (),
-        OURS_BACKBONE,
-        TORCH_DENSE,
-        _make_backbone,
+        noun="a backbone",
+        task="image-feature-extraction",
+        loader="backbone_from_pretrained",
+        mark="",
+        classifiers=(),
+        usual_classes=0,
+        ours=OURS_BACKBONE,
+        theirs=TORCH_DENSE,
+        make=_make_backbone,
     ),
 }
 """The kinds of models, each under the name of its head."""
@@ -206,10 +229,9 @@ def infer(shapes: Mapping[str, Shape], label: str, *, is_dense: bool, name: str 
     head = next((head for mark, head in marks.items() if any(path.startswith(mark) for path in shapes)), None)
     num_classes: int | None = None
     if head is not None:
-        usual = COCO_CLASSES if head in get_args(DetectionHead) else ADE20K_CLASSES
-        num_classes = max(_count_classes(shapes, KINDS[head], usual), 1)
+        num_classes = max(_count_classes(shapes, KINDS[head]), 1)
     elif not is_dense and not stage_norms and any(path.startswith(CLASSIFIER_ROOTS) for path in shapes):
-        num_classes = _count_classes(shapes, KINDS["classifier"], 0)
+        num_classes = _count_classes(shapes, KINDS["classifier"])
     return Inferred(
         name=name or _infer_variant(shapes, label),
         in_channels=max(patch_kernel[2], 1) if len(patch_kernel) == 4 else 3,
@@ -223,9 +245,10 @@ CLASSIFIER_ROOTS = ("norm/", "head/")
 """The beginnings of the paths of a classifier outside of its backbone."""
 
 
-def _count_classes(shapes: Mapping[str, Shape], kind: Kind, default: int) -> int:
+def _count_classes(shapes: Mapping[str, Shape], kind: Kind) -> int:
     leaves = ((module, f"{module.path}/{leaf}") for module in kind.classifiers for leaf in ("bias", "kernel"))
-    return next((module.num_classes(shapes[path][-1]) for module, path in leaves if shapes.get(path)), default)
+    counts = (module.num_classes(shapes[path][-1]) for module, path in leaves if shapes.get(path))
+    return next(counts, kind.usual_classes)
 
 
 def kind_name(model: Model) -> str:

@@ -131,10 +131,9 @@ def _weights(start: Any, end: Any, bins: int, size: int) -> Any:
 
     step = (end - start) / bins
     count = math.ceil(step)
-    index, sample = torch.arange(bins)[:, None], torch.arange(count)
-    position = start + index * step + (sample + 0.5) * step / count  # [bins, count]
+    index, sample, cells = (torch.arange(length, dtype=start.dtype) for length in (bins, count, size))
+    position = start + index[:, None] * step + (sample + 0.5) * step / count  # [bins, count]
     is_near = (position >= -1) & (position <= size)
     position = position.clamp(0, size - 1)
-    cells = torch.arange(size)
     shares = (1 - (position[..., None] - cells).abs()).clamp(min=0)  # of the two cells beside each position
     return (shares * is_near[..., None]).mean(dim=1)

@@ -91,7 +91,7 @@ def retinanet_losses(outputs: Outputs, truth: Truth, group_size: int) -> dict[st
         "loss_cls", the sigmoid focal loss of anchors that are not ignored, and "loss_bbox", the L1 loss of the deltas
         of positive ones.
     """
-    shapes = [logits.shape[1:3] for logits, _ in outputs]
+    shapes = [(logits.shape[1], logits.shape[2]) for logits, _ in outputs]
     anchors = [jnp.asarray(level) for level in RETINANET_ANCHORS.levels(shapes)]
     everywhere = jnp.concatenate(anchors)
     assigned = _assign_anchors(
@@ -142,7 +142,7 @@ def rpn_losses(outputs: Outputs, truth: Truth, key: jax.Array, group_size: int) 
     Returns:
         "loss_rpn_cls", the binary cross-entropy, and "loss_rpn_bbox", the L1 loss of the deltas of positive anchors.
     """
-    shapes = [logits.shape[1:3] for logits, _ in outputs]
+    shapes = [(logits.shape[1], logits.shape[2]) for logits, _ in outputs]
     anchors = jnp.concatenate([jnp.asarray(level) for level in RPN_ANCHORS.levels(shapes)])
     assigned = _assign_anchors(RPN_ANCHORS, anchors, shapes, truth, positive=0.7, negative=0.3, min_positive=0.3)
     lengths = [height * width * RPN_ANCHORS.per_cell for height, width in shapes]

@@ -101,10 +101,10 @@ def evaluate(truth: Truth, entries: Sequence[Mapping[str, Any]], images: Sequenc
     from pycocotools.cocoeval import COCOeval
 
     with contextlib.redirect_stdout(io.StringIO()):  # it prints at every step
-        expected = as_coco(truth)
+        expected = _as_coco(truth)
         # `loadRes` changes what it is given, and takes no empty list.
         found = (
-            expected.loadRes([dict(entry) for entry in entries]) if entries else as_coco({**truth, "annotations": []})
+            expected.loadRes([dict(entry) for entry in entries]) if entries else _as_coco({**truth, "annotations": []})
         )
         evaluation = COCOeval(expected, found, kind)
         evaluation.params.imgIds = list(images)
@@ -121,7 +121,7 @@ def figures(evaluation: Any, kind: Kind) -> dict[str, float]:
     return {name: max(value, 0.0) for name, value in found.items() if value >= 0 or name in always}
 
 
-def as_coco(truth: Truth) -> Any:
+def _as_coco(truth: Truth) -> Any:
     """Makes a `COCO` of a copy of the annotations, which it may change."""
     from pycocotools.coco import COCO
 

@@ -15,8 +15,10 @@ from twins_jax.segmentation.preprocess import resize_nearest
 from twins_jax.visualize import detection_overlay
 
 from ...task import Batch
-from .metrics import PREFIXES, Kind, Results, Truth, as_coco, figures
+from .masks import draw
+from .metrics import PREFIXES, Kind, Results, Truth, figures
 from .prediction import Found, Outputs, as_arrays, by_image, detect
+from .shapes import Size
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -144,7 +146,9 @@ class ReportEvaluator:
     def __init__(self, folder: Path, truth: Truth, kinds: Sequence[Kind]) -> None:
         self._folder = folder
         self._truth = truth
-        self._coco = as_coco(truth)
+        self._annotations = collections.defaultdict[int, list[Mapping[str, Any]]](list)
+        for each in truth["annotations"]:
+            self._annotations[each["image_id"]].append(each)
         self._labels = {each["id"]: label for label, each in enumerate(truth["categories"])}
         self._class_names = [page.printable(str(each["name"])) for each in truth["categories"]]
         self._results = Results(truth, kinds)
@@ -163,7 +167,7 @@ class ReportEvaluator:
         images, sizes = np.asarray(batch["image"]), np.asarray(batch["size"])
         for row, found in by_image(arrays):
             self._results.add(found)
-            annotations = self._coco.imgToAnns[self._truth["images"][found.image]["id"]]
+            annotations = self._annotations[self._truth["images"][found.image]["id"]]
             height, width = sizes[row].tolist()
             own = {name: value[row] for name, value in arrays.items()}
             self._keep(images[row, :height, :width], annotations, found, own)
@@ -203,10 +207,11 @@ class ReportEvaluator:
         cases = [case for case in cases if case.weight > (0 if len(case.kept) < MAX_SHOWN else case.kept[0].weight)]
         if not cases:
             return
+        height, width = arrays["original"].tolist()
         truth = Objects(
             boxes,
             np.array([self._labels[each["category_id"]] for each in annotations], np.int32),
-            masks=self._masks(annotations, image.shape[:2]) if found.masks is not None else None,
+            masks=_masks(annotations, (height, width), image.shape[:2]) if found.masks is not None else None,
         )
         drawn = [self._draw(image, objects) for objects in (truth, _detected(arrays, image.shape[:2]))]
         for kept, weight, box, caption in cases:
@@ -214,14 +219,10 @@ class ReportEvaluator:
             pictures = [picture.crop(window) for picture in drawn]
             for picture in pictures:
                 picture.thumbnail((PICTURE, PICTURE))
-            heapq.heappush(kept, Shown(weight, -self._number, *map(np.asarray, pictures), caption))
+            left, right = map(np.asarray, pictures)
+            heapq.heappush(kept, Shown(weight, -self._number, left, right, caption))
             if len(kept) > MAX_SHOWN:
                 heapq.heappop(kept)
-
-    def _masks(self, annotations: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> np.ndarray:
-        """Returns the masks of annotations, bool [N, *size], as large as the network's input without padding."""
-        bitmaps = [resize_nearest(self._coco.annToMask(each), size) for each in annotations]
-        return np.array(bitmaps, bool).reshape(-1, *size)
 
     def _draw(self, image: np.ndarray, objects: Objects) -> "Image.Image":
         boxes, labels, scores, masks = objects
@@ -252,7 +253,15 @@ def _scaled(annotations: Sequence[Mapping[str, Any]], scale: np.ndarray) -> np.n
     return boxes * np.array([scale[1], scale[0], scale[1], scale[0]], np.float32)
 
 
-def _detected(arrays: Outputs, size: tuple[int, int]) -> Objects:
+def _masks(annotations: Sequence[Mapping[str, Any]], original: Size, size: Size) -> np.ndarray:
+    """Returns the masks of annotations, bool [N, *size], resized from the `original` height and width of the file."""
+    bitmaps = [
+        resize_nearest(draw(each["segmentation"], original, f"annotation {each['id']}"), size) for each in annotations
+    ]
+    return np.array(bitmaps, bool).reshape(-1, *size)
+
+
+def _detected(arrays: Outputs, size: Size) -> Objects:
     """Returns the detections of an image that are drawn, in the same pixels."""
     shown = arrays["valid"] & (arrays["scores"] >= MIN_SCORE)
     boxes, labels, scores = (arrays[name][shown] for name in ("boxes", "labels", "scores"))
@@ -260,7 +269,7 @@ def _detected(arrays: Outputs, size: tuple[int, int]) -> Objects:
     return Objects(boxes, labels, scores, masks)
 
 
-def _window(box: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:
+def _window(box: np.ndarray, size: Size) -> tuple[int, int, int, int]:
     """Returns the left, top, right and bottom of what a picture shows of a box and around it."""
     left, top, right, bottom = box.tolist()
     margin = max(8.0, MARGIN * max(right - left, bottom - top))
@@ -298,6 +307,8 @@ def _classes(evaluations: Mapping[Kind, Any], names: Mapping[Any, str]) -> str:
 
 
 def _figures(shown: Sequence[Shown]) -> str:
+    if not shown:
+        return "<p>None.</p>"
     return "".join(
         f"<figure><div>{page.thumbnail(each.truth, PICTURE)}{page.thumbnail(each.found, PICTURE)}</div>"
         f"<figcaption>{page.text(each.caption)}</figcaption></figure>"

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 import twins_jax
-from twins_jax import TwinsMaskRCNN, TwinsRetinaNet
+from twins_jax import TwinsDetector, TwinsMaskRCNN
 from twins_jax.detection.masks import mask_targets
 from twins_jax.detection.preprocess import DetectionPreprocessing
 from twins_jax.detection.rpn import proposals
@@ -60,7 +60,7 @@ class DetectionTask:
         self._has_files = info is None
         self.info = info or dataset_info(self._sources["train"], self._sources["eval"])
 
-    def create_model(self, rngs: nnx.Rngs) -> TwinsRetinaNet | TwinsMaskRCNN:
+    def create_model(self, rngs: nnx.Rngs) -> TwinsDetector:
         """Creates the detector with fresh weights, its backbone with those of `config.init`; or loads it to evaluate.
 
         Raises:
@@ -69,6 +69,7 @@ class DetectionTask:
         """
         config = self._config
         options: dict[str, Any] = dict(config.model)
+        model: TwinsDetector
         num_classes = self.info.num_classes
         if config.init and config.eval_only:
             model = twins_jax.detector_from_pretrained(weights_source("init", config.init), **options)

@@ -146,7 +146,8 @@ def test_page(masks: bool, tmp_path: Path) -> None:
     assert text.count("<img ") == 2 * len(captions)
     assert "<b>" not in text
     rows = re.findall(r"<tr><td>(.*?)<td>(\d+)<td>([\d.]+)%", text)
-    assert [row[:2] for row in rows] == [("cat &amp; dog", "4"), ("&lt;b&gt;", "1")]
+    # One object, found after a false positive; two of four, found before any.
+    assert rows == [("&lt;b&gt;", "1", "50.0"), ("cat &amp; dog", "4", "50.5")]
     assert ("mask AP50" in text) == masks
     assert "of 3 images" in text
 
