@@ -22,6 +22,7 @@ from twins_jax.functional import (
 )
 from twins_jax.groups import layer_groups, param_mask, stages_below
 from twins_jax.image_classifier import Answer, classify
+from twins_jax.image_detector import Detection, detect
 from twins_jax.image_segmenter import segment
 from twins_jax.preprocess import Preprocessing, normalize, preprocess
 from twins_jax.pretrained import (
@@ -40,6 +41,7 @@ __version__ = "0.2.0.dev0"
 __all__ = [
     "Answer",
     "BatchStats",
+    "Detection",
     "DetectionPreprocessing",
     "Detections",
     "ExportError",
@@ -63,6 +65,7 @@ __all__ = [
     "create_detector",
     "create_model",
     "create_segmenter",
+    "detect",
     "detector_from_pretrained",
     "export_model",
     "from_pretrained",
