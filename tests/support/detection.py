@@ -57,7 +57,7 @@ def make_content(split: str) -> tuple[dict[str, Any], list[np.ndarray]]:
     """The annotations of a split and its images; blocks are polygons, discs are RLE.
 
     Beside the objects there are, on the first image, a crowd; on the second a box of half a pixel; on the third an
-    object that reaches beyond the image. The first two are not learnt.
+    object that reaches beyond the image. The first two are not learned.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []

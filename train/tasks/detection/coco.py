@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,16 +72,13 @@ class CocoFile:
         assert self.segmentations is not None, "the file was read without masks"
         return json.loads(self.segmentations[annotation])
 
-    def learnt(self) -> np.ndarray:
+    def learned(self) -> np.ndarray:
         """Returns the annotations that training learns, bool [A]: those of mmdet's `CocoDataset._parse_ann_info`.
 
-        Left out are crowds, those with "ignore", boxes of less than a pixel in width or height, areas of 0 or less, and
-        boxes without overlap with their image.
+        Left out are crowds, those with "ignore", boxes of less than a pixel in width or height, and areas of 0 or less.
+        mmdet also leaves out boxes outside their image; `read_coco` refuses those of a pixel or more.
         """
-        height, width = np.repeat(self.image_sizes, np.diff(self.starts), axis=0).T
-        x, y, w, h = self.boxes.T
-        overlaps = (np.minimum(x + w, width) > np.maximum(x, 0)) & (np.minimum(y + h, height) > np.maximum(y, 0))
-        return overlaps & (w >= 1) & (h >= 1) & (self.areas > 0) & ~self.crowd & ~self.ignored
+        return (self.boxes[:, 2:] >= 1).all(axis=1) & (self.areas > 0) & ~self.crowd & ~self.ignored
 
     def ground_truth(self) -> dict[str, Any]:
         """Returns the content as a data set of `pycocotools.coco.COCO`.
@@ -155,8 +152,9 @@ def read_coco(path: Path, *, masks: bool) -> CocoFile:
             if key in entry.content:
                 flags[kind, number] = entry.get(key, lambda value: value in (0, 1), "0 or 1")
         if masks:
-            check_segmentation(entry.get("segmentation"), sizes[row], entry.place)
-            segmentations.append(json.dumps(entry.content["segmentation"], separators=(",", ":")).encode())
+            segmentation = entry.get("segmentation", lambda _: True, "polygons or RLE, to learn masks")
+            check_segmentation(segmentation, sizes[row], entry.place)
+            segmentations.append(json.dumps(segmentation, separators=(",", ":")).encode())
 
     order = np.argsort(rows, kind="stable")
     return CocoFile(
@@ -194,10 +192,10 @@ class _Entry:
         name = f"id {key}" if is_integer(key, 0, MAX_ID) else f"at position {self._position}"
         return f"{self._path}: {self._kind} {name}"
 
-    def get(self, key: str, is_right: Any = lambda _: True, allowed: str = "") -> Any:
+    def get(self, key: str, is_right: Callable[[Any], bool], allowed: str) -> Any:
         """Returns the value of a key; raises InputError if it is missing or not right."""
         if key not in self.content:
-            raise InputError(f'{self.place}: has no "{key}"{f"; must be {allowed}" if allowed else ""}')
+            raise InputError(f'{self.place}: has no "{key}"; must be {allowed}')
         value = self.content[key]
         if not is_right(value):
             raise InputError(f"{self.place}: {key}={_described(value)}; must be {allowed}")

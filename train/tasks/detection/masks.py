@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from twins_jax.detection.masks import decode_rle
 from twins_jax.errors import InputError, is_integer, shown
 
 _ALLOWED = "a list of polygons, each x1, y1, x2, y2 and onward of three points or more, or RLE with size and counts"
 
-_COUNTS = re.compile(r"[0-o]*[0-O]")
-"""Compressed counts; see `run_lengths`. pycocotools reads on beyond a text whose last number does not end."""
+_COUNTS = re.compile(r"(?:[P-o]{0,6}[0-O])+")
+"""Compressed counts; see `run_lengths`. Counts of 32 bits have seven characters at most. pycocotools reads on beyond a
+text whose last number does not end."""
 
 Size = tuple[int, int]
 
@@ -58,9 +58,9 @@ def _check_polygon(polygon: Any, size: Size, place: str) -> None:
 
 
 def _check_rle(rle: dict[str, Any], size: Size, place: str) -> None:
-    counts = rle.get("counts")
-    if rle.get("size") != [*size]:
-        raise InputError(f"{place}: is RLE of the size {_described(rle.get('size'))}; must be {[*size]}, as its image")
+    given, counts = rle.get("size"), rle.get("counts")
+    if given != [*size] or not all(is_integer(side, 1) for side in given):
+        raise InputError(f"{place}: is RLE of the size {_described(given)}; must be {[*size]}, as its image")
     pixels = size[0] * size[1]
     if isinstance(counts, str) and _COUNTS.fullmatch(counts):
         lengths = run_lengths(counts)
@@ -82,15 +82,14 @@ def run_lengths(counts: str) -> np.ndarray:
     the last (rleToString in pycocotools' common/maskApi.c).
 
     Args:
-        counts: characters from "0" to "o", the last from "0" to "O".
+        counts: numbers of seven characters at most, the last from "0" to "O" and the others from "P" to "o".
     """
     bits = np.frombuffer(counts.encode(), np.uint8).astype(np.int64) - 48
     ends = np.flatnonzero((bits & 32) == 0)
     starts = np.concatenate([[0], ends[:-1] + 1])
     place = np.arange(len(bits)) - np.repeat(starts, ends - starts + 1)
-    shifts = np.minimum(5 * place, 60)  # of no number that fits into 32 bits
-    numbers = np.add.reduceat((bits & 31) << shifts, starts)
-    numbers -= np.where(bits[ends] & 16, 32 << shifts[ends], 0)
+    numbers = np.add.reduceat((bits & 31) << 5 * place, starts)
+    numbers -= np.where(bits[ends] & 16, 32 << 5 * place[ends], 0)
     for first in (1, 2):
         numbers[first::2] = np.cumsum(numbers[first::2])
     return numbers
@@ -100,7 +99,7 @@ def _described(value: Any) -> str:
     return shown(json.dumps(value))
 
 
-def draw(segmentation: Any, size: Size, place: str) -> np.ndarray:
+def draw(segmentation: Any, size: Size) -> np.ndarray:
     """Returns the bitmap of a segmentation that `check_segmentation` passed, uint8 [H, W] of 0 and 1.
 
     Pixels are those of pycocotools' `annToMask`, as in mmdet's `LoadAnnotations`.
@@ -108,20 +107,17 @@ def draw(segmentation: Any, size: Size, place: str) -> np.ndarray:
     Args:
         segmentation: polygons, whose union is drawn, or RLE.
         size: height and width of the image.
-        place: the file and the entry, for messages.
-
-    Raises:
-        InputError: compressed RLE is damaged.
     """
-    if not isinstance(segmentation, list):
-        try:
-            return np.ascontiguousarray(decode_rle(segmentation), np.uint8)  # pycocotools fills columns
-        except InputError as error:
-            raise InputError(f"{place}: segmentation: {error}") from error
-    from pycocotools import mask as coco_mask  # late: of the extra, and boxes alone do not need it
+    from pycocotools import mask as coco_mask  # late: boxes alone do not need it
 
-    bitmap: np.ndarray = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(segmentation, *size)))
-    return np.ascontiguousarray(bitmap)
+    if isinstance(segmentation, list):
+        rle = coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
+    elif isinstance(segmentation["counts"], list):
+        rle = coco_mask.frPyObjects(segmentation, *size)
+    else:
+        rle = segmentation
+    bitmap: np.ndarray = coco_mask.decode([rle])[..., 0]
+    return np.ascontiguousarray(bitmap)  # pycocotools fills columns
 
 
 def pack_bits(bitmap: np.ndarray, out: np.ndarray) -> None:

@@ -255,9 +255,7 @@ def _scaled(annotations: Sequence[Mapping[str, Any]], scale: np.ndarray) -> np.n
 
 def _masks(annotations: Sequence[Mapping[str, Any]], original: Size, size: Size) -> np.ndarray:
     """Returns the masks of annotations, bool [N, *size], resized from the `original` height and width of the file."""
-    bitmaps = [
-        resize_nearest(draw(each["segmentation"], original, f"annotation {each['id']}"), size) for each in annotations
-    ]
+    bitmaps = [resize_nearest(draw(each["segmentation"], original), size) for each in annotations]
     return np.array(bitmaps, bool).reshape(-1, *size)
 
 

@@ -18,7 +18,7 @@ from .coco import CocoFile, read_coco
 from .config import DetectionDataConfig
 
 MIN_SIDE = 32
-"""Shorter side, in pixels, of the images that are learnt (mmdet's `CocoDataset._filter_imgs`)."""
+"""Shorter side, in pixels, of the images that are learned (mmdet's `CocoDataset._filter_imgs`)."""
 
 LAYOUTS = {
     "folder": {
@@ -49,27 +49,27 @@ class DetectionRecord(TypedDict):
     """Height and width, as the file of annotations says."""
 
     boxes: np.ndarray
-    """float32 [n, 4], x1, y1, x2, y2 in pixels of the image: those that are learnt."""
+    """float32 [n, 4], x1, y1, x2, y2 in pixels of the image: those that are learned."""
 
     labels: np.ndarray
     """int32 [n], indices of classes."""
 
-    segmentations: list[tuple[str, Any]]
-    """Polygons or RLE of each, with its place for error messages; empty where masks were not asked for."""
+    segmentations: list[Any]
+    """Polygons or RLE of each; empty where masks were not asked for."""
 
 
 class DetectionSource:
     """The images of one split with their objects, in the order of the file of annotations.
 
     Training leaves out images without annotations, and those with a side under `MIN_SIDE`; evaluation reads them all.
-    Objects are those of `CocoFile.learnt`; an image of which none is left is an example without boxes. A warning counts
-    the annotations that training leaves out.
+    Objects are those of `CocoFile.learned`; an image of which none is left is an example without boxes. A warning
+    counts the annotations that training leaves out.
 
     Args:
         file: the annotations.
         images: folder of the images.
-        train: leave out the images that are not learnt.
-        max_boxes: objects of an image that are learnt: the first in the file.
+        train: leave out the images that are not learned.
+        max_boxes: objects of an image that are learned: the first in the file.
         require_images: refuse a missing image at once, and not when it is read.
 
     Raises:
@@ -81,13 +81,13 @@ class DetectionSource:
     ) -> None:
         self.class_names = file.class_names
         self._file, self._images = file, images
-        self._learnt = file.learnt()
+        self._learned = file.learned()
         self._rows = np.arange(len(file.image_ids))
         self._max_boxes = max_boxes
         if train:
             is_annotated = np.diff(file.starts) > 0
             self._rows = np.flatnonzero(is_annotated & (file.image_sizes.min(axis=1) >= MIN_SIDE))
-            self._check_learnt()
+            self._check_learned()
         if not os.path.isdir(images):
             raise InputError(f"{images}: no such folder; {contents(images.parent)}")
         if require_images:
@@ -100,13 +100,9 @@ class DetectionSource:
         file, row = self._file, int(self._rows[index])
         path = self._images / file.file_names[row]
         numbers = np.arange(file.starts[row], file.starts[row + 1])
-        numbers = numbers[self._learnt[numbers]][: self._max_boxes]
+        numbers = numbers[self._learned[numbers]][: self._max_boxes]
         height, width = file.image_sizes[row].tolist()
         boxes = file.boxes[numbers]
-        segmentations = []
-        if file.segmentations is not None:
-            places = (f"{file.path}: annotation id {file.annotation_ids[number]}" for number in numbers)
-            segmentations = [(place, file.segmentation(number)) for place, number in zip(places, numbers, strict=True)]
         return {
             "image": read_image(path),
             "name": str(path),
@@ -114,7 +110,7 @@ class DetectionSource:
             "size": (height, width),
             "boxes": np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1).astype(np.float32),
             "labels": file.labels[numbers],
-            "segmentations": segmentations,
+            "segmentations": [] if file.segmentations is None else [*map(file.segmentation, numbers)],
         }
 
     @property
@@ -129,16 +125,16 @@ class DetectionSource:
 
     @property
     def boxes_an_image(self) -> int:
-        """The largest number of objects of an image that are learnt, at least 1."""
+        """The largest number of objects of an image that are learned, at least 1."""
         return max(1, min(int(self._counts().max(initial=0)), self._max_boxes))
 
     def _counts(self) -> np.ndarray:
         """The number of objects of each image, beyond `max_boxes` too."""
-        ends = np.concatenate([[0], np.cumsum(self._learnt)])
+        ends = np.concatenate([[0], np.cumsum(self._learned)])
         return np.diff(ends[self._file.starts])[self._rows]
 
-    def _check_learnt(self) -> None:
-        file, left = self._file, self._learnt
+    def _check_learned(self) -> None:
+        file, left = self._file, self._learned
         if not len(self._rows):
             raise InputError(
                 f"{file.path}: has no image to learn from; must hold annotations of images of at least {MIN_SIDE} "
@@ -146,12 +142,12 @@ class DetectionSource:
             )
         if not self._counts().any():
             raise InputError(
-                f"{file.path}: has no object to learn: its {len(left)} annotations are crowds, or have boxes of less "
-                "than a pixel or areas of 0; bbox must be x, y, width and height in pixels"
+                f"{file.path}: has no object to learn: its {len(left)} annotations are crowds or ignored, or "
+                "have boxes of less than a pixel or areas of 0; bbox must be x, y, width and height in pixels"
             )
         if not left.all():
             first = file.annotation_ids[np.flatnonzero(~left)[0]]
-            why = "crowds, boxes of less than a pixel or areas of 0"
+            why = "crowds, those with ignore, boxes of less than a pixel or areas of 0"
             warnings.warn(
                 f"{file.path}: annotations that training leaves out: {(~left).sum()} of {len(left)} ({why}), the first "
                 f"of the id {first}",
@@ -171,7 +167,7 @@ class DetectionSource:
             folder, name = os.path.split(self._file.file_names[row])
             if folder not in listed:
                 path = self._images / folder
-                listed[folder] = {entry.name for entry in folder_entries(path)} if path.is_dir() else ()
+                listed[folder] = {entry.name for entry in folder_entries(path)} if os.path.isdir(path) else ()
             if name not in listed[folder]:
                 missing.append(row)
         if missing:

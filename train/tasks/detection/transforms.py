@@ -85,11 +85,9 @@ class View(NamedTuple):
             boxes: float32 [n, 4], x1, y1, x2, y2.
             size: height and width of the image that they are of.
         """
-        (height, width), (top, left) = self.full_size, self.window
-        scale = np.array([width / size[1], height / size[0]] * 2, np.float32)
-        boxes = np.clip(boxes * scale, 0, np.array([width, height] * 2, np.float32))
-        boxes = boxes - np.array([left, top] * 2, np.float32)
-        boxes = np.clip(boxes, 0, np.array([self.size[1], self.size[0]] * 2, np.float32))
+        scale = np.array([self.full_size[1] / size[1], self.full_size[0] / size[0]] * 2, np.float32)
+        boxes = boxes * scale - np.array(self.window[::-1] * 2, np.float32)
+        boxes = np.clip(boxes, 0, np.array(self.size[::-1] * 2, np.float32))
         if self.mirror:
             boxes[:, [0, 2]] = self.size[1] - boxes[:, [2, 0]]
         return boxes
@@ -102,8 +100,8 @@ class Decode(grain.transforms.Map):
         masks: draw the bitmaps.
 
     Raises:
-        InputError: the image cannot be decoded, or is of another size than the annotations say; or a mask is damaged.
-            The message names the file, and the entry.
+        InputError: the image cannot be decoded, or is of another size than the annotations say. The message starts with
+            the file's name.
     """
 
     def __init__(self, *, masks: bool) -> None:
@@ -120,7 +118,7 @@ class Decode(grain.transforms.Map):
             )
         example = {"image": image, "boxes": element["boxes"], "labels": element["labels"], "row": element["row"]}
         if self._masks:
-            example["bitmaps"] = [draw(mask, size, place) for place, mask in element["segmentations"]]
+            example["bitmaps"] = [draw(segmentation, size) for segmentation in element["segmentations"]]
         return example
 
 

@@ -12,14 +12,15 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from tests.support.detection import CATEGORY_IDS, CLASSES, SIZES, make_content
 from tests.support.detection import run_lengths as uncompressed
 from train.tasks.detection.coco import CocoFile, read_coco
 from train.tasks.detection.masks import draw, pack_bits, run_lengths, unpack_bits
 from twins_jax.errors import InputError
-
-coco_mask = pytest.importorskip("pycocotools.mask", reason="needs pycocotools, of the extra `detection`")
 
 
 def read(path: Path, content: Any, *, masks: bool = True) -> CocoFile:
@@ -49,7 +50,7 @@ def test_the_content_by_image(tmp_path: Path) -> None:
     assert read(tmp_path / "a.json", content, masks=False).segmentations is None
 
 
-def naive_learnt(annotation: dict[str, Any], image: dict[str, Any]) -> bool:
+def naive_learned(annotation: dict[str, Any], image: dict[str, Any]) -> bool:
     """mmdet 2.8's `_parse_ann_info`, of one annotation."""
     if annotation.get("ignore", False):
         return False
@@ -63,7 +64,7 @@ def naive_learnt(annotation: dict[str, Any], image: dict[str, Any]) -> bool:
     return not annotation.get("iscrowd", False)
 
 
-def test_annotations_that_are_learnt(tmp_path: Path) -> None:
+def test_annotations_that_are_learned(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     content, _ = make_content("train")
     image = content["images"][0]
@@ -77,15 +78,13 @@ def test_annotations_that_are_learnt(tmp_path: Path) -> None:
         entry["area"] = float(rng.choice([-1.0, 0.0, 0.001, 30.0, 30.0]))
         entry |= {key: int(rng.random() < 0.2) for key in ("iscrowd", "ignore") if rng.random() < 0.7}
         content["annotations"].append(entry)
-    learnt = read(tmp_path / "a.json", content, masks=False).learnt()
-    expected = [naive_learnt(entry, image) for entry in content["annotations"]]
-    assert learnt.tolist() == expected
+    learned = read(tmp_path / "a.json", content, masks=False).learned()
+    expected = [naive_learned(entry, image) for entry in content["annotations"]]
+    assert learned.tolist() == expected
     assert 30 < sum(expected) < 150
 
 
 def evaluated(coco: Any, detections: list[dict[str, Any]], kind: str) -> np.ndarray:
-    from pycocotools.cocoeval import COCOeval
-
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
         evaluation = COCOeval(coco, coco.loadRes(detections), kind)
@@ -97,8 +96,6 @@ def evaluated(coco: Any, detections: list[dict[str, Any]], kind: str) -> np.ndar
 
 def test_ground_truth_for_pycocotools(tmp_path: Path) -> None:
     """Its own objects as detections have an AP of 1, with an annotation of the id 0, too."""
-    from pycocotools.coco import COCO
-
     content, _ = make_content("val")
     content["annotations"] = [entry for entry in content["annotations"] if entry["area"] > 2]
     content["annotations"][0]["id"] = 0
@@ -122,8 +119,6 @@ def test_ground_truth_for_pycocotools(tmp_path: Path) -> None:
 
 def test_masks_are_those_of_pycocotools(tmp_path: Path) -> None:
     """Polygons of several parts, uncompressed and compressed RLE; blocks against their pixels, too."""
-    from pycocotools.coco import COCO
-
     content, _ = make_content("train")
     first = content["annotations"][0]
     triangles = [[3.3, 2.7, 20.1, 9.8, 8.0, 30.5], [30.0, 30.0, 60.5, 33.2, 40.7, 59.9, -4.0, 62.0]]
@@ -140,7 +135,7 @@ def test_masks_are_those_of_pycocotools(tmp_path: Path) -> None:
         image = coco.imgs[annotation["image_id"]]
         segmentation = found.segmentation(number)
         kinds.add(type(segmentation.get("counts") if isinstance(segmentation, dict) else segmentation[0]))
-        bitmap = draw(segmentation, (image["height"], image["width"]), "")
+        bitmap = draw(segmentation, (image["height"], image["width"]))
         np.testing.assert_array_equal(bitmap, coco.annToMask(annotation))
         if annotation["category_id"] == CATEGORY_IDS[0] and annotation["id"] not in (1, 5) and annotation["area"] > 99:
             x, y, w, h = map(int, annotation["bbox"])
@@ -180,7 +175,7 @@ def change(entries: str, number: int, **values: Any) -> Callable[[dict[str, Any]
     return apply
 
 
-def rle(size: list[int], counts: Any) -> Callable[[dict[str, Any]], object]:
+def rle(size: list[float], counts: Any) -> Callable[[dict[str, Any]], object]:
     return change("annotations", 2, segmentation={"size": size, "counts": counts})
 
 
@@ -265,7 +260,8 @@ RLE = ": annotation id 3: segmentation: is RLE"
         (rle([HEIGHT, WIDTH], [3, 4]), f"{RLE} of 7 pixels; must be runs of 4800 pixels in all, as its image"),
         (rle([HEIGHT, WIDTH], "01"), f"{RLE} of 1 pixels; must be runs of 4800 pixels in all, as its image"),
         (rle([HEIGHT, WIDTH], "0@"), f"{RLE} of a run of -"),
-        (rle([HEIGHT, WIDTH], "o" * 99 + "0"), f"{RLE} of "),
+        (rle([HEIGHT, WIDTH], "o" * 7 + "0"), f'{RLE} of the counts "ooooooo0"; must be integers from 0'),
+        (rle([HEIGHT, float(WIDTH)], "0"), f"{RLE} of the size [{HEIGHT}, {WIDTH}.0]; must be [{HEIGHT}, {WIDTH}]"),
     ],
 )
 def test_a_wrong_entry_is_one_line(tmp_path: Path, apply: Callable[[dict[str, Any]], object], message: str) -> None:
