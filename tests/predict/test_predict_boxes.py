@@ -9,7 +9,8 @@ from PIL import Image
 
 from tests.predict.test_predict import Page, refused, run
 from tests.support.stand_in_detector import RECTANGLES, ColorBoxDetector, ColorDetector, color_detector, photograph
-from twins_jax import detect, predict
+from twins_jax import Detection, detect, predict
+from twins_jax.answers import Objects
 from twins_jax.segmentation.palette import PALETTE
 
 NAMES = ["<red>", "gr\neen", "blue"]
@@ -103,6 +104,13 @@ def test_json_without_masks(monkeypatch: pytest.MonkeyPatch, photos: Path, capsy
     error = refused(capsys, "w.pth", photos / "b.png", "--json")
     assert error == "error: w.pth: --json with masks needs pycocotools; install twins_jax with its extra `detection`"
     assert run(capsys, "w.pth", photos / "b.png")[0] == 0
+
+
+def test_the_commonest_classes_are_named() -> None:
+    labels = [2, 0, 1, 0, 1, 0, 3]
+    found = [Detection(label, "", 0.9, (0.0, 0.0, 1.0, 1.0), (9, 9), None) for label in labels]
+    text = Objects(found, np.zeros((9, 9, 3), np.uint8), ("a", "b", "c", "d"), 3).to_text()
+    assert text == "3 a, 2 b, 1 c"  # of equals the one of the highest score, which comes first
 
 
 @pytest.mark.parametrize("value", ["-0.1", "1.5", "nan"])
