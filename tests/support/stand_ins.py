@@ -48,8 +48,8 @@ def make_segmenter(folder: Path, aside: Path) -> None:
 
 
 def make_detector(folder: Path, aside: Path) -> None:
-    """Makes a file of a detector's weights, with upstream's names; an example makes the same: one program for both."""
-    model = twins_jax.create_detector("twins_svt_small", num_classes=3, rngs=nnx.Rngs(0))
+    """Makes a file of a detector's weights, with upstream's names."""
+    model = random_module(lambda: twins_jax.create_detector("nano", num_classes=3, rngs=nnx.Rngs(0)))
     twins_jax.save_pretrained(model, aside / "detector")
     shutil.copy(aside / "detector" / "model.safetensors", folder / "retinanet_svt_s.pth")
 
