@@ -116,10 +116,7 @@ def make_detector(
     classes = model.num_classes if num_classes is None else num_classes
     assert classes is not None
     if classes != model.num_classes:
-        heads = _fresh_heads(model.head, classes, config, _fresh(rngs, source, model, classes))
-        for module in model.kind.classifiers:
-            head, _, name = module.path.partition("/")
-            params |= {f"{module.path}/{leaf}": array for leaf, array in get_params(heads[head])[name].items()}
+        params |= _fresh_classifiers(model, classes, config, _fresh(rngs, source, model, classes).params())
     detector = _merge(lambda rngs: cast("TwinsDetector", model.kind.make(config, classes, rngs)), params)
     declared = weights.declared
     images = declared.preprocessing
@@ -128,14 +125,27 @@ def make_detector(
     return detector
 
 
-def _fresh_heads(head: str | None, num_classes: int, config: TwinsConfig, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
-    """Makes the heads of a detector that depend on the number of classes, each under its name in the model."""
-    if head == "retinanet":
-        return {"heads": RetinaHead(num_classes, dtypes=config.dtypes, rngs=rngs)}
-    return {
-        "box_head": BoxHead(num_classes, dtypes=config.dtypes, rngs=rngs),
-        "mask_head": MaskHead(num_classes, dtypes=config.dtypes, rngs=rngs),
-    }
+def _fresh_classifiers(model: Inferred, num_classes: int, config: TwinsConfig, key: jax.Array) -> dict[str, jax.Array]:
+    """Draws the parameters of a detector that depend on the number of classes: path -> array."""
+
+    @jax.jit  # the parameters of the heads that are not asked for are not drawn
+    def draw(key: jax.Array) -> dict[str, jax.Array]:
+        rngs = nnx.Rngs(params=key)
+        heads: dict[str, nnx.Module] = (
+            {"heads": RetinaHead(num_classes, dtypes=config.dtypes, rngs=rngs)}
+            if model.head == "retinanet"
+            else {
+                "box_head": BoxHead(num_classes, dtypes=config.dtypes, rngs=rngs),
+                "mask_head": MaskHead(num_classes, dtypes=config.dtypes, rngs=rngs),
+            }
+        )
+        drawn = {}
+        for module in model.kind.classifiers:
+            head, _, name = module.path.partition("/")
+            drawn |= {f"{module.path}/{leaf}": array for leaf, array in get_params(heads[head])[name].items()}
+        return drawn
+
+    return draw(key)
 
 
 def make_backbone(

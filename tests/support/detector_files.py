@@ -1,5 +1,6 @@
 """Checkpoints of detectors as mmdet writes them, and models of small heads."""
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,9 +28,12 @@ LEFTOVERS = ("backbone.norm.weight", "backbone.norm.bias", "backbone.head.weight
 CHANNELS, HIDDEN = 16, 24
 """Of the small pyramid and its heads, and of the small box head; upstream's are 256 and 1024."""
 
+MICRO = dataclasses.replace(SVT, depths=(1, 1, 1, 1))
+"""The fewest blocks, one each stage: no GSA, which the tests of classifiers have."""
+
 
 def small_detectors() -> Iterator[None]:
-    """Lets the variant "mini" be known, and detectors be small, until it goes on."""
+    """Lets the variant "micro" be known, and detectors be small, until it goes on."""
     width = {"channels": CHANNELS, "in_channels": CHANNELS}
     small = {
         "FeaturePyramid": {"out_channels": CHANNELS},
@@ -40,7 +44,7 @@ def small_detectors() -> Iterator[None]:
     }
     infer._expected.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(VARIANTS, "mini", SVT)
+        patch.setitem(VARIANTS, "micro", MICRO)
         for module in (retinanet, mask_rcnn, from_weights):
             for name in small.keys() & vars(module).keys():
                 patch.setattr(module, name, functools.partial(getattr(module, name), **small[name]))
@@ -95,11 +99,11 @@ def shapes(
 
 def random_state(head: str) -> State:
     """A detector's state dict; those of backbones are named by our table, which test_rules.py compares with timm."""
-    arrays = named(twins_jax.get_params(backbone(detector_config("mini"))))
+    arrays = named(twins_jax.get_params(backbone(detector_config("micro"))))
     ours = to_layout({f"backbone/{path}": array for path, array in arrays.items()}, TORCH_DETECTION)
     generator = torch.Generator().manual_seed(0)
     state = {name: torch.from_numpy(np.array(array, order="C")) for name, array in ours.items()}
-    for name, shape in shapes(head, SVT.embed_dims, len(NAMES), CHANNELS, HIDDEN).items():
+    for name, shape in shapes(head, MICRO.embed_dims, len(NAMES), CHANNELS, HIDDEN).items():
         values = torch.randn(shape, generator=generator)
         state[name] = values * (2 / values[0].numel()) ** 0.5 if len(shape) > 1 else 0.3 * values
     return state

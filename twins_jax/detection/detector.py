@@ -13,6 +13,7 @@ from flax import nnx
 from twins_jax.backbone import TwinsBackbone
 from twins_jax.class_names import checked_class_names
 from twins_jax.config import TwinsConfig, TwinsOptions, check_config, variant_config
+from twins_jax.detection.preprocess import DetectionPreprocessing
 from twins_jax.errors import MAX_INT, is_integer, require
 from twins_jax.inputs import as_array, check_images
 
@@ -85,6 +86,17 @@ class TwinsDetector(nnx.Module):
     def class_names(self, names: Sequence[str] | None) -> None:
         self._class_names = checked_class_names(names, self.num_classes)
 
+    @property
+    def preprocessing(self) -> DetectionPreprocessing | None:
+        """The preprocessing of the images with which the weights were evaluated; None where they came without."""
+        return self._preprocessing
+
+    @preprocessing.setter
+    def preprocessing(self, value: DetectionPreprocessing | None) -> None:
+        is_right = value is None or isinstance(value, DetectionPreprocessing)
+        require("preprocessing", value, is_right, "None or a twins_jax.DetectionPreprocessing")
+        self._preprocessing = value
+
     def detect(self, images: jax.Array, sizes: jax.Array | None = None, *, rngs: nnx.Rngs | None = None) -> Detections:
         """Finds objects, with upstream's settings for testing.
 
@@ -104,7 +116,8 @@ class TwinsDetector(nnx.Module):
             InputError: (a ValueError) naming what is wrong with an argument.
         """
         images = check_images(images, self.config.in_channels)
-        return self.detections(self.features(images, rngs=rngs), _check_sizes(sizes, images))
+        sizes = _check_sizes(sizes, images)
+        return self.detections(self.features(images, rngs=rngs), sizes)
 
     @abc.abstractmethod
     def features(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> tuple[jax.Array, ...]:
@@ -148,8 +161,8 @@ def map_sizes(outputs: Sequence[tuple[jax.Array, jax.Array]]) -> list[tuple[int,
 
 
 def by_anchor(x: jax.Array, channels: int) -> jax.Array:
-    """Splits the channels of a map by anchors: [B, h, w, A * channels] -> float32 [B, h * w * A, channels]."""
-    return x.reshape(x.shape[0], -1, channels).astype(jnp.float32)
+    """Splits the channels of a map by anchors: [B, h, w, A * channels] -> [B, h * w * A, channels]."""
+    return x.reshape(x.shape[0], -1, channels)
 
 
 def has_area(boxes: jax.Array) -> jax.Array:

@@ -131,14 +131,14 @@ def dense_detections(outputs: Sequence[tuple[jax.Array, jax.Array]], sizes: jax.
 def _best_pairs(logits: jax.Array, deltas: jax.Array, anchors: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns boxes, scores and labels of the best pairs of one level, of equal ones those of the first anchors.
 
-    The best pairs are of anchors whose best class is among the best: the sort is of all anchors and then of the pairs
-    of 1,000, in place of all pairs, of which a level has 12 million at 800x1344.
+    The best pairs are of the anchors whose best classes are best. Hence all anchors are sorted, and then the pairs of
+    1,000 of them, in place of all pairs, of which a level has 12 million at 800x1344.
     """
-    scores = jax.nn.sigmoid(logits)
-    count, num_classes = scores.shape
-    _, rows = lax.top_k(scores.max(axis=-1), min(MAX_PER_LEVEL, count))
+    count, num_classes = logits.shape
+    _, rows = lax.top_k(logits.max(axis=-1), min(MAX_PER_LEVEL, count))
     rows = jnp.sort(rows)
-    pairs = scores[rows].reshape(-1)
+    pairs = logits[rows].reshape(-1)
     best, index = lax.top_k(pairs, min(MAX_PER_LEVEL, pairs.size))
     rows = rows[index // num_classes]
-    return decode_boxes(deltas[rows], anchors[rows], RPN_STDS), best, index % num_classes
+    boxes = decode_boxes(deltas[rows], anchors[rows], RPN_STDS)
+    return boxes, jax.nn.sigmoid(best.astype(jnp.float32)), index % num_classes

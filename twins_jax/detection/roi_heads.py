@@ -13,11 +13,9 @@ from twins_jax.config import DTypes
 from twins_jax.detection.boxes import BOX_HEAD_STDS, clip_boxes, decode_boxes
 from twins_jax.detection.detector import MAX_DETECTIONS, NMS_THRESHOLD, SCORE_THRESHOLD, Detections, chosen
 from twins_jax.detection.nms import nms
+from twins_jax.detection.roi_align import STRIDES, pyramid_roi_align
 from twins_jax.fit import declare
 from twins_jax.layers import Conv, Linear, conv_init
-
-ROI_STRIDES = (4, 8, 16, 32)
-"""Of the levels that regions are taken from: the first four, P2 to P5."""
 
 BOX_SIDE, MASK_SIDE = 7, 14
 """Positions along each side of a region."""
@@ -141,10 +139,7 @@ class Upsample(nnx.Module):
 
 
 def _regions(features: Sequence[jax.Array], boxes: jax.Array, side: int) -> jax.Array:
-    from twins_jax.detection.roi_align import pyramid_roi_align
-
-    levels = features[: len(ROI_STRIDES)]
-    return pyramid_roi_align(levels, lax.stop_gradient(boxes), output_size=side, strides=ROI_STRIDES)
+    return pyramid_roi_align(features[: len(STRIDES)], boxes, output_size=side)
 
 
 def region_detections(

@@ -84,7 +84,8 @@ def proposals(
 
     def best(logits: jax.Array, deltas: jax.Array, anchors: jax.Array, size: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns boxes [most, 4] of a level and their scores, which are 0 in the places left over."""
-        scores, rows = lax.top_k(jax.nn.sigmoid(logits[:, 0]), min(most, len(anchors)))
+        best_logits, rows = lax.top_k(logits[:, 0], min(most, len(anchors)))
+        scores = jax.nn.sigmoid(best_logits.astype(jnp.float32))
         boxes = clip_boxes(decode_boxes(deltas[rows], anchors[rows], RPN_STDS), size)
         padding = (0, most - len(boxes))
         return jnp.pad(boxes, (padding, (0, 0))), jnp.pad(scores, padding)

@@ -11,11 +11,15 @@ import numpy as np
 
 from twins_jax.port.torch_heads import State, conv, pyramid
 
-PROPOSALS = 8
-"""Regions of each image that the heads of Mask R-CNN are compared on."""
+SIDES = (15.75, 17.5, 18.375)
+"""Sides of `proposals` in cells of their level: 14 times 1.125, 1.25 and 1.3125. The sides of RoIAlign's bins are then
+the same in float32 whether it divides by 7 and 14 or multiplies by their inverses: both sides sample one place."""
 
-LARGEST = 1000.0
-"""Pixels of the largest side of a proposal: each of the four levels gets some."""
+OFFSET = 1 / 128
+"""Of all proposals in cells: no sample is at the edge beyond which it counts as 0."""
+
+PER_LEVEL = 2
+"""Proposals of each image on each of the four levels."""
 
 
 def proposals(batch: int, height: int, width: int) -> np.ndarray:
@@ -27,11 +31,13 @@ def proposals(batch: int, height: int, width: int) -> np.ndarray:
         width: of the map at stride 4.
 
     Returns:
-        float32 [batch, PROPOSALS, 4]: x1, y1, x2, y2 in pixels, of sides from 8 to `LARGEST`. Centers are in the image.
+        float32 [batch, N, 4]: x1, y1, x2, y2 in pixels. Centers are in the image.
     """
     rng = np.random.default_rng(0)
-    centers = rng.uniform(size=(batch, PROPOSALS, 2)) * (4 * width, 4 * height)
-    sides = 8 * (LARGEST / 8) ** rng.uniform(size=(batch, PROPOSALS, 2))
+    strides = np.repeat((4, 8, 16, 32), PER_LEVEL)[:, None]
+    shape = (batch, len(strides), 2)
+    centers = rng.integers((4 * width, 4 * height), size=shape) + strides * OFFSET
+    sides = strides * rng.choice(SIDES, size=shape)
     return np.concatenate([centers - sides / 2, centers + sides / 2], axis=-1).astype(np.float32)
 
 
