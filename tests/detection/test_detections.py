@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.support.compilation import fast_compilation
-from twins_jax.detection import roi_heads
+from twins_jax.detection import retinanet, roi_heads
 from twins_jax.detection.retinanet import dense_detections
 from twins_jax.detection.roi_heads import mask_probabilities, region_detections
 from twins_jax.detection.rpn import proposals
@@ -115,8 +115,16 @@ def check(found: Any, expected: list[Found], count: int) -> None:
             assert not np.asarray(found.scores[i, number:]).any()
 
 
-def test_retinanet() -> None:
+def run(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A program of its own: `jax.jit` would find the one that another test compiled."""
+    return jax.jit(lambda **arguments: function(**arguments))
+
+
+@pytest.mark.parametrize("limit", [1000, 30])
+def test_retinanet(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Per level the best 1,000 pairs above 0.05; NMS at 0.5 within a class; the best 100."""
+    assert retinanet.MAX_PER_LEVEL == 1000
+    monkeypatch.setattr(retinanet, "MAX_PER_LEVEL", limit)
     rng = np.random.default_rng(0)
     scales = tuple(4 * 2 ** (i / 3) for i in range(3))
     outputs = []
@@ -132,16 +140,16 @@ def test_retinanet() -> None:
         for (logits, deltas), stride in zip(outputs, (8, 16, 32, 64, 128), strict=True):
             anchors = anchors_of(stride, scales, *logits.shape[1:3])
             scores = sigmoid(logits[image].astype(np.float64)).reshape(len(anchors), CLASSES)
-            pairs = sorted(zip(*np.nonzero(scores > 0.05), strict=True), key=lambda pair: -scores[pair])[:1000]
+            pairs = sorted(zip(*np.nonzero(scores > 0.05), strict=True), key=lambda pair: -scores[pair])[:limit]
             moves = deltas[image].reshape(-1, 4).astype(np.float64)
             for anchor, label in pairs:
                 box = decoded(anchors[anchor], moves[anchor], size)
                 if has_area(box):
                     candidates.append((scores[anchor, label], int(label), box))
         expected.append(best(candidates, 0.5, 100))
-    assert len(expected[0].boxes) == 100
+    assert (len(expected[0].boxes) == 100) == (limit == 1000)
     assert 5 < len(expected[1].boxes) < 100
-    check(jax.jit(dense_detections)(outputs, SIZES), expected, 100)
+    check(run(dense_detections)(outputs=outputs, sizes=SIZES), expected, 100)
 
 
 def test_proposals() -> None:
@@ -226,11 +234,6 @@ def test_the_bound_on_pairs_changes_nothing_where_a_hundred_survive(
     monkeypatch.setattr(roi_heads, "MAX_PAIRS", 180)
     first = {name: array[:1].repeat(2, axis=0) for name, array in regions.items()}
     check(run(region_detections)(**first, sizes=SIZES[:1].repeat(2, axis=0)), [expected[0]] * 2, 100)
-
-
-def run(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A program of its own: `jax.jit` would find the one that another test compiled."""
-    return jax.jit(lambda **arguments: function(**arguments))
 
 
 def test_masks_are_of_their_label() -> None:

@@ -53,7 +53,7 @@ class BoxHead(nnx.Module):
 
         Args:
             features: the pyramid, fine to coarse, of which the first four levels are read: [B, h, w, in_channels].
-            boxes: float32 [B, N, 4].
+            boxes: float32 [B, N, 4]; no gradient flows into them.
 
         Returns:
             Logits [B, N, num_classes + 1], of which the last is the background's, and deltas [B, N, 4 * num_classes],
@@ -97,7 +97,7 @@ class MaskHead(nnx.Module):
 
         Args:
             features: the pyramid, fine to coarse, of which the first four levels are read: [B, h, w, in_channels].
-            boxes: float32 [B, N, 4].
+            boxes: float32 [B, N, 4]; no gradient flows into them.
 
         Returns:
             Logits [B, N, 28, 28, num_classes].
