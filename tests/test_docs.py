@@ -38,7 +38,7 @@ from tests.support.stand_ins import (
 from train import flags
 from train.main import parse
 from train.recipes import RECIPES
-from twins_jax import command_line
+from twins_jax import DetectionPreprocessing, command_line, image_detector
 from twins_jax.config import VARIANTS
 from twins_jax.port import verify as verify_module
 
@@ -310,6 +310,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch, fast_compilation(), jax.numpy_dtype_promotion("standard"):
         patch.setitem(VARIANTS, "nano", NANO)
         patch.setitem(VARIANTS, "twins_svt_small", SMALL)
+        patch.setattr(image_detector, "DetectionPreprocessing", functools.partial(DetectionPreprocessing, 64, 96))
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("caches")))
         weights = tmp_path_factory.mktemp("weights")
         make_weights(folder, weights)

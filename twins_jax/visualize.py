@@ -219,6 +219,7 @@ def detection_overlay(
     require_array("boxes", corners, bool(are_boxes), "[N, 4], finite, x1 <= x2 and y1 <= y2")
     are_labels = classes.shape == (count,) and np.issubdtype(classes.dtype, np.integer) and (classes >= 0).all()
     require_array("labels", classes, bool(are_labels), f"integers [{count}] from 0, one for each box")
+    classes = classes.astype(np.int64)  # no label of 8 bits is gray, as that of ignored pixels is
     if scores is not None:
         scores = np.asarray(scores, np.float64)
         are_scores = scores.shape == (count,) and ((scores >= 0) & (scores <= 1)).all()
@@ -230,7 +231,7 @@ def detection_overlay(
         require_array("masks", masks, are_masks, f"bool {list(shape)}, one of the image's size for each box")
     if class_names is not None:
         least = int(classes.max(initial=-1)) + 1
-        are_names = not isinstance(class_names, str) and all(isinstance(name, str) for name in class_names)
+        are_names = isinstance(class_names, list | tuple) and all(isinstance(name, str) for name in class_names)
         require("class_names", class_names, are_names and len(class_names) >= least, f"None or {least} strings or more")
     from twins_jax.detection.overlay import overlay_objects  # late: its palette is computed
 

@@ -91,6 +91,10 @@ def test_captions_cover_no_other_caption_and_little_of_other_objects(monkeypatch
 def test_odd_names_and_huge_images() -> None:
     for name in ("a\nb\x1b[31m", "Käse 細胞", "x" * 1000, "", "\udce9"):
         detection_overlay(GRAY, [[0, 0, 10, 10]], [0], scores=[1.0], class_names=[name])
+    labels = np.array([255], np.uint8)
+    assert detection_overlay(GRAY, [[0, 0, 9, 9]], labels, class_names=["n"] * 256).getpixel((8, 8)) == tuple(
+        PALETTE[0]
+    )
     detection_overlay(GRAY[:1, :1], [[0, 0, 1, 1]], [254], class_names=["n"] * 255)
     assert detection_overlay(GRAY[:, :, 0], [[0, 0, 9, 9]], np.array([300])).getpixel((0, 0)) == tuple(PALETTE[45])
 

@@ -49,7 +49,7 @@ def make_segmenter(folder: Path, aside: Path) -> None:
 
 def make_detector(folder: Path, aside: Path) -> None:
     """Makes a file of a detector's weights, with upstream's names."""
-    model = random_module(lambda: twins_jax.create_detector("nano", head="retinanet", num_classes=3, rngs=nnx.Rngs(0)))
+    model = random_module(lambda: twins_jax.create_detector("nano", num_classes=3, rngs=nnx.Rngs(0)))
     twins_jax.save_pretrained(model, aside / "detector")
     shutil.copy(aside / "detector" / "model.safetensors", folder / "retinanet_svt_s.pth")
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 pytest.importorskip("pycocotools", reason="needs the extra `detection`")
 
+import train.flops
 import twins_jax
 from tests.support import runs, short
 from tests.support.alone import call_main, last_line
@@ -26,7 +27,9 @@ from twins_jax.detection.preprocess import DetectionPreprocessing
 from twins_jax.preprocess import normalize
 from twins_jax.segmentation.preprocess import resize
 
-STEPS = 4
+STEPS = 2
+SIDE = "64"
+"""Of all inputs, one shape of training and of evaluation: most of the time goes into compiling."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,6 +40,7 @@ def _nano() -> Iterator[None]:
         patch.setattr(retinanet, "SCORE_THRESHOLD", 0.0)
         patch.setattr(roi_heads, "SCORE_THRESHOLD", 0.0)
         narrow(patch)
+        patch.setattr(train.flops, "loss_flops", lambda *_: 1e9)  # it would trace the loss once more
         yield
 
 
@@ -50,7 +54,8 @@ def arguments(root: Path, compile_cache: Path) -> list[str]:
     del compile_cache  # in use from now on
     return [
         *("detect_folder", "--data.dir", str(root), "--model.name", "nano", *ARGUMENTS),
-        *("--steps", str(STEPS), "--checkpoint.every_steps", "2", "--checkpoint.keep", "9"),
+        *("--data.shorter", SIDE, "--data.longer", SIDE),
+        *("--steps", str(STEPS), "--checkpoint.every_steps", "1", "--checkpoint.keep", "9"),
     ]
 
 
@@ -65,7 +70,7 @@ def run(arguments: list[str], workdir: Path, *more: str) -> Run:
 
 @pytest.fixture(scope="module")
 def boxes(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return run(arguments, tmp_path_factory.mktemp("boxes") / "run", "--report")
+    return run(arguments, tmp_path_factory.mktemp("boxes") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +106,8 @@ def test_results_are_those_of_each_image_alone(boxes: Run, root: Path) -> None:
     workdir, _ = boxes
     model = twins_jax.detector_from_pretrained(workdir)
     assert model.class_names == CLASSES
-    preprocessing = DetectionPreprocessing(64, 96)
+    detect = jax.jit(model.detect)
+    preprocessing = DetectionPreprocessing(int(SIDE), int(SIDE))
     found = entries(workdir)
     content = json.loads((root / "annotations" / "val.json").read_text())
     for image in content["images"][:3]:
@@ -109,14 +115,14 @@ def test_results_are_those_of_each_image_alone(boxes: Run, root: Path) -> None:
         size = preprocessing.size(*pixels.shape[:2])
         images = np.zeros((1, *preprocessing.padded_shape(*size), 3), np.float32)
         images[0, : size[0], : size[1]] = normalize(resize(pixels, size))
-        detect = jax.jit(lambda images, size: model.detect(images, size))
         expected = jax.device_get(detect(images, np.array([size], np.int32)))
         own = [entry for entry in found if entry["image_id"] == image["id"]]
-        assert len(own) == expected.valid.sum() == 100
+        valid = expected.valid[0]
+        assert len(own) == valid.sum() > 50
         labels = [CATEGORY_IDS.index(entry["category_id"]) for entry in own]
-        assert (labels == expected.labels[0]).mean() > 0.95  # scores may tie
-        np.testing.assert_allclose([entry["score"] for entry in own], expected.scores[0], rtol=1e-4)
-        x1, y1, x2, y2 = (expected.boxes[0] / np.tile(np.divide(size, pixels.shape[:2])[::-1], 2)).T
+        assert (labels == expected.labels[0, valid]).mean() > 0.95  # scores may tie
+        np.testing.assert_allclose([entry["score"] for entry in own], expected.scores[0, valid], rtol=1e-4)
+        x1, y1, x2, y2 = (expected.boxes[0, valid] / np.tile(np.divide(size, pixels.shape[:2])[::-1], 2)).T
         same = np.isclose([entry["bbox"] for entry in own], np.stack([x1, y1, x2 - x1, y2 - y1], axis=1), atol=0.01)
         assert same.all(axis=1).mean() > 0.95
 
@@ -133,24 +139,17 @@ def test_masks_are_of_the_images_sizes(masks: Run, root: Path) -> None:
     assert text.count("<figure>") > 0
 
 
-@pytest.mark.parametrize("head", ["boxes", "masks"])
-def test_a_run_that_was_cut_off_ends_with_the_same_bits(
-    head: str, arguments: list[str], tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    """Mirror images, drop-path and the samples of anchors and boxes included; then the same figures alone."""
-    before, output = request.getfixturevalue(head)
+def test_a_run_that_was_cut_off_ends_with_the_same_bits(masks: Run, arguments: list[str], tmp_path: Path) -> None:
+    """Mirror images, drop-path and the samples of anchors and boxes included."""
+    before, output = masks
     workdir = Path(shutil.copytree(before, tmp_path / "run"))
     shutil.rmtree(workdir / "checkpoints" / str(STEPS))
     (workdir / "results.bbox.json").unlink()
-    more = ("--head", "mask_rcnn") if head == "masks" else ()
-    _, again = run(arguments, workdir, *more)
+    _, again = run(arguments, workdir, "--head", "mask_rcnn")
     assert last_line(again) == last_line(output)
     assert runs.differences(runs.saved(before, STEPS), runs.saved(workdir, STEPS)) == []
-    assert entries(workdir) == entries(before)
-    if head == "boxes":
-        code, alone, errors = call_main(["detect_folder", "--workdir", str(workdir), "--eval_only"])
-        assert code == 0, errors
-        assert last_line(alone) == last_line(output)
+    for kind in ("bbox", "segm"):
+        assert entries(workdir, kind) == entries(before, kind)
 
 
 def test_init_takes_a_classifiers_weights_into_the_backbone(arguments: list[str], tmp_path: Path) -> None:
@@ -178,29 +177,3 @@ def test_a_detectors_weights_are_evaluated(boxes: Run, arguments: list[str], tmp
     code, _, errors = call_main([*arguments, *flags, "--head", "mask_rcnn"])
     assert code == 2
     assert "of the head mask_rcnn: found retinanet" in errors
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--batch_size", "3"], "batch_size=3: must be a multiple of group_size x optim.accumulate, 2 x 1"),
-        (["--optim.accumulate", "2"], "batch_size=2: must be a multiple of group_size x optim.accumulate, 2 x 2"),
-        (["--group_size", "0"], "group_size=0: must be an integer from 1"),
-        (["--head", "fcos"], "--head"),
-        (["--data.dir", ""], "data.dir='': must be the folder of the data set"),
-        (["--data.source", "voc"], "data.source='voc': must be folder or coco"),
-        (["--data.longer", "40"], "data.longer=40: must be an integer from 64, shorter, to 16384"),
-        (["--data.max_boxes", "0"], "data.max_boxes=0: must be an integer from 1 to 4096"),
-        (["--data.flip", "2"], "data.flip=2.0: must be a number in [0, 1]"),
-        (["--optim.decay_at", "0.5", "0.5"], "optim.decay_at=(0.5, 0.5): must be rising shares between 0 and 1"),
-        (["--optim.decay_factor", "0"], "optim.decay_factor=0.0: must be a factor in (0, 1]"),
-        (["--optim.warmup_steps", "-1"], "optim.warmup_steps=-1: must be an integer from 0"),
-        (["--optim.warmup_ratio", "nan"], "optim.warmup_ratio=nan: must be a factor in [0, 1]"),
-    ],
-)
-def test_settings_that_are_refused(arguments: list[str], flags: list[str], message: str) -> None:
-    code, output, errors = call_main([*arguments, *flags])
-    assert (code, output) == (2, "")
-    assert errors.startswith("error: ")
-    assert message in errors
-    assert errors.count("\n") == 1

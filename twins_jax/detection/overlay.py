@@ -36,12 +36,12 @@ def overlay_objects(
     best_first = range(len(boxes)) if scores is None else np.argsort(-scores, kind="stable").tolist()
     colors = colorize(labels[None])[0]
     pixels = image.copy()
-    for i in reversed(best_first):
-        if masks is not None:
+    if masks is not None:
+        for i in reversed(best_first):
             _lay_mask(pixels, masks[i], colors[i])
     picture = Image.fromarray(pixels)
     draw = ImageDraw.Draw(picture)
-    line = max(1, round(max(height, width) / 320)) if masks is None else max(1, round(max(height, width) / 640))
+    line = max(1, round(max(height, width) / (320 if masks is None else 640)))  # thin beside masks' outlines
     rectangles = [_pixels_of(box, height, width) for box in boxes]
     for i in reversed(best_first):
         left, top, right, bottom = rectangles[i]
@@ -92,12 +92,12 @@ def _write_captions(
     from PIL import ImageFont
 
     font = ImageFont.load_default(max(10, round(max(size) / 50)))
+    above, below = draw.textbbox((0, 0), "Ag", font=font)[1::2]  # one height for all
     taken: list[Rectangle] = []
     for i in order:
         left, top, right, bottom = rectangles[i]
         if left >= right or top >= bottom or not captions[i]:
             continue
-        above, below = draw.textbbox((0, 0), "Ag", font=font)[1::2]  # one height for all
         wide, high = round(draw.textlength(captions[i], font=font)) + 4, round(below - above) + 4
         x = max(0, min(left, size[0] - wide))
         places = [(x, y, x + wide, y + high) for y in (top - high, top, bottom) if 0 <= y <= size[1] - high]

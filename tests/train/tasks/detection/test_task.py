@@ -18,6 +18,7 @@ from train.recipes import RECIPES, coco_mask_rcnn_svt_small_1x, coco_retinanet_s
 from train.recipes.coco import EPOCH, TRAIN_EXAMPLES
 from train.task import DatasetInfo
 from train.tasks.detection.config import DetectionOptimConfig
+from twins_jax import InputError
 from twins_jax.preprocess import normalize
 
 FLOAT32 = 1e-6
@@ -126,3 +127,27 @@ def test_shapes_without_the_files() -> None:
 
 def test_the_recipe_for_folders_names_its_command() -> None:
     assert "python -m train.main detect_folder --data.dir DIR" in (detect_folder.__doc__ or "")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--batch_size", "3"], "batch_size=3: must be a multiple of group_size x optim.accumulate, 2 x 1"),
+        (["--optim.accumulate", "2"], "batch_size=2: must be a multiple of group_size x optim.accumulate, 2 x 2"),
+        (["--group_size", "0"], "group_size=0: must be an integer from 1"),
+        (["--head", "fcos"], "--head"),
+        (["--data.dir", ""], "data.dir='': must be the folder of the data set"),
+        (["--data.source", "voc"], "data.source='voc': must be folder or coco"),
+        (["--data.longer", "40"], "data.longer=40: must be an integer from 64, shorter, to 16384"),
+        (["--data.max_boxes", "0"], "data.max_boxes=0: must be an integer from 1 to 4096"),
+        (["--data.flip", "2"], "data.flip=2.0: must be a number in [0, 1]"),
+        (["--optim.decay_at", "0.5", "0.5"], "optim.decay_at=(0.5, 0.5): must be rising shares between 0 and 1"),
+        (["--optim.decay_factor", "0"], "optim.decay_factor=0.0: must be a factor in (0, 1]"),
+        (["--optim.warmup_steps", "-1"], "optim.warmup_steps=-1: must be an integer from 0"),
+        (["--optim.warmup_ratio", "nan"], "optim.warmup_ratio=nan: must be a factor in [0, 1]"),
+    ],
+)
+def test_settings_that_are_refused(flags: list[str], message: str) -> None:
+    with pytest.raises(InputError) as raised:
+        parse(["detect_folder", *ARGUMENTS, *flags])
+    assert message in str(raised.value)
