@@ -46,7 +46,7 @@ class Anchors:
 
     def levels(self, shapes: Sequence[tuple[int, int]]) -> list[np.ndarray]:
         """Returns the anchors of every level, whose maps have these heights and widths."""
-        return [self.level(i, *shape) for i, shape in enumerate(shapes)]
+        return [self.level(i, *shape) for i, shape in zip(range(len(self.strides)), shapes, strict=True)]
 
 
 RETINANET_ANCHORS = Anchors(strides=(8, 16, 32, 64, 128), scales=(4.0, 4 * 2 ** (1 / 3), 4 * 2 ** (2 / 3)))

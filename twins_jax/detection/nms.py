@@ -61,7 +61,7 @@ def nms(
     sorted_labels = jnp.pad(labels[order], (0, padding))
     is_candidate = jnp.pad(valid[order], (0, padding))
     order = jnp.pad(order, (0, padding))
-    num_valid = valid.sum()
+    num_valid = valid.sum(dtype=jnp.int32)
     earlier = jnp.arange(tile)[:, None] < jnp.arange(tile)[None, :]
 
     def suppresses(a: jax.Array, a_labels: jax.Array, b: jax.Array, b_labels: jax.Array) -> jax.Array:
@@ -81,7 +81,7 @@ def nms(
         candidates = own_valid & ~(by_kept & is_kept[:, None]).any(axis=0)
         by_own = suppresses(own, own_labels, own, own_labels) & earlier
         stays = _settle(candidates, by_own)
-        place = jnp.where(stays, count + jnp.cumsum(stays) - 1, max_outputs)
+        place = jnp.where(stays, count + jnp.cumsum(stays, dtype=jnp.int32) - 1, max_outputs)
         kept = kept.at[place].set(start + jnp.arange(tile, dtype=jnp.int32), mode="drop")
         return start + tile, kept, count + stays.sum(dtype=jnp.int32)
 
