@@ -108,7 +108,8 @@ def make_detector(
     rngs: nnx.Rngs | None = None,
 ) -> TwinsDetector:
     """Makes the detector of `twins_jax.detector_from_pretrained`, which has the other arguments and errors."""
-    model, params = ported.model, dict(ported.params)
+    model = ported.model
+    params: dict[str, np.ndarray | jax.Array] = dict(ported.params)
     if model.kind.loader != "detector_from_pretrained":
         raise _other_kind(source, model, "detection head")
     config = _config(source, model, weights.declared, overrides)
@@ -139,7 +140,7 @@ def _fresh_classifiers(model: Inferred, num_classes: int, config: TwinsConfig, k
                 "mask_head": MaskHead(num_classes, dtypes=config.dtypes, rngs=rngs),
             }
         )
-        drawn = {}
+        drawn: dict[str, jax.Array] = {}
         for module in model.kind.classifiers:
             head, _, name = module.path.partition("/")
             drawn |= {f"{module.path}/{leaf}": array for leaf, array in get_params(heads[head])[name].items()}

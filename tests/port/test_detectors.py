@@ -47,7 +47,8 @@ NOUNS = {"retinanet": "a RetinaNet detector", "mask_rcnn": "a Mask R-CNN detecto
 @pytest.fixture(autouse=True, scope="module")
 def _small():
     """Of every test here."""
-    yield from small_detectors()
+    with fast_compilation():  # no test asks for a bound on the rounding
+        yield from small_detectors()
 
 
 @pytest.fixture(scope="module")
@@ -300,13 +301,6 @@ DAMAGED = {
 """The output, and the kernel, which is turned by a place."""
 
 
-@pytest.fixture(scope="module")
-def _fast():
-    with fast_compilation():  # the bound on the rounding is not asked for
-        yield
-
-
-@pytest.mark.usefixtures("_fast")
 @pytest.mark.parametrize("head", HEADS)
 def test_verify(head, files):
     weights, model = read_weights(files[head]), twins_jax.detector_from_pretrained(files[head])
