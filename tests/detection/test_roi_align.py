@@ -101,7 +101,7 @@ def values_and_gradient(function: Callable[[Any], jax.Array], x: Any, cotangent:
 
 @pytest.mark.parametrize("bins", [7, 2])
 def test_values_and_gradient(bins: int) -> None:
-    """The weights of the gradient's samples are those of the values, so boxes of every kind are in both."""
+    """The weights of the gradient's samples are those of the values: boxes of every kind are in both."""
     features, cotangent = draw(22, 30, 5), draw(len(BOXES), bins, bins, 5, seed=1)
     with jax.enable_x64(True):
         boxes = jnp.asarray(BOXES)
@@ -152,7 +152,7 @@ def test_onnx_runtime() -> None:
 
 
 def test_pyramid(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each box is read from its own map of its own image, in chunks of any size; so is the gradient."""
+    """Each box is read from its own map of its own image, in chunks of any size, and gives its gradient to it."""
     shapes = [(64, 48), (32, 24), (16, 12), (8, 6)]
     maps = [draw(2, *shape, 3, seed=level) for level, shape in enumerate(shapes)]
     boxes = np.stack([random_boxes(40, 256, 192), random_boxes(40, 256, 192, seed=1)])

@@ -51,7 +51,7 @@ def paste_masks(probabilities: np.ndarray, boxes: np.ndarray, height: int, width
 def _stretch(begin: np.float32, end: np.float32, length: int, size: int) -> tuple[slice, np.ndarray]:
     """Returns the positions of an axis whose centers are within an interval, and the weights by which they read a mask.
 
-    The arithmetic is that of PyTorch's `grid_sample` with `align_corners=False`, in its order, so that it rounds alike.
+    The arithmetic is that of PyTorch's `grid_sample` with `align_corners=False`, in its order, to round alike.
 
     Args:
         begin: of the interval, in pixels.

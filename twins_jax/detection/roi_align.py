@@ -66,9 +66,9 @@ def pyramid_roi_align(
     """Averages, over the bins of boxes, each from the map that `roi_levels` gives (mmdet's `SingleRoIExtractor`).
 
     The mean over a bin is linear in the features and separable: each box has one matrix of weights [P, h] and one
-    [P, w]. They multiply the whole map. Boxes are computed map by map, in chunks, so memory is bounded by
-    `CHUNK_ELEMENTS` whatever the number and the shapes of boxes. Each image's boxes meet its own maps alone, so a batch
-    can be split over devices.
+    [P, w]. They multiply the whole map. Boxes are computed map by map, in chunks; `CHUNK_ELEMENTS` bounds the
+    memory, whatever the number and the shapes of boxes. Each image's boxes meet its own maps alone: a batch can be
+    split over devices.
 
     The other formulation reads the four neighbors of each sample. It takes as many rounds as the box with the most
     samples has in a bin, and its transpose adds to scattered positions. For 512 boxes on the maps of one image of
@@ -225,7 +225,7 @@ def _weights(
 ) -> tuple[jax.Array, jax.Array]:
     """The weights of boxes [B, n, 4] on a map (B, h, w, C) by axis: [B, n P, h] and [B n P, P, w].
 
-    The second repeats those of a box for each of its P rows of bins, so that each product has one batch axis: `einsum`
+    The second repeats those of a box for each of its P rows of bins, which gives each product one batch axis: `einsum`
     with two of them took 1.6 times as long.
     """
     batch, number = boxes.shape[:2]

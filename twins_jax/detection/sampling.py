@@ -43,9 +43,8 @@ def sample(key: jax.Array, assigned: jax.Array, *, number: int, max_positive: in
     _, positives = jax.lax.top_k(jnp.where(is_positive, noise, -1), most_positives)
     _, negatives = jax.lax.top_k(jnp.where(is_negative, noise, -1), most_negatives)
     num_positives = jnp.minimum(is_positive.sum(), max_positive)
-    num_samples = num_positives + jnp.minimum(is_negative.sum(), number - num_positives)
     slot = jnp.arange(number)
-    valid = slot < num_samples
+    valid = slot < num_positives + is_negative.sum()
     source = jnp.where(slot < num_positives, slot, most_positives + slot - num_positives)
     drawn = jnp.concatenate([positives, negatives])[jnp.where(valid, source, 0)]
     return Samples(
