@@ -7,13 +7,13 @@ ALPHA = 0.25
 """Weight of a positive; a negative has 1 - ALPHA (the paper's)."""
 
 
-@jax.checkpoint
 def sigmoid_focal_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """Computes the focal loss of each logit: -alpha_t (1 - p_t)^2 log(p_t), with p_t the probability of the target.
 
-    It is "Focal Loss for Dense Object Detection" (arXiv 1708.02002), equation 5, with alpha 0.25 and gamma 2. Only the
-    logits and targets are stored for the backward pass, which are 129 and 32 MB for the 201,600 anchors and 80 classes
-    of two images of 800x1344.
+    It is equation 5 of "Focal Loss for Dense Object Detection" (arXiv 1708.02002) with the paper's alpha and gamma. p_t
+    is the sigmoid of the logit, or of its negative where the target is False: no difference of close numbers is taken.
+    `optax.sigmoid_focal_loss` also takes targets between 0 and 1, and needs five times the time and over four times
+    the memory (20,000 x 80 logits with the gradient, jaxlib 0.10.2).
 
     Args:
         logits: [...], of any floating-point type.
