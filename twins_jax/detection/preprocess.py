@@ -18,7 +18,7 @@ class DetectionPreprocessing(KeepRatioPreprocessing):
     `detection/configs/_base_/datasets/coco_detection.py`, `Resize(img_scale=(1333, 800))` and `Pad(size_divisor=32)`.
 
     The reference pads each image to multiples of `divisor` and no further. One program would then be compiled for each
-    of up to 83 shapes. The features that a detector computes depend on the zeros beside the image, so results differ
+    of up to 83 shapes. The features that a detector computes depend on the zeros beside the image: results differ
     slightly where a shape differs. They are the reference's own for photographs of 4:3 and 3:2, whose 1067 and 1200
     pixels are padded to 1088 and 1216.
 

@@ -24,8 +24,8 @@ LEVELS = 4
 STRIDES = (4, 8, 16, 32)
 """Their strides in pixels."""
 
-CHUNK_ELEMENTS = 2**24
-"""Numbers in the largest intermediate array, [B, n, P, w, C] of n boxes, which decides n."""
+CHUNK_ELEMENTS = 2**22
+"""Numbers of each image in the largest intermediate array, [B, n, P, w, C], which decides n, the boxes in a chunk."""
 
 
 def roi_levels(boxes: jax.Array) -> jax.Array:
@@ -65,11 +65,16 @@ def pyramid_roi_align(
 ) -> jax.Array:
     """Averages, over the bins of boxes, each from the map that `roi_levels` gives (mmdet's `SingleRoIExtractor`).
 
-    The mean over a bin is linear in the features and separable: one matrix [P, h] and one [P, w] of weights for each
-    box. They are applied as matrix products to the whole map, a chunk of boxes after the other, so memory is bounded by
-    `CHUNK_ELEMENTS` whatever the number and the shapes of boxes. Boxes of one map are computed together, and their
-    number sets the number of chunks. The products are the same in every run of a program, unlike a gather of samples,
-    whose number depends on the largest box, and their transpose needs no scattered addition.
+    The mean over a bin is linear in the features and separable: each box has one matrix of weights [P, h] and one
+    [P, w]. They multiply the whole map. Boxes are computed map by map, in chunks; `CHUNK_ELEMENTS` bounds the
+    memory, whatever the number and the shapes of boxes. Each image's boxes meet its own maps alone: a batch can be
+    split over devices.
+
+    The other formulation reads the four neighbors of each sample. It takes as many rounds as the box with the most
+    samples has in a bin, and its transpose adds to scattered positions. For 512 boxes on the maps of one image of
+    256x256, of 256 channels, values took 115 ms of processor time by products and 226 ms by reading; with the
+    gradient 269 and 1,526 ms, in 32 and 109 MB. On one of 800x1344 they were 1,027 and 528 ms, with the gradient 2,225
+    and 2,371 ms, in 83 and 183 MB (jaxlib 0.10.2, AMD EPYC, one run each).
 
     Derivatives go to the features alone: boxes count as constants. Only reverse mode is defined.
 
@@ -107,15 +112,17 @@ def bin_weights(start: jax.Array, length: jax.Array, bins: int, size: int) -> ja
     shape = (*length.shape, bins, size)
     start, length = (lax.broadcast_in_dim(x, shape, range(x.ndim)) for x in (start, length))
     bin_index, cell = (lax.broadcasted_iota(length.dtype, shape, len(shape) - axis) for axis in (2, 1))
-    width = length / bins
-    given = jnp.ceil(width)
+    # ceil(length / bins) of a rounded quotient: 42 * (1 / 7), as compiled programs divide, is 6.0000005 in float32.
+    nearest = jnp.round(length / bins)
+    given = jnp.where(length > nearest * bins, nearest + 1, nearest)
     count = jnp.maximum(given, 1)
-    begin = start + bin_index * width
-    # One sample earlier than the first that the cell can need: the division rounds.
-    first = jnp.where(count > 1, jnp.clip(jnp.floor((cell - 1 - begin) * count / width - 0.5), 0, count), 0)
+    step = length / (count * bins)
+    # One sample earlier than the first that the cell can need, since quotients are rounded.
+    first = jnp.floor((cell - 1 - start) / step - bin_index * count - 0.5)
+    first = jnp.where(count > 1, jnp.clip(first, 0, count), 0)
     total = jnp.zeros_like(length)
     for i in range(5):
-        position = begin + (first + i + 0.5) * width / count
+        position = start + (bin_index * count + first + i + 0.5) * step
         is_sample = (first + i < given) & (position >= -1) & (position <= size)
         distance = jnp.abs(jnp.clip(position, 0, size - 1) - cell)
         total += jnp.where(is_sample, jnp.maximum(1 - distance, 0), 0)
@@ -160,11 +167,14 @@ def _add_level(result: jax.Array, x: jax.Array, boxes: jax.Array, is_here: jax.A
     """Sets the rows of `result` [B, N, P, P, C] for the boxes that are on a map, by its values x [B, h, w, C]."""
     rows, used = _chunks(is_here, x.shape, result.shape[2])
 
+    batch, height, width, channels = x.shape
+    lines = x.reshape(batch, height, width * channels)
+
     def add_chunk(i: jax.Array, result: jax.Array) -> jax.Array:
         row = lax.dynamic_index_in_dim(rows, i, axis=1, keepdims=False)
         vertical, horizontal = _weights(_take(boxes, row), x.shape, x.dtype, result.shape[2], scale)
-        values = jnp.einsum("bnph,bhwc->bnpwc", vertical, x)
-        values = jnp.einsum("bnqw,bnpwc->bnpqc", horizontal, values)
+        values = jnp.matmul(horizontal, jnp.matmul(vertical, lines).reshape(-1, width, channels))
+        values = values.reshape(*row.shape, *result.shape[2:])
         return jax.vmap(lambda r, i, v: r.at[i].set(v, mode="drop"))(result, row, values)
 
     return lax.fori_loop(0, used, add_chunk, result)
@@ -176,14 +186,17 @@ def _level_gradient(
     """Returns the gradient [B, h, w, C] of a map: the transpose of `_add_level`."""
     bins = cotangent.shape[2]
     rows, used = _chunks(is_here, shape, bins)
+    batch, height, width, channels = shape
 
     def add_chunk(i: jax.Array, gradient: jax.Array) -> jax.Array:
         row = lax.dynamic_index_in_dim(rows, i, axis=1, keepdims=False)
         vertical, horizontal = _weights(_take(boxes, row), shape, cotangent.dtype, bins, scale)
-        values = jnp.einsum("bnqw,bnpqc->bnpwc", horizontal, _take(cotangent, row))
-        return gradient + jnp.einsum("bnph,bnpwc->bhwc", vertical, values)
+        values = _take(cotangent, row).reshape(-1, bins, channels)
+        lines = jnp.matmul(horizontal.mT, values).reshape(batch, -1, width * channels)
+        return gradient + jnp.matmul(vertical.mT, lines)
 
-    return lax.fori_loop(0, used, add_chunk, jnp.zeros(shape, cotangent.dtype))
+    lines = jnp.zeros((batch, height, width * channels), cotangent.dtype)
+    return lax.fori_loop(0, used, add_chunk, lines).reshape(shape)
 
 
 def _chunks(is_here: jax.Array, shape: tuple[int, ...], bins: int) -> tuple[jax.Array, jax.Array]:
@@ -199,7 +212,7 @@ def _chunks(is_here: jax.Array, shape: tuple[int, ...], bins: int) -> tuple[jax.
         which the image with the most boxes sets.
     """
     batch, number = is_here.shape
-    size = min(max(CHUNK_ELEMENTS // (batch * bins * shape[2] * shape[3]), 1), number)
+    size = min(max(CHUNK_ELEMENTS // (bins * shape[2] * shape[3]), 1), number)
     order = jnp.argsort(~is_here, axis=1, stable=True)
     counts = is_here.sum(axis=1, dtype=jnp.int32, keepdims=True)
     row = jnp.where(lax.broadcasted_iota(jnp.int32, order.shape, 1) < counts, order, number)
@@ -210,9 +223,17 @@ def _chunks(is_here: jax.Array, shape: tuple[int, ...], bins: int) -> tuple[jax.
 def _weights(
     boxes: jax.Array, shape: tuple[int, ...], dtype: DTypeLike, bins: int, scale: float
 ) -> tuple[jax.Array, jax.Array]:
-    """The weights of boxes [B, n, 4] on a map (B, h, w, C) by axis: [B, n, P, h] and [B, n, P, w]."""
+    """The weights of boxes [B, n, 4] on a map (B, h, w, C) by axis: [B, n P, h] and [B n P, P, w].
+
+    The second repeats those of a box for each of its P rows of bins, which gives each product one batch axis: `einsum`
+    with two of them took 1.6 times as long.
+    """
+    batch, number = boxes.shape[:2]
     x1, y1, x2, y2 = jnp.moveaxis(boxes.astype(dtype) * scale - 0.5, -1, 0)
-    return bin_weights(y1, y2 - y1, bins, shape[1]), bin_weights(x1, x2 - x1, bins, shape[2])
+    vertical = bin_weights(y1, y2 - y1, bins, shape[1]).reshape(batch, number * bins, shape[1])
+    horizontal = bin_weights(x1, x2 - x1, bins, shape[2]).reshape(batch * number, 1, bins, shape[2])
+    repeated = jnp.broadcast_to(horizontal, (batch * number, bins, bins, shape[2]))
+    return vertical, repeated.reshape(batch * number * bins, bins, shape[2])
 
 
 def _take(x: jax.Array, index: jax.Array) -> jax.Array:
