@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from tests.support.compilation import fast_compilation
-from twins_jax.detection import roi_heads
+from twins_jax.abstract import abstract_model
+from twins_jax.config import DTypes
+from twins_jax.detection import retinanet, roi_heads
 from twins_jax.detection.retinanet import dense_detections
-from twins_jax.detection.roi_heads import mask_probabilities, region_detections
+from twins_jax.detection.roi_heads import BoxHead, MaskHead, mask_probabilities, region_detections
 from twins_jax.detection.rpn import proposals
 
 pytestmark = pytest.mark.usefixtures("_fast_compilation")
@@ -115,8 +117,16 @@ def check(found: Any, expected: list[Found], count: int) -> None:
             assert not np.asarray(found.scores[i, number:]).any()
 
 
-def test_retinanet() -> None:
+def run(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A program of its own: `jax.jit` would find the one that another test compiled."""
+    return jax.jit(lambda **arguments: function(**arguments))
+
+
+@pytest.mark.parametrize("limit", [1000, 30])
+def test_retinanet(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Per level the best 1,000 pairs above 0.05; NMS at 0.5 within a class; the best 100."""
+    assert retinanet.MAX_PER_LEVEL == 1000
+    monkeypatch.setattr(retinanet, "MAX_PER_LEVEL", limit)
     rng = np.random.default_rng(0)
     scales = tuple(4 * 2 ** (i / 3) for i in range(3))
     outputs = []
@@ -132,16 +142,16 @@ def test_retinanet() -> None:
         for (logits, deltas), stride in zip(outputs, (8, 16, 32, 64, 128), strict=True):
             anchors = anchors_of(stride, scales, *logits.shape[1:3])
             scores = sigmoid(logits[image].astype(np.float64)).reshape(len(anchors), CLASSES)
-            pairs = sorted(zip(*np.nonzero(scores > 0.05), strict=True), key=lambda pair: -scores[pair])[:1000]
+            pairs = sorted(zip(*np.nonzero(scores > 0.05), strict=True), key=lambda pair: -scores[pair])[:limit]
             moves = deltas[image].reshape(-1, 4).astype(np.float64)
             for anchor, label in pairs:
                 box = decoded(anchors[anchor], moves[anchor], size)
                 if has_area(box):
                     candidates.append((scores[anchor, label], int(label), box))
         expected.append(best(candidates, 0.5, 100))
-    assert len(expected[0].boxes) == 100
+    assert (len(expected[0].boxes) == 100) == (limit == 1000)
     assert 5 < len(expected[1].boxes) < 100
-    check(jax.jit(dense_detections)(outputs, SIZES), expected, 100)
+    check(run(dense_detections)(outputs=outputs, sizes=SIZES), expected, 100)
 
 
 def test_proposals() -> None:
@@ -228,13 +238,24 @@ def test_the_bound_on_pairs_changes_nothing_where_a_hundred_survive(
     check(run(region_detections)(**first, sizes=SIZES[:1].repeat(2, axis=0)), [expected[0]] * 2, 100)
 
 
-def run(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A program of its own: `jax.jit` would find the one that another test compiled."""
-    return jax.jit(lambda **arguments: function(**arguments))
-
-
 def test_masks_are_of_their_label() -> None:
     logits = np.random.default_rng(3).standard_normal((1, 2, 28, 28, CLASSES), np.float32)
     found = mask_probabilities(logits, np.array([[2, 0]], np.int32))
     np.testing.assert_allclose(found[0, 0], sigmoid(logits[0, 0, ..., 2]), rtol=1e-5)
     np.testing.assert_allclose(found[0, 1], sigmoid(logits[0, 1, ..., 0]), rtol=1e-5)
+
+
+def test_no_images_are_no_detections() -> None:
+    def shape(*sides: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(sides, np.float32)
+
+    sizes = jax.ShapeDtypeStruct((0, 2), np.int32)
+    dense = jax.eval_shape(dense_detections, [(shape(0, 2, 3, 9 * CLASSES), shape(0, 2, 3, 36))], sizes)
+    assert (dense.boxes.shape, dense.valid.shape) == ((0, 100, 4), (0, 100))
+    dtypes = DTypes(dtype=np.float32, param_dtype=np.float32)
+    box_head = abstract_model(lambda rngs: BoxHead(CLASSES, 8, 8, dtypes=dtypes, rngs=rngs))
+    mask_head = abstract_model(lambda rngs: MaskHead(CLASSES, 8, 8, dtypes=dtypes, rngs=rngs))
+    logits, deltas = jax.eval_shape(BoxHead.on_regions, box_head, shape(0, 5, 7, 7, 8))
+    assert (logits.shape, deltas.shape) == ((0, 5, CLASSES + 1), (0, 5, 4 * CLASSES))
+    masks = jax.eval_shape(MaskHead.on_regions, mask_head, shape(0, 5, 14, 14, 8))
+    assert masks.shape == (0, 5, 28, 28, CLASSES)

@@ -84,8 +84,13 @@ def detect(head: DetectionHead) -> Callable[[Any, Any], tuple[Detections, Any]]:
 
     def run(images: Any, sizes: Any) -> tuple[Detections, Any]:
         model = twins_jax.merge_model(graphdef, params)
-        found = model.detect(images, sizes)
-        return found, model.mask_head(model.features(images), found.boxes) if head == "mask_rcnn" else None
+        if head == "retinanet":
+            return model.detect(images, sizes), None
+        features = model.features(images)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(mask_rcnn, "MAX_PROPOSALS", 150)
+            found = model.detections(features, sizes)
+        return found, model.mask_head(features, found.boxes)
 
     return jax.jit(run)
 
@@ -108,26 +113,29 @@ def test_shapes_and_dtypes(head: DetectionHead, strides: tuple[int, ...]) -> Non
         (logits, deltas), masks = found[1:]
         assert (logits.shape, deltas.shape) == ((2, 4, CLASSES + 1), (2, 4, 4 * CLASSES))
         assert masks.shape == (2, 4, 28, 28, CLASSES)
-    answers = jax.eval_shape(model.detections, features, SIZES)
-    assert [x.shape for x in answers[:4]] == [(2, 100, 4), (2, 100), (2, 100), (2, 100)]
-    assert [x.dtype for x in answers[:4]] == ["float32", "float32", "int32", "bool"]
-    if head == "retinanet":
-        assert answers.masks is None
-    else:
-        assert (answers.masks.shape, answers.masks.dtype) == ((2, 100, 28, 28), jnp.float32)
+    if head == "retinanet":  # tracing takes the time
+        found = jax.eval_shape(model.detections, features, SIZES)
+        assert (found.boxes.dtype, found.scores.dtype) == (jnp.float32, jnp.float32)
 
 
 @pytest.mark.parametrize("head", DETECTORS)
-def test_every_parameter_gets_a_gradient(head: DetectionHead) -> None:
+def test_every_parameter_gets_a_gradient(head: DetectionHead, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the pyramid and the heads, and every map of the backbone that is read; its parameters have their own test."""
     model = detector(head)
     graphdef, params = nnx.graphdef(model), twins_jax.get_params(model)
+    maps = [random_array(2, 16 >> i, 24 >> i, dim) for i, dim in enumerate(model.config.embed_dims)]
 
-    def loss(params: Any) -> jax.Array:
+    def loss(params: Any, maps: Any) -> jax.Array:
+        monkeypatch.setattr(twins_jax.TwinsBackbone, "__call__", lambda *_, **__: maps)
         model = twins_jax.merge_model(graphdef, params)
         leaves = jax.tree.leaves(of_features(model, model.features(IMAGES)))
         return sum((leaf * random_array(*leaf.shape, seed=i)).sum() for i, leaf in enumerate(leaves))
 
-    gradients = named(jax.jit(jax.grad(loss))(params))
+    of_params, of_maps = jax.jit(jax.grad(loss, argnums=(0, 1)))(params, maps)
+    gradients = {path: x for path, x in named(of_params).items() if not path.startswith("backbone/")}
+    gradients |= {f"map {i}": np.asarray(x) for i, x in enumerate(of_maps)}
+    if head == "retinanet":
+        assert not gradients.pop("map 0").any()
     largest = max(np.abs(gradient).max() for gradient in gradients.values())
     for path, gradient in gradients.items():
         assert np.isfinite(gradient).all(), path
@@ -138,6 +146,12 @@ def test_every_parameter_gets_a_gradient(head: DetectionHead) -> None:
 @pytest.mark.parametrize("head", DETECTORS)
 def test_answers_end_at_the_edges_of_their_image(head: DetectionHead) -> None:
     found, _ = detect(head)(IMAGES, SIZES)
+    assert [x.shape for x in found[:4]] == [(2, 100, 4), (2, 100), (2, 100), (2, 100)]
+    assert [x.dtype for x in found[:4]] == ["float32", "float32", "int32", "bool"]
+    if head == "retinanet":
+        assert found.masks is None
+    else:
+        assert (found.masks.shape, found.masks.dtype) == ((2, 100, 28, 28), jnp.float32)
     for i, (height, width) in enumerate(SIZES):
         one = jax.tree.map(lambda x, i=i: np.asarray(x[i]), found)
         count = int(one.valid.sum())

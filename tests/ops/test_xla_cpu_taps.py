@@ -51,5 +51,5 @@ def test_large_maps_have_the_gradient_of_their_kernel_tap_by_tap() -> None:
         gradient = jax.grad(lambda kernel, x: ops.conv(x, kernel, dtype=jnp.float32).sum())
         return jax.jit(gradient).lower(kernel, x).as_text().count("dot_general")
 
-    assert products(256) == 9
+    assert products(256) == 1  # in a loop
     assert products(255) == 0

@@ -15,18 +15,15 @@ from jax.typing import DTypeLike
 
 import twins_jax
 from tests.parity import torch_detection, torch_twins
-from tests.parity.reference import Comparison, compare, load_backbone
+from tests.parity.reference import compare, load_backbone
 from tests.parity.torch_twins import ARCHITECTURES, State
-from twins_jax.config import DTypes
+from twins_jax.config import VARIANTS, TwinsConfig
+from twins_jax.detection import detector
 from twins_jax.detection.build import DETECTORS, make_detector
 from twins_jax.detection.detector import detector_config
-from twins_jax.detection.retinanet import RetinaHead
-from twins_jax.detection.roi_heads import BoxHead, MaskHead
-from twins_jax.detection.rpn import RegionProposalNetwork
-from twins_jax.fpn import FeaturePyramid
 
 CLASSES = 7
-REGIONS = 6
+REGIONS = 4
 
 RENAMES = (
     (r"^neck\.(\w+)\.(\d)\.conv", r"neck.\1.\2"),
@@ -91,25 +88,6 @@ def torch_outputs(weights: dict[str, State], maps: Sequence[torch.Tensor]) -> di
     return outputs | {"box logits": logits[None], "box deltas": deltas[None], "masks": masks[None]}
 
 
-def our_outputs(
-    pyramids: dict[str, Sequence[jax.Array]],
-    heads: RetinaHead,
-    rpn: RegionProposalNetwork,
-    box_head: BoxHead,
-    mask_head: MaskHead,
-) -> dict[str, jax.Array]:
-    """Ours of the same names."""
-    outputs = {}
-    for head, dense in (("retinanet", heads(pyramids["retinanet"])), ("mask_rcnn", rpn(pyramids["mask_rcnn"]))):
-        for i, (level, (logits, deltas)) in enumerate(zip(pyramids[head], dense, strict=True)):
-            named = {"features": level, "logits": logits, "deltas": deltas}
-            outputs |= {f"{head} {key} {i}": x for key, x in named.items()}
-    dtype = outputs["retinanet features 0"].dtype
-    logits, deltas = box_head.on_regions(jnp.asarray(BOX_REGIONS, dtype))
-    masks = mask_head.on_regions(jnp.asarray(MASK_REGIONS, dtype))
-    return outputs | {"box logits": logits, "box deltas": deltas, "masks": masks}
-
-
 class Both(nnx.Module):
     """The two detectors on one backbone, whose compilation takes the time."""
 
@@ -123,14 +101,22 @@ class Both(nnx.Module):
         maps = self.mask_rcnn.backbone(images)
         with mock.patch.object(twins_jax.TwinsBackbone, "__call__", return_value=maps):
             pyramids = {head: getattr(self, head).features(images) for head in DETECTORS}
-        heads = (self.retinanet.heads, self.mask_rcnn.rpn, self.mask_rcnn.box_head, self.mask_rcnn.mask_head)
-        return our_outputs(pyramids, *heads)
+        dense = {"retinanet": self.retinanet.heads, "mask_rcnn": self.mask_rcnn.rpn}
+        outputs = {}
+        for head, pyramid in pyramids.items():
+            for i, (level, (logits, deltas)) in enumerate(zip(pyramid, dense[head](pyramid), strict=True)):
+                named = {"features": level, "logits": logits, "deltas": deltas}
+                outputs |= {f"{head} {key} {i}": x for key, x in named.items()}
+        logits, deltas = self.mask_rcnn.box_head.on_regions(jnp.asarray(BOX_REGIONS, images.dtype))
+        masks = self.mask_rcnn.mask_head.on_regions(jnp.asarray(MASK_REGIONS, images.dtype))
+        return outputs | {"box logits": logits, "box deltas": deltas, "masks": masks}
 
 
-def compare_detectors(name: str, height: int, width: int) -> Comparison:
-    """Prepares a comparison of all that both detectors compute between images and boxes."""
+def test_equals_pytorch_in_float64() -> None:
+    """All that both detectors compute between images and boxes."""
+    name = "twins_svt_tiny"
     weights = {head: torch_detection.random_weights(head, ARCHITECTURES[name].dims, CLASSES) for head in DETECTORS}
-    dense = torch_twins.random_weights(name, stage_norms=ARCHITECTURES[name].window is not None)
+    dense = torch_twins.random_weights(name, stage_norms=True)
 
     def theirs(images: torch.Tensor) -> dict[str, torch.Tensor]:
         backbone = {f"backbone.{key}": tensor.to(images.dtype) for key, tensor in dense.items()}
@@ -139,52 +125,18 @@ def compare_detectors(name: str, height: int, width: int) -> Comparison:
     params = {head: ported(weights[head]) for head in DETECTORS}
     # NNX gives the shared backbone the first of its paths, by the alphabet.
     params["mask_rcnn"]["backbone"] = twins_jax.get_params(load_backbone(dense))
-    return compare(
+    # Maps of 24x40, 12x20, 6x10 and 3x5: windows of 7 tile no side, and strides of 2 meet odd ones.
+    comparison = compare(
         theirs,
         ours=lambda dtype: Both(name, dtype),
         run_ours=lambda both, images: both(images),
         params=params,
-        x=random_array(1, height, width, 3),
+        x=random_array(1, 96, 160, 3),
     )
+    comparison.check_float64()
 
 
-def test_equals_pytorch_in_float64() -> None:
-    # Maps of 40x56, 20x28, 10x14 and 5x7: windows of 7 tile one of the last ones only, and P6 has odd sides.
-    compare_detectors("twins_svt_tiny", 160, 224).check_float64()
-
-
-@pytest.mark.parametrize(("name", "height", "width"), [("twins_svt_small", 96, 64), ("twins_pcpvt_small", 64, 96)])
-def test_rounds_as_little_as_pytorch_in_float32(name: str, height: int, width: int) -> None:
-    compare_detectors(name, height, width).check_float32()
-
-
-class Heads(nnx.Module):
-    """Both detectors without their backbone."""
-
-    def __init__(self, dims: Sequence[int], dtype: DTypeLike) -> None:
-        common: dict[str, Any] = {"dtypes": DTypes(dtype=dtype, param_dtype=dtype), "rngs": nnx.Rngs(0)}
-        init = nnx.initializers.zeros
-        necks = {
-            "retinanet": FeaturePyramid(dims[1:], extra_levels=2, kernel_init=init, **common),
-            "mask_rcnn": FeaturePyramid(dims, kernel_init=init, **common),
-        }
-        self.retinanet = nnx.Dict(neck=necks["retinanet"], heads=RetinaHead(CLASSES, **common))
-        self.mask_rcnn = nnx.Dict(
-            neck=necks["mask_rcnn"],
-            rpn=RegionProposalNetwork(**common),
-            box_head=BoxHead(CLASSES, **common),
-            mask_head=MaskHead(CLASSES, **common),
-        )
-
-    def __call__(self, maps: Sequence[jax.Array]) -> dict[str, jax.Array]:
-        retinanet, mask_rcnn = self.retinanet, self.mask_rcnn
-        levels = mask_rcnn["neck"](maps)
-        pyramids = {"retinanet": retinanet["neck"](maps[1:]), "mask_rcnn": (*levels, levels[-1][:, ::2, ::2])}
-        heads = (retinanet["heads"], mask_rcnn["rpn"], mask_rcnn["box_head"], mask_rcnn["mask_head"])
-        return our_outputs(pyramids, *heads)
-
-
-SIZES = ((24, 40), (12, 20), (6, 10), (3, 5))
+SIZES = ((16, 24), (8, 12), (4, 6), (2, 3))
 
 
 def maps_of(x: Any, dims: Sequence[int]) -> list[Any]:
@@ -193,14 +145,26 @@ def maps_of(x: Any, dims: Sequence[int]) -> list[Any]:
     return [x[:, :h, :w, end - dim : end] for (h, w), dim, end in zip(SIZES, dims, ends, strict=True)]
 
 
-@pytest.mark.parametrize("dims", [(96, 192, 384, 768)], ids=["twins_svt_base"])
-def test_heads_of_other_variants_round_as_little_as_pytorch_in_float32(dims: tuple[int, ...]) -> None:
-    """Heads depend on a backbone's channels alone: PCPVT-B and -L have PCPVT-S's."""
+class Maps(nnx.Module):
+    """Gives the maps that its input holds, in the place of a backbone."""
+
+    def __init__(self, config: TwinsConfig, **_: Any) -> None:
+        self.dims = config.embed_dims
+
+    def __call__(self, x: jax.Array, **_: Any) -> list[jax.Array]:
+        return maps_of(x, self.dims)
+
+
+@pytest.mark.parametrize("name", ["twins_pcpvt_small", "twins_svt_base"])
+def test_rounds_as_little_as_pytorch_in_float32(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the backbone's maps on: heads depend on their channels alone, and PCPVT-B and -L have PCPVT-S's."""
+    monkeypatch.setattr(detector, "TwinsBackbone", Maps)
+    dims = VARIANTS[name].embed_dims
     weights = {head: torch_detection.random_weights(head, dims, CLASSES, seed=1) for head in DETECTORS}
     comparison = compare(
         lambda x: torch_outputs(weights, [part.permute(0, 3, 1, 2) for part in maps_of(x, dims)]),
-        ours=lambda dtype: Heads(dims, dtype),
-        run_ours=lambda heads, x: heads(maps_of(x, dims)),
+        ours=lambda dtype: Both(name, dtype),
+        run_ours=lambda both, x: both(x),
         params={head: ported(weights[head]) for head in DETECTORS},
         x=random_array(1, *SIZES[0], sum(dims)),
     )

@@ -28,6 +28,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
@@ -135,12 +136,19 @@ def by_taps(conv: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, ker
         size = kernel.shape[0]
         margin = (size // 2, size // 2)
         padded = jnp.pad(x, ((0, 0), margin, margin, (0, 0)))
-        taps = [(i, j) for i in range(size) for j in range(size)]
-        shifted = (lax.slice(padded, (0, i, j, 0), (batch, i + height, j + width, channels)) for i, j in taps)
-        products = [
-            blocked_dot(rows.reshape(-1, channels), kernel[tap]) for tap, rows in zip(taps, shifted, strict=True)
-        ]
-        return sum(products[1:], products[0]).reshape(batch, height, width, -1)
+
+        # In a loop that keeps no shifted map for the transpose: all at once they were 1.2 of 4.3 GB of a training step.
+        @jax.checkpoint
+        def add(total: jax.Array, tap: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+            place, product = tap
+            first = jnp.zeros_like(place[0])
+            rows = lax.dynamic_slice(padded, (first, *place, first), (batch, height, width, channels))
+            return total + blocked_dot(rows.reshape(-1, channels), product), None
+
+        places = np.indices((size, size), np.int32).reshape(2, -1).T
+        total = jnp.zeros((batch * height * width, kernel.shape[-1]), x.dtype)
+        total, _ = lax.scan(add, total, (places, kernel.reshape(size * size, channels, -1)))
+        return total.reshape(batch, height, width, -1)
 
     return lax.platform_dependent(x, kernel, cpu=on_cpu, default=conv)
 

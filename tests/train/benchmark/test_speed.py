@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 import train.benchmark.speed
-from tests.support.compilation import ENVIRONMENT
+from tests.support.compilation import ENVIRONMENT, fast_compilation
+from tests.support.models import NANO
 from train.benchmark.backends import AUXILIARY_WEIGHT, OURS, Case
 from train.benchmark.programs import make_program
+from twins_jax.config import VARIANTS
 
 CASE = Case("twins_svt_tiny", "infer", 2, 32, "float32", "cpu")
 
@@ -63,10 +65,14 @@ def test_segmenters(tmp_path: Path) -> None:
     assert result["sides"][OURS]["flops"] > 2 * 8 * 64 * 150 * 128
 
 
-def test_programs_train_every_array_of_a_segmenter() -> None:
-    program = make_program(dataclasses.replace(CASE, mode="train", head="upernet", size=64))
-    params, statistics, _ = jax.tree.map(np.array, program.state)
-    with jax.numpy_dtype_promotion("standard"):  # optax raises floats to its int32 count
+def test_programs_train_every_array_of_a_segmenter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(VARIANTS, "nano", NANO)
+    with (
+        fast_compilation(),
+        jax.numpy_dtype_promotion("standard"),  # optax raises floats to its int32 count
+    ):
+        program = make_program(dataclasses.replace(CASE, variant="nano", mode="train", head="upernet", size=64))
+        params, statistics, _ = jax.tree.map(np.array, program.state)
         (new_params, new_statistics, _), loss = program.function(program.state, *program.inputs)
     # Of random logits near 0 of 150 classes, with the auxiliary head's.
     assert float(loss) == pytest.approx((1 + AUXILIARY_WEIGHT) * np.log(150), rel=0.1)
