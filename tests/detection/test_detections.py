@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from tests.support.compilation import fast_compilation
+from twins_jax.abstract import abstract_model
+from twins_jax.config import DTypes
 from twins_jax.detection import retinanet, roi_heads
 from twins_jax.detection.retinanet import dense_detections
-from twins_jax.detection.roi_heads import mask_probabilities, region_detections
+from twins_jax.detection.roi_heads import BoxHead, MaskHead, mask_probabilities, region_detections
 from twins_jax.detection.rpn import proposals
 
 pytestmark = pytest.mark.usefixtures("_fast_compilation")
@@ -241,3 +243,19 @@ def test_masks_are_of_their_label() -> None:
     found = mask_probabilities(logits, np.array([[2, 0]], np.int32))
     np.testing.assert_allclose(found[0, 0], sigmoid(logits[0, 0, ..., 2]), rtol=1e-5)
     np.testing.assert_allclose(found[0, 1], sigmoid(logits[0, 1, ..., 0]), rtol=1e-5)
+
+
+def test_no_images_are_no_detections() -> None:
+    def shape(*sides: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(sides, np.float32)
+
+    sizes = jax.ShapeDtypeStruct((0, 2), np.int32)
+    dense = jax.eval_shape(dense_detections, [(shape(0, 2, 3, 9 * CLASSES), shape(0, 2, 3, 36))], sizes)
+    assert (dense.boxes.shape, dense.valid.shape) == ((0, 100, 4), (0, 100))
+    dtypes = DTypes(dtype=np.float32, param_dtype=np.float32)
+    box_head = abstract_model(lambda rngs: BoxHead(CLASSES, 8, 8, dtypes=dtypes, rngs=rngs))
+    mask_head = abstract_model(lambda rngs: MaskHead(CLASSES, 8, 8, dtypes=dtypes, rngs=rngs))
+    logits, deltas = jax.eval_shape(BoxHead.on_regions, box_head, shape(0, 5, 7, 7, 8))
+    assert (logits.shape, deltas.shape) == ((0, 5, CLASSES + 1), (0, 5, 4 * CLASSES))
+    masks = jax.eval_shape(MaskHead.on_regions, mask_head, shape(0, 5, 14, 14, 8))
+    assert masks.shape == (0, 5, 28, 28, CLASSES)

@@ -162,7 +162,8 @@ def map_sizes(outputs: Sequence[tuple[jax.Array, jax.Array]]) -> list[tuple[int,
 
 def by_anchor(x: jax.Array, channels: int) -> jax.Array:
     """Splits the channels of a map by anchors: [B, h, w, A * channels] -> [B, h * w * A, channels]."""
-    return x.reshape(x.shape[0], -1, channels)
+    batch, height, width, count = x.shape
+    return x.reshape(batch, height * width * count // channels, channels)
 
 
 def has_area(boxes: jax.Array) -> jax.Array:

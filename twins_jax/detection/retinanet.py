@@ -102,9 +102,9 @@ def dense_detections(outputs: Sequence[tuple[jax.Array, jax.Array]], sizes: jax.
     """Finds the best boxes in the outputs of a `RetinaHead` (mmdet 3's `RetinaHead.predict_by_feat`).
 
     The `MAX_PER_LEVEL` best pairs of an anchor and a class of each level, of scores above `SCORE_THRESHOLD`, enter NMS
-    class by class. mmdet 2.8 takes all pairs of the best anchors instead, whose number has no bound; its authors report
-    the same results. Boxes without area are dropped, as in mmdet 3. Boxes are compared in the network's pixels, not in
-    those of the image before it was resized.
+    class by class. mmdet 2.8 takes all pairs of the 1,000 best anchors instead, up to 80,000 a level; its authors
+    report the same results. Boxes without area are dropped, as in mmdet 3. Boxes are compared in the network's pixels,
+    not in those of the image before it was resized.
 
     Args:
         outputs: of each level, logits [B, h, w, 9 * num_classes] and deltas [B, h, w, 36].

@@ -63,7 +63,7 @@ class BoxHead(nnx.Module):
 
     def on_regions(self, regions: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Computes a call from what `pyramid_roi_align` gives for the boxes, [B, N, 7, 7, in_channels]."""
-        x = regions.reshape(*regions.shape[:2], -1)
+        x = lax.collapse(regions, 2)
         for linear in self.shared_fcs:
             x = jax.nn.relu(linear(x))
         return self.cls(x), self.reg(x)
@@ -106,7 +106,7 @@ class MaskHead(nnx.Module):
 
     def on_regions(self, regions: jax.Array) -> jax.Array:
         """Computes a call from what `pyramid_roi_align` gives for the boxes, [B, N, 14, 14, in_channels]."""
-        x = regions.reshape(-1, *regions.shape[2:])
+        x = lax.collapse(regions, 0, 2)
         for conv in self.convs:
             x = jax.nn.relu(conv(x))
         x = self.logits(jax.nn.relu(self.upsample(x)))
@@ -134,8 +134,9 @@ class Upsample(nnx.Module):
         batch, height, width, channels = x.shape
         kernel = self.kernel[...].reshape(channels, -1)
         x = ops.linear(x, kernel, jnp.tile(self.bias[...], 4), dtype=self.dtype)
-        x = x.reshape(batch, height, width, 2, 2, -1).swapaxes(2, 3)
-        return x.reshape(batch, 2 * height, 2 * width, -1)
+        out_channels = self.bias.shape[0]
+        x = x.reshape(batch, height, width, 2, 2, out_channels).swapaxes(2, 3)
+        return x.reshape(batch, 2 * height, 2 * width, out_channels)
 
 
 def _regions(features: Sequence[jax.Array], boxes: jax.Array, side: int) -> jax.Array:
