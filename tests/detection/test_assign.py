@@ -77,7 +77,7 @@ def test_as_mmdet(name: str, boxes: np.ndarray, truth: np.ndarray, truth_valid: 
 def test_anchors_of_an_image(anchors: Anchors, name: str) -> None:
     """Coordinates that float32 rounds: an object's best IoU must still be found equal to itself.
 
-    The last bit decides on ties here, and XLA's is not NumPy's, so the truth starts from XLA's IoU.
+    The last bit decides on ties here, and XLA's is not NumPy's: the truth starts from XLA's IoU.
     """
     boxes = np.concatenate(anchors.levels([(-(-96 // stride), -(-160 // stride)) for stride in anchors.strides]))
     rng = np.random.default_rng(0)

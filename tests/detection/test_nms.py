@@ -106,7 +106,7 @@ def test_ties_of_scores_and_of_the_threshold(
 
 
 def test_a_chain_within_one_tile() -> None:
-    """Each box suppresses the next alone, so every second stays: as many rounds as boxes."""
+    """Each box suppresses the next alone: every second stays, after as many rounds as boxes."""
     x = np.arange(60, dtype=np.float32) * 4
     boxes = np.stack([x, 0 * x, x + 10, 0 * x + 10], axis=1)
     scores = -np.arange(60, dtype=np.float32)

@@ -15,7 +15,7 @@ def iou_matrix(truth: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
 
 def on_a_grid(number: int) -> st.SearchStrategy[np.ndarray]:
-    """Boxes of few coordinates, so that many IoUs are equal, 0 or a threshold, and some boxes have no area."""
+    """Boxes of few coordinates: many IoUs are equal, 0 or a threshold, and some boxes have no area."""
     x = st.integers(0, 4).map(float)
     box = st.tuples(x, x, x, x).map(lambda b: (min(b[0], b[2]), min(b[1], b[3]), max(b[0], b[2]), max(b[1], b[3])))
     return st.lists(box, min_size=number, max_size=number).map(lambda boxes: np.array(boxes, np.float32))

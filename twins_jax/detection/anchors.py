@@ -35,7 +35,7 @@ class Anchors:
         """Returns the anchors of level i, whose map is [height, width]: float32 [height * width * per_cell, 4]."""
         stride = np.float32(self.strides[i])
         scales, roots = np.array(self.scales, np.float32), np.sqrt(np.array(self.ratios, np.float32))
-        # In mmdet's order of operations, so that the last bits agree.
+        # mmdet's order of operations gives mmdet's last bits.
         half_width = np.float32(0.5) * (stride * (1 / roots)[:, None] * scales).reshape(-1)
         half_height = np.float32(0.5) * (stride * roots[:, None] * scales).reshape(-1)
         shapes = np.stack([-half_width, -half_height, half_width, half_height], axis=-1)
@@ -46,7 +46,7 @@ class Anchors:
 
     def levels(self, shapes: Sequence[tuple[int, int]]) -> list[np.ndarray]:
         """Returns the anchors of every level, whose maps have these heights and widths."""
-        return [self.level(i, *shape) for i, shape in enumerate(shapes)]
+        return [self.level(i, *shape) for i, shape in zip(range(len(self.strides)), shapes, strict=True)]
 
 
 RETINANET_ANCHORS = Anchors(strides=(8, 16, 32, 64, 128), scales=(4.0, 4 * 2 ** (1 / 3), 4 * 2 ** (2 / 3)))
@@ -56,28 +56,28 @@ RPN_ANCHORS = Anchors(strides=(4, 8, 16, 32, 64), scales=(8.0,))
 """The region proposal network's: three a cell."""
 
 
-def anchors_inside(
-    anchors: Anchors, shapes: Sequence[tuple[int, int]], size: jax.Array | np.ndarray, divisor: int = 32
-) -> jax.Array:
+DIVISOR = 32
+"""Pixels: mmdet pads each image to a multiple of it, and then all of a batch to the largest."""
+
+
+def anchors_inside(anchors: Anchors, shapes: Sequence[tuple[int, int]], size: jax.Array | np.ndarray) -> jax.Array:
     """Marks the anchors whose cell is inside an image that a batch has padded: the others have no part in training.
 
-    mmdet pads each image to a multiple of 32, and then all of a batch to the largest. A cell counts where its row is
-    below the height of the first of these shapes over the stride, rounded up, and its column likewise. An anchor of
-    such a cell counts although it may reach beyond the image. The batch's padding changes no loss this way.
+    A cell counts where its row is below ceil(height / stride), and its column likewise. The height is that of the image
+    padded to a multiple of `DIVISOR`, and not of the batch. An anchor of a cell that counts may reach beyond the image.
 
     Args:
         anchors: the anchors.
         shapes: heights and widths of the levels' maps.
         size: int [2], height and width of the image without padding.
-        divisor: each image is padded to a multiple of it.
 
     Returns:
         bool [A], of the levels' anchors one after another.
     """
-    padded_height, padded_width = ((side + divisor - 1) // divisor * divisor for side in (size[0], size[1]))
+    padded_height, padded_width = ((side + DIVISOR - 1) // DIVISOR * DIVISOR for side in (size[0], size[1]))
     inside = []
     for stride, (height, width) in zip(anchors.strides, shapes, strict=True):
-        # Row < ceil(height / stride) says the same as row * stride < height.
+        # For whole numbers, row < ceil(height / stride) is row * stride < height.
         rows = jnp.arange(height) * stride < padded_height
         columns = jnp.arange(width) * stride < padded_width
         cells = rows[:, None, None] & columns[None, :, None]

@@ -53,10 +53,10 @@ def assign(
     # Rule 3 looks for a number that was computed here, and another order of rounding must not hide it.
     iou = jax.lax.optimization_barrier(iou)
     best = iou.max(axis=0)
-    assigned = jnp.where(best < negative, BACKGROUND, IGNORED)
-    assigned = jnp.where(best >= positive, iou.argmax(axis=0), assigned)
+    assigned = jnp.where(best < negative, BACKGROUND, IGNORED).astype(jnp.int32)
+    assigned = jnp.where(best >= positive, iou.argmax(axis=0).astype(jnp.int32), assigned)
     best_of_object = iou.max(axis=1, keepdims=True)
     claimed = (iou == best_of_object) & (best_of_object >= min_positive)  # padding has -1
-    last = jnp.where(claimed, jnp.arange(len(truth))[:, None], -1).max(axis=0)
+    last = jnp.where(claimed, jnp.arange(len(truth), dtype=jnp.int32)[:, None], -1).max(axis=0)
     assigned = jnp.where(last >= 0, last, assigned)
-    return jnp.where(used, assigned, IGNORED).astype(jnp.int32)
+    return jnp.where(used, assigned, IGNORED)

@@ -39,7 +39,7 @@ def box_area(boxes: Boxes) -> jax.Array:
 def box_iou(a: Boxes, b: Boxes) -> jax.Array:
     """Computes the intersection over union of every box of `a` with every box of `b`.
 
-    The union counts as `MIN_AREA` at least, so that two empty boxes have 0 (mmdet).
+    The union counts as `MIN_AREA` at least: two empty boxes have 0, as in mmdet.
 
     Args:
         a: [N, 4].
@@ -67,7 +67,7 @@ def encode_boxes(boxes: Boxes, anchors: Boxes, stds: Stds) -> jax.Array:
     Args:
         boxes: [..., 4], the targets.
         anchors: [..., 4], anchors or proposals.
-        stds: divisors of the four deltas, such as `RPN_STDS`.
+        stds: divisors of the four deltas: `RPN_STDS` or `BOX_HEAD_STDS`.
 
     Returns:
         float32 [..., 4].
@@ -94,7 +94,7 @@ def decode_boxes(deltas: jax.Array, anchors: Boxes, stds: Stds) -> jax.Array:
     Args:
         deltas: [..., 4] of any floating-point type.
         anchors: [..., 4].
-        stds: factors of the four deltas, such as `RPN_STDS`.
+        stds: factors of the four deltas: `RPN_STDS` or `BOX_HEAD_STDS`.
 
     Returns:
         Boxes, float32 [..., 4]; they may reach beyond the image.

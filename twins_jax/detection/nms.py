@@ -37,10 +37,12 @@ def nms(
     boxes apart, which costs bits of their coordinates; labels are compared here.
 
     Going box by box would take as many steps as boxes. Instead a tile of `TILE` boxes is compared with all boxes kept
-    so far at once, and then with itself: a box of the tile stays where no box that stays suppresses it, repeated until
-    nothing changes. The first box is settled from the start, and each round settles the next one at least, so the
-    result is the greedy one; a few rounds do. The largest arrays are [TILE, TILE + max_outputs] in place of [N, N],
-    and tiles after the last output are never looked at.
+    before it, and then with itself: a box of the tile stays where no box that stays suppresses it, repeated until
+    nothing changes. The first box is settled from the start, and each round settles the next one at least: the result
+    is the greedy one, after a few rounds. The largest arrays are [TILE, TILE + max_outputs], and tiles after the last
+    output are not looked at. The same rounds over all boxes at once need arrays [N, N]. They took 49 in place of 2.2 ms
+    for 5,000 random boxes of 80 labels, of which 100 are kept, and 4.5 in place of 9 for 2,000 of one label, of
+    which 1,000 are kept (time of one core, jaxlib 0.10.2).
 
     Args:
         boxes: float32 [N, 4], N at least 1.
@@ -61,7 +63,7 @@ def nms(
     sorted_labels = jnp.pad(labels[order], (0, padding))
     is_candidate = jnp.pad(valid[order], (0, padding))
     order = jnp.pad(order, (0, padding))
-    num_valid = valid.sum()
+    num_valid = valid.sum(dtype=jnp.int32)
     earlier = jnp.arange(tile)[:, None] < jnp.arange(tile)[None, :]
 
     def suppresses(a: jax.Array, a_labels: jax.Array, b: jax.Array, b_labels: jax.Array) -> jax.Array:
@@ -77,17 +79,17 @@ def nms(
             jax.lax.dynamic_slice_in_dim(x, start, tile) for x in (sorted_boxes, sorted_labels, is_candidate)
         )
         by_kept = suppresses(sorted_boxes[kept], sorted_labels[kept], own, own_labels)
-        is_kept = jnp.arange(max_outputs) < count
+        is_kept = jnp.arange(max_outputs, dtype=jnp.int32) < count
         candidates = own_valid & ~(by_kept & is_kept[:, None]).any(axis=0)
         by_own = suppresses(own, own_labels, own, own_labels) & earlier
         stays = _settle(candidates, by_own)
-        place = jnp.where(stays, count + jnp.cumsum(stays) - 1, max_outputs)
+        place = jnp.where(stays, count + jnp.cumsum(stays, dtype=jnp.int32) - 1, max_outputs)
         kept = kept.at[place].set(start + jnp.arange(tile, dtype=jnp.int32), mode="drop")
         return start + tile, kept, count + stays.sum(dtype=jnp.int32)
 
     zero = jnp.zeros((), jnp.int32)
     _, kept, count = jax.lax.while_loop(goes_on, one_tile, (zero, jnp.zeros(max_outputs, jnp.int32), zero))
-    is_kept = jnp.arange(max_outputs) < count
+    is_kept = jnp.arange(max_outputs, dtype=jnp.int32) < count
     return NMSResult(indices=jnp.where(is_kept, order[kept], 0), valid=is_kept)
 
 

@@ -37,14 +37,14 @@ def sample(key: jax.Array, assigned: jax.Array, *, number: int, max_positive: in
     Returns:
         Samples of `number` boxes; the unused ones are the last.
     """
-    noise = jax.random.uniform(key, assigned.shape)
+    noise = jax.random.uniform(key, assigned.shape, jnp.float32)
     is_positive, is_negative = assigned >= 0, assigned == BACKGROUND
     most_positives, most_negatives = min(max_positive, len(assigned)), min(number, len(assigned))
     _, positives = jax.lax.top_k(jnp.where(is_positive, noise, -1), most_positives)
     _, negatives = jax.lax.top_k(jnp.where(is_negative, noise, -1), most_negatives)
-    num_positives = jnp.minimum(is_positive.sum(), max_positive)
-    slot = jnp.arange(number)
-    valid = slot < num_positives + is_negative.sum()
+    num_positives = jnp.minimum(is_positive.sum(dtype=jnp.int32), max_positive)
+    slot = jnp.arange(number, dtype=jnp.int32)
+    valid = slot < num_positives + is_negative.sum(dtype=jnp.int32)
     source = jnp.where(slot < num_positives, slot, most_positives + slot - num_positives)
     drawn = jnp.concatenate([positives, negatives])[jnp.where(valid, source, 0)]
     return Samples(
