@@ -1,4 +1,4 @@
-"""The table of names against the names that timm's models and mmsegmentation's heads have."""
+"""The table of names against the names of timm's models, and of the heads of mmsegmentation and mmdet."""
 
 import numpy as np
 import pytest

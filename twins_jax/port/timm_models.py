@@ -14,6 +14,7 @@ from twins_jax.port.infer import Inferred
 from twins_jax.port.torch_io import to_torch
 
 HEADS = torch_heads.HEADS | torch_detectors.HEADS
+"""The necks and heads of dense tasks, by name: functions of a state dict and four maps [B, C, H, W]."""
 
 _kept_alive: list[Any] = []
 
