@@ -157,6 +157,14 @@ def test_retinanet() -> None:
     assert abs(float(whole["loss_cls"]) / expected["loss_cls"] - 1) > 0.01  # groups matter
 
 
+def test_an_object_smaller_than_all_anchors_has_the_nearest_ones() -> None:
+    """Its IoU with anchors of 32 pixels is 0.14 at most."""
+    boxes = np.array([[[40, 40, 52, 52]]], np.float32)
+    truth = Truth(boxes, np.zeros((1, 1), np.int32), np.ones((1, 1), bool), np.array([PADDED], np.int32))
+    outputs = [(logits[:1], np.ones_like(d[:1])) for logits, d in make_outputs(RETINANET_ANCHORS, CLASSES)]
+    assert float(jax.jit(losses.retinanet_losses, static_argnums=2)(outputs, truth, 1)["loss_bbox"]) > 1
+
+
 @pytest.fixture
 def no_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RPN_SAMPLES", "RPN_POSITIVES", "BOX_SAMPLES", "BOX_POSITIVES"):
