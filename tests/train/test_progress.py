@@ -36,6 +36,8 @@ def test_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    for name in ("COLUMNS", "LINES"):  # a bar is cut to the width, and says how fast the test runs
+        monkeypatch.setenv(name, "200")
     with Progress(20, 50) as bar:
         for _ in range(30):
             bar.update()
