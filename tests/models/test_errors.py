@@ -258,7 +258,9 @@ def test_the_table_has_every_public_function() -> None:
         "create_backbone",
         "InputError",
         "BatchStats",
+        "Detection",
         "Detections",
+        "detect",
         "TwinsDetector",  # what its two kinds share
         "Params",
         "TwinsOptions",
