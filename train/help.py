@@ -23,7 +23,7 @@ ALL_VARIANTS = "{pcpvt,svt}_{small,base,large}"
 
 
 def recipe_patterns(names: Collection[str]) -> list[str]:
-    """Shortens the names of recipes, which exist for all six variants or for none, to patterns as shells expand them."""
+    """Shortens names of recipes, which are for all six variants or for none, to patterns as shells expand them."""
     return list(dict.fromkeys(re.sub("(pcpvt|svt)_(small|base|large)", ALL_VARIANTS, name) for name in names))
 
 
