@@ -25,11 +25,20 @@ from tests.support.compilation import fast_compilation
 from tests.support.models import NANO
 from tests.support.pages import NOTEBOOK, PAGES, Block, Page, inline_commands, repository_files, shell_commands
 from tests.support.paths import ROOT
-from tests.support.stand_ins import SMALL, make_exports, make_images, make_masks, make_segmenter, make_weights
+from tests.support.stand_ins import (
+    SMALL,
+    make_boxes,
+    make_detector,
+    make_exports,
+    make_images,
+    make_masks,
+    make_segmenter,
+    make_weights,
+)
 from train import flags
 from train.main import parse
 from train.recipes import RECIPES
-from twins_jax import command_line
+from twins_jax import DetectionPreprocessing, command_line, image_detector
 from twins_jax.config import VARIANTS
 from twins_jax.port import verify as verify_module
 
@@ -69,6 +78,8 @@ COMMANDS = {
     "python -m train.main segment_folder --data.dir DIR *": "needs the photographs, and 17 minutes",
     "python -m train.main segment_folder *": HERE,
     "python -m train.main ade20k_upernet_svt_small *": HERE,
+    "python -m train.main detect_folder *": HERE,
+    "python -m train.main coco_mask_rcnn_svt_small_1x *": HERE,
     "python -m train.main --eval_only --workdir RUN --report": "needs a run; tests/train/test_run_weights.py has one",
     "python -m train.main imagenet_svt_small *": IMAGENET,
     "python -m train.main cifar10 --data.dir DIR": "needs CIFAR-10, and 7 minutes",
@@ -299,12 +310,15 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch, fast_compilation(), jax.numpy_dtype_promotion("standard"):
         patch.setitem(VARIANTS, "nano", NANO)
         patch.setitem(VARIANTS, "twins_svt_small", SMALL)
+        patch.setattr(image_detector, "DetectionPreprocessing", functools.partial(DetectionPreprocessing, 64, 96))
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("caches")))
         weights = tmp_path_factory.mktemp("weights")
         make_weights(folder, weights)
         make_segmenter(folder, weights)
+        make_detector(folder, weights)
         make_images(folder)
         make_masks(folder)
+        make_boxes(folder)
         make_exports(folder)
         yield folder
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import re
 import shutil
 import textwrap
 import typing
@@ -17,6 +18,13 @@ FLAG_COLUMNS = 34
 
 MAX_COLUMNS = 110
 """Longest line on a wide terminal."""
+
+ALL_VARIANTS = "{pcpvt,svt}_{small,base,large}"
+
+
+def recipe_patterns(names: Collection[str]) -> list[str]:
+    """Shortens names of recipes, which are for all six variants or for none, to patterns as shells expand them."""
+    return list(dict.fromkeys(re.sub("(pcpvt|svt)_(small|base|large)", ALL_VARIANTS, name) for name in names))
 
 
 def short_help(default: Any, advanced: Collection[str]) -> str:

@@ -79,9 +79,11 @@ HELP_ALL = "--help_all"
 
 
 def _print_help(prog: str, about: str, default: Any, advanced: Collection[str]) -> None:
-    from .help import short_help
+    from .help import recipe_patterns, short_help
 
-    recipes = textwrap.fill(f"recipes: {', '.join(RECIPES)}", 100, initial_indent="  ", subsequent_indent=" " * 11)
+    recipes = textwrap.fill(
+        f"recipes: {', '.join(recipe_patterns(RECIPES))}", 100, initial_indent="  ", subsequent_indent=" " * 11
+    )
     print(
         f"usage: {prog} [--FLAG VALUE ...]\n\n{recipes}\n  --config RUN/config.json takes the settings of that run in "
         f"place of a recipe's, with a --workdir of its own\n  {HELP_ALL} shows all flags\n\n{about}\n\nIts flags in "

@@ -1,22 +1,32 @@
 """Models' answers to images as `python -m twins_jax.predict` shows them: as a line, as JSON and on a page."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from twins_jax import page, visualize
+from twins_jax import image_detector, image_segmenter, page, visualize
+from twins_jax.detection.masks import encode_rle
 from twins_jax.errors import shown
 from twins_jax.image_classifier import Answer, ImageClassifier, padded_size
-from twins_jax.image_segmenter import ImageSegmenter, Prepared
+from twins_jax.image_detector import Detection, ImageDetector, masks_at, rescaled
+from twins_jax.image_segmenter import ImageSegmenter
 from twins_jax.mask_files import mask_files, write_mask
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 THUMBNAIL = 224
 """Largest side of the pictures in a page, in pixels; they are shown smaller, but screens differ."""
 
 THUMBNAIL_OF_PAIR = 384
 """The same of a picture beside its classes."""
+
+
+THUMBNAIL_WITH_OBJECTS = 480
+"""The same of a picture in which boxes and captions are drawn."""
 
 
 class Shown(Protocol):
@@ -142,6 +152,18 @@ class Regions(NamedTuple):
         return _figure(name, f'<div class="pair">{pair}</div>', f'<ul class="classes">{"".join(rows)}</ul>')
 
 
+_STYLE_OF_CLASSES = """
+.images { display: grid; gap: 1.2em; }
+.images > figure { border: 1px solid var(--line); border-radius: .5em; overflow: hidden; }
+.images img { display: block; width: 100%; }
+figcaption { padding: .6em .8em .8em; font-size: .87em; }
+.file { font-weight: 600; }
+.classes { display: flex; flex-wrap: wrap; gap: .2em 1.2em; margin: .4em 0; padding: 0; list-style: none; }
+.swatch { display: inline-block; width: .9em; height: .9em; margin-right: .4em; vertical-align: -.1em;
+  border-radius: .2em; }
+"""
+
+
 class RegionPresenter:
     """A `Presenter` of a segmenter, which computes one image at a time and writes the masks.
 
@@ -157,16 +179,9 @@ class RegionPresenter:
 
     how = "each beside its classes"
     batch_size = 1
-    style = """
-.images { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(30em, 100%), 1fr)); gap: 1.2em; }
-.images > figure { border: 1px solid var(--line); border-radius: .5em; overflow: hidden; }
-.pair { display: grid; grid-template-columns: 1fr 1fr; }
-.pair img { display: block; width: 100%; }
-figcaption { padding: .6em .8em .8em; font-size: .87em; }
-.file { font-weight: 600; }
-.classes { display: flex; flex-wrap: wrap; gap: .2em 1.2em; margin: .4em 0; padding: 0; list-style: none; }
-.swatch { display: inline-block; width: .9em; height: .9em; margin-right: .4em; vertical-align: -.1em;
-  border-radius: .2em; }
+    style = f"""{_STYLE_OF_CLASSES}
+.images {{ grid-template-columns: repeat(auto-fill, minmax(min(30em, 100%), 1fr)); }}
+.pair {{ display: grid; grid-template-columns: 1fr 1fr; }}
 """
 
     def __init__(self, segmenter: ImageSegmenter, topk: int, images: Sequence[str], folder: Path | None) -> None:
@@ -175,10 +190,10 @@ figcaption { padding: .6em .8em .8em; font-size: .87em; }
         self._seen = np.zeros(len(segmenter.class_names), bool)
         self.prepare = segmenter.prepare
 
-    def show(self, images: Sequence[tuple[str, Prepared]]) -> list[Regions]:
+    def show(self, images: Sequence[tuple[str, image_segmenter.Prepared]]) -> list[Regions]:
         return [self._regions(path, image) for path, image in images]
 
-    def _regions(self, path: str, image: Prepared) -> Regions:
+    def _regions(self, path: str, image: image_segmenter.Prepared) -> Regions:
         labels = self._segmenter.predict(image)
         if (file := self._files.get(path)) is not None:
             write_mask(file, labels)
@@ -190,9 +205,104 @@ figcaption { padding: .6em .8em .8em; font-size: .87em; }
         return Regions(shares, labels, image.inputs[0], file)
 
     def legend(self) -> str:
-        names = self._segmenter.class_names
-        rows = (f"<li>{_swatch(label)}{page.text(names[label])}" for label in np.flatnonzero(self._seen).tolist())
-        return f'<ul class="classes">{"".join(rows)}</ul>'
+        return _legend(self._segmenter.class_names, np.flatnonzero(self._seen).tolist())
+
+
+class Objects(NamedTuple):
+    """The objects in an image.
+
+    Attributes:
+        detections: of the highest score first.
+        pixels: the image, in any size.
+        names: of all classes.
+        topk: classes to name in a line.
+    """
+
+    detections: list[Detection]
+    pixels: np.ndarray
+    names: Sequence[str]
+    topk: int
+
+    def _counts(self) -> list[tuple[int, int]]:
+        """Returns each label with the number of its objects, the commonest first."""
+        return Counter(detection.label for detection in self.detections).most_common()
+
+    def to_text(self) -> str:
+        counts = [f"{count} {shown(self.names[label])}" for label, count in self._counts()[: self.topk]]
+        return ", ".join(counts) or "nothing"
+
+    def to_json(self) -> dict[str, object]:
+        return {"objects": [_object(detection) for detection in self.detections]}
+
+    def to_figure(self, name: str) -> str:
+        picture = np.asarray(_drawn(self.detections, self.pixels, self.names))
+        rows = (f"<li>{_swatch(label)}{count} {page.text(self.names[label])}" for label, count in self._counts())
+        answers = f'<ul class="classes">{"".join(rows) or "<li>nothing"}</ul>'
+        return _figure(name, page.thumbnail(picture, THUMBNAIL_WITH_OBJECTS), answers)
+
+
+def _object(detection: Detection) -> dict[str, object]:
+    fields = {name: getattr(detection, name) for name in ("label", "name", "score", "box")}
+    mask = detection.mask
+    return fields if mask is None else fields | {"mask": encode_rle(mask[None])[0]}
+
+
+def _drawn(detections: Sequence[Detection], pixels: np.ndarray, names: Sequence[str]) -> "Image.Image":
+    """Draws objects over a thumbnail of their image, so that lines and captions are of one width on the page."""
+    from PIL import Image  # late: `import twins_jax` does not wait for it
+
+    small = Image.fromarray(pixels)
+    small.thumbnail((THUMBNAIL_WITH_OBJECTS, THUMBNAIL_WITH_OBJECTS))
+    if not detections:
+        return small
+    size = small.height, small.width
+    boxes = np.array([detection.box for detection in detections], np.float32)
+    has_masks = detections[0].mask_probabilities is not None
+    return visualize.detection_overlay(
+        small,
+        rescaled(boxes, detections[0].image_size, size),
+        [detection.label for detection in detections],
+        scores=[detection.score for detection in detections],
+        masks=masks_at(detections, size) if has_masks else None,
+        class_names=names,
+    )
+
+
+class ObjectPresenter:
+    """A `Presenter` of a detector, which computes one image at a time.
+
+    Args:
+        detector: of images.
+        topk: classes of each image to name in a line.
+    """
+
+    how = "each with the objects in it"
+    batch_size = 1
+    style = f"""{_STYLE_OF_CLASSES}
+.images {{ grid-template-columns: repeat(auto-fill, minmax(min(24em, 100%), 1fr)); }}
+"""
+
+    def __init__(self, detector: ImageDetector, topk: int) -> None:
+        self._detector, self._topk = detector, topk
+        self._seen: set[int] = set()
+        self.prepare = detector.prepare
+
+    def show(self, images: Sequence[tuple[str, image_detector.Prepared]]) -> list[Objects]:
+        found = [self._detector.predict(image) for _, image in images]
+        self._seen |= {detection.label for detections in found for detection in detections}
+        names = self._detector.class_names
+        return [
+            Objects(detections, image.pixels, names, self._topk)
+            for detections, (_, image) in zip(found, images, strict=True)
+        ]
+
+    def legend(self) -> str:
+        return _legend(self._detector.class_names, sorted(self._seen))
+
+
+def _legend(names: Sequence[str], labels: Sequence[int]) -> str:
+    rows = (f"<li>{_swatch(label)}{page.text(names[label])}" for label in labels)
+    return f'<ul class="classes">{"".join(rows)}</ul>'
 
 
 def _swatch(label: int) -> str:

@@ -8,6 +8,10 @@ from flax import nnx
 from twins_jax.backbone import TwinsBackbone
 from twins_jax.classifier import TwinsClassifier
 from twins_jax.config import VARIANTS, TwinsOptions, check_options, variant_config
+from twins_jax.detection.build import make_detector
+from twins_jax.detection.detector import DetectionHead, detector_config
+from twins_jax.detection.mask_rcnn import TwinsMaskRCNN
+from twins_jax.detection.retinanet import TwinsRetinaNet
 from twins_jax.errors import require
 from twins_jax.paths import HUB_PREFIX
 from twins_jax.pretrained import backbone_from_pretrained, from_pretrained
@@ -115,6 +119,34 @@ def create_segmenter(
     """
     check_options(options, "head", "num_classes", "rngs")
     return TwinsSegmenter(segmenter_config(name, **options), head, num_classes, rngs=rngs)
+
+
+def create_detector(
+    name: str,
+    *,
+    head: DetectionHead = "retinanet",
+    num_classes: int = 80,
+    rngs: nnx.Rngs,
+    **options: Unpack[TwinsOptions],
+) -> TwinsRetinaNet | TwinsMaskRCNN:
+    """Creates a detector with random initial weights, drawn as the reference draws them.
+
+    Args:
+        name: a variant, one of `list_models()`.
+        head: "retinanet" or "mask_rcnn".
+        num_classes: kinds of objects.
+        rngs: `params` stream for the initial weights.
+        **options: see `TwinsOptions`. As in upstream's detection, Twins-SVT has `stage_norms` unless they are given.
+
+    Returns:
+        A model whose `detect(images, sizes)` finds objects in images [B, H, W, in_channels], normalized floats, of
+        heights and widths `sizes`, [B, 2], within their padding. It is deterministic unless called with `rngs`.
+
+    Raises:
+        InputError: (a ValueError) naming the argument, its value and what it must be.
+    """
+    check_options(options, "head", "num_classes", "rngs")
+    return make_detector(detector_config(name, **options), head, num_classes, rngs=rngs)
 
 
 def _published(name: str, pretrained: bool) -> str | None:

@@ -13,6 +13,10 @@ from twins_jax.abstract import abstract_model
 from twins_jax.backbone import TwinsBackbone
 from twins_jax.classifier import TwinsClassifier
 from twins_jax.config import TwinsConfig, TwinsOptions, WindowPadding, variant_config
+from twins_jax.detection.detector import TwinsDetector
+from twins_jax.detection.preprocess import DetectionPreprocessing
+from twins_jax.detection.retinanet import RetinaHead
+from twins_jax.detection.roi_heads import BoxHead, MaskHead
 from twins_jax.errors import InputError, require
 from twins_jax.fit import by_name
 from twins_jax.functional import get_batch_stats, get_params, merge_model
@@ -24,7 +28,7 @@ from twins_jax.segmentation.fcn import PixelClassifier
 from twins_jax.segmentation.preprocess import SegmentationPreprocessing
 from twins_jax.segmentation.segmenter import SegmentationHead, TwinsSegmenter
 
-AnyModel = TypeVar("AnyModel", TwinsClassifier, TwinsSegmenter, TwinsBackbone)
+AnyModel = TypeVar("AnyModel", TwinsClassifier, TwinsSegmenter, TwinsDetector, TwinsBackbone)
 
 _logger = logging.getLogger(__name__)
 
@@ -83,9 +87,9 @@ def make_segmenter(
     if classes != model.num_classes:
         streams = _fresh(rngs, source, model, classes)
         for module in model.kind.classifiers:  # each the one convolution of a `PixelClassifier`
-            channels = params[f"{module}/kernel"].shape[-2]
+            channels = params[f"{module.path}/kernel"].shape[-2]
             fresh = PixelClassifier(channels, classes, dtypes=config.dtypes, rngs=streams)
-            params |= {f"{module}/{leaf}": array for leaf, array in get_params(fresh)["conv"].items()}
+            params |= {f"{module.path}/{leaf}": array for leaf, array in get_params(fresh)["conv"].items()}
     head = cast("SegmentationHead", model.head)
     segmenter = _merge(lambda rngs: TwinsSegmenter(config, head, classes, rngs=rngs), params)
     declared = weights.declared
@@ -93,6 +97,56 @@ def make_segmenter(
     segmenter.preprocessing = images if isinstance(images, SegmentationPreprocessing) else None
     segmenter.class_names = declared.class_names if classes == model.num_classes else None
     return segmenter
+
+
+def make_detector(
+    source: str | os.PathLike[str],
+    ported: Ported,
+    weights: Weights,
+    overrides: TwinsOptions,
+    num_classes: int | None = None,
+    rngs: nnx.Rngs | None = None,
+) -> TwinsDetector:
+    """Makes the detector of `twins_jax.detector_from_pretrained`, which has the other arguments and errors."""
+    model = ported.model
+    params: dict[str, np.ndarray | jax.Array] = dict(ported.params)
+    if model.kind.loader != "detector_from_pretrained":
+        raise _other_kind(source, model, "detection head")
+    config = _config(source, model, weights.declared, overrides)
+    require("stage_norms", config.stage_norms, config.stage_norms == model.stage_norms, "False, as in the weights")
+    classes = model.num_classes if num_classes is None else num_classes
+    assert classes is not None
+    if classes != model.num_classes:
+        params |= _fresh_classifiers(model, classes, config, _fresh(rngs, source, model, classes).params())
+    detector = _merge(lambda rngs: cast("TwinsDetector", model.kind.make(config, classes, rngs)), params)
+    declared = weights.declared
+    images = declared.preprocessing
+    detector.preprocessing = images if isinstance(images, DetectionPreprocessing) else None
+    detector.class_names = declared.class_names if classes == model.num_classes else None
+    return detector
+
+
+def _fresh_classifiers(model: Inferred, num_classes: int, config: TwinsConfig, key: jax.Array) -> dict[str, jax.Array]:
+    """Draws the parameters of a detector that depend on the number of classes: path -> array."""
+
+    @jax.jit  # the parameters of the heads that are not asked for are not drawn
+    def draw(key: jax.Array) -> dict[str, jax.Array]:
+        rngs = nnx.Rngs(params=key)
+        heads: dict[str, nnx.Module] = (
+            {"heads": RetinaHead(num_classes, dtypes=config.dtypes, rngs=rngs)}
+            if model.head == "retinanet"
+            else {
+                "box_head": BoxHead(num_classes, dtypes=config.dtypes, rngs=rngs),
+                "mask_head": MaskHead(num_classes, dtypes=config.dtypes, rngs=rngs),
+            }
+        )
+        drawn: dict[str, jax.Array] = {}
+        for module in model.kind.classifiers:
+            head, _, name = module.path.partition("/")
+            drawn |= {f"{module.path}/{leaf}": array for leaf, array in get_params(heads[head])[name].items()}
+        return drawn
+
+    return draw(key)
 
 
 def make_backbone(

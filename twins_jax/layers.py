@@ -101,18 +101,19 @@ class BatchNorm(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """A linear layer with bias and the reference's initializer: [..., in] -> [..., out]."""
+    """A linear layer with bias: [..., in] -> [..., out]. The initializer is the backbone's unless one is given."""
 
     def __init__(
         self,
         in_features: int,
         out_features: int,
         *,
+        kernel_init: nnx.Initializer = LINEAR_INIT,
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        self.kernel = declare(nnx.Param, LINEAR_INIT(rngs.params(), (in_features, out_features), param_dtype))
+        self.kernel = declare(nnx.Param, kernel_init(rngs.params(), (in_features, out_features), param_dtype))
         self.bias = declare(nnx.Param, jnp.zeros((out_features,), param_dtype))
         self.dtype = dtype
 

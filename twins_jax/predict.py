@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from twins_jax import page
-from twins_jax.answers import ClassPresenter, Presenter, RegionPresenter
+from twins_jax.answers import ClassPresenter, ObjectPresenter, Presenter, RegionPresenter
 from twins_jax.classifier import TwinsClassifier
 from twins_jax.command_line import VERSION, Parser, choice_of_weights
 from twins_jax.compilation_cache import add_flag, compilation_cache
+from twins_jax.detection.detector import TwinsDetector
 from twins_jax.ending import command_line, say
 from twins_jax.errors import InputError, require, shown
+from twins_jax.extra import check_installed
 from twins_jax.files import write_text
 from twins_jax.image_classifier import ImageClassifier
+from twins_jax.image_detector import ImageDetector
 from twins_jax.image_files import find_images
 from twins_jax.image_segmenter import ImageSegmenter
 from twins_jax.paths import target_path, weights_source
@@ -30,7 +33,8 @@ from twins_jax.segmentation.segmenter import TwinsSegmenter
 
 DESCRIPTION = """\
 Names what images show: prints a line for each, its path and the most probable classes. With a segmenter's weights
-these are the classes that cover most of the image, and --out writes the class of each pixel, too.
+these are the classes that cover most of the image, and --out writes the class of each pixel, too. With a detector's
+they are the classes with the most objects in it, and --out draws these.
 
 WEIGHTS: a .safetensors or .pth file, an Orbax folder, a training run's folder, a Hugging Face snapshot,
 hf-hub:OWNER/NAME, or a variant's name, such as twins_svt_small, for its published weights.
@@ -42,7 +46,7 @@ Exit codes: 0: every image has its line; 1: some could not be read, and are name
 line; 130: stopped by Ctrl-C."""
 
 MAX_ON_PAGE = 1000
-"""Images on a page, which each take some 10 kB of it; with the classes of their pixels, five times as much."""
+"""Images on a page, which each take some 10 kB of it; with the classes of their pixels or objects, five times."""
 
 MAX_PATH = 4096
 """Characters of a path in a line; Linux has no longer ones."""
@@ -63,12 +67,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--batch_size", metavar="N", type=int, default=16, help="images that are classified at a time (default: 16)"
     )
+    parser.add_argument(
+        "--score_threshold",
+        metavar="S",
+        type=float,
+        default=0.3,
+        help="least score of the objects that are detected, from 0 to 1 (default: 0.3)",
+    )
     parser.add_choice_of_weights("WEIGHTS")
     add_flag(parser)
     args = parser.parse(argv)
     args.weights = weights_source("WEIGHTS", args.weights)
     require("--topk", args.topk, args.topk > 0, "from 1")
     require("--batch_size", args.batch_size, args.batch_size > 0, "from 1")
+    require("--score_threshold", args.score_threshold, 0 <= args.score_threshold <= 1, "from 0 to 1")
     target = None if args.out is None else _page_file(target_path("--out", args.out, "folder"))
     paths = find_images(args.images)
     with compilation_cache(args.compilation_cache):
@@ -103,8 +115,10 @@ def _predict(args: argparse.Namespace, paths: Sequence[str], target: Path | None
                 for problem in problems:
                     say(f"skipped: {shown(str(problem), 2 * MAX_PATH)}")
                 for (path, _), answer in zip(images, answers, strict=True):
-                    is_json = {"file": path} | answer.to_json()
-                    print(json.dumps(is_json) if args.json else f"{shown(path, MAX_PATH)}: {answer.to_text()}")
+                    if args.json:
+                        print(json.dumps({"file": path} | answer.to_json()))
+                    else:
+                        print(f"{shown(path, MAX_PATH)}: {answer.to_text()}")
                     if target and len(figures) < MAX_ON_PAGE:
                         figures.append(answer.to_figure(path))
                 sys.stdout.flush()
@@ -120,6 +134,10 @@ def _presenter(args: argparse.Namespace, paths: Sequence[str], target: Path | No
     try:
         if isinstance(model, TwinsClassifier):
             return ClassPresenter(ImageClassifier(model, args.topk), len(paths), args.batch_size)
+        if isinstance(model, TwinsDetector):
+            if args.json and model.head == "mask_rcnn":
+                check_installed("pycocotools", purpose="--json with masks", extra="detection")
+            return ObjectPresenter(ImageDetector(model, score_threshold=args.score_threshold), args.topk)
         assert isinstance(model, TwinsSegmenter)
         segmenter = ImageSegmenter(model)
     except InputError as error:

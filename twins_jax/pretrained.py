@@ -9,8 +9,9 @@ from flax import nnx
 from twins_jax.backbone import TwinsBackbone
 from twins_jax.classifier import TwinsClassifier
 from twins_jax.config import TwinsOptions, check_options, variant_config
+from twins_jax.detection.detector import TwinsDetector
 from twins_jax.errors import MAX_INT, is_integer, require, shown_list
-from twins_jax.from_weights import make_backbone, make_classifier, make_segmenter
+from twins_jax.from_weights import make_backbone, make_classifier, make_detector, make_segmenter
 from twins_jax.layers import check_rngs
 from twins_jax.model import Model
 from twins_jax.port.convert import Ported, Weights, port
@@ -56,8 +57,8 @@ def from_pretrained(
 
     Raises:
         InputError: (a ValueError) the source cannot be read, is of no known variant, does not fit it name by name or
-            has no classifier (see `segmenter_from_pretrained` and `backbone_from_pretrained`); or an argument is not
-            what it must be.
+            has no classifier (see `segmenter_from_pretrained`, `detector_from_pretrained` and
+            `backbone_from_pretrained`); or an argument is not what it must be.
     """
     is_count = num_classes is None or is_integer(num_classes, 0)
     require("num_classes", num_classes, is_count, f"None or an integer from 0 to {MAX_INT}")
@@ -98,15 +99,51 @@ def segmenter_from_pretrained(
 
     Raises:
         InputError: (a ValueError) the source cannot be read, is of no known variant, does not fit it name by name or
-            has no such head (see `from_pretrained` and `backbone_from_pretrained`); or an argument is not what it must
-            be.
+            has no such head (see `from_pretrained`, `detector_from_pretrained` and `backbone_from_pretrained`); or an
+            argument is not what it must be.
     """
-    is_count = num_classes is None or is_integer(num_classes, 1)
-    require("num_classes", num_classes, is_count, f"None or an integer from 1 to {MAX_INT}")
-    if rngs is not None:
-        check_rngs(rngs, "params")
-    check_options(overrides, "name", "num_classes", "ema", "prefix", "rngs")
+    _check_dense(num_classes, rngs, overrides)
     return make_segmenter(source, *_port(source, name, ema, prefix, None), overrides, num_classes, rngs)
+
+
+def detector_from_pretrained(
+    source: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    num_classes: int | None = None,
+    ema: bool = False,
+    prefix: str | None = None,
+    rngs: nnx.Rngs | None = None,
+    **overrides: Unpack[TwinsOptions],
+) -> TwinsDetector:
+    """Creates a detector with the weights of a checkpoint.
+
+    Args:
+        source: as in `from_pretrained`; the names of PyTorch checkpoints are those of upstream and mmdet 2.x and 3.x.
+            Of a training run `config.json` and `dataset.json` are read, too.
+        name: the variant; read off the weights where it is None. The detector always is: Mask R-CNN has a region
+            proposal network.
+        num_classes: kinds of objects; read off the weights where it is None. Where it differs from the checkpoint's,
+            fresh layers take the places of those that depend on it: RetinaNet's `heads/cls`; Mask R-CNN's
+            `box_head/cls`, `box_head/reg` and `mask_head/logits`.
+        ema: as in `from_pretrained`.
+        prefix: as in `from_pretrained`.
+        rngs: `params` stream for fresh layers; needed only for them.
+        **overrides: see `TwinsOptions`; `in_channels` and `stage_norms` must be those of the weights. Left out,
+            `window_padding` is what the source declares, or else "zero", as in upstream's detection.
+
+    Returns:
+        A `TwinsRetinaNet` or a `TwinsMaskRCNN`, all its weights from the checkpoint but fresh layers', in `param_dtype`
+        (float32 by default). Where the source declares them, it has `preprocessing` and, unless it has fresh layers,
+        `class_names`; files of mmdet declare the names.
+
+    Raises:
+        InputError: (a ValueError) the source cannot be read, is of no known variant, does not fit it name by name or
+            has no such heads (see `from_pretrained`, `segmenter_from_pretrained` and `backbone_from_pretrained`); or an
+            argument is not what it must be.
+    """
+    _check_dense(num_classes, rngs, overrides)
+    return make_detector(source, *_port(source, name, ema, prefix, None), overrides, num_classes, rngs)
 
 
 def backbone_from_pretrained(
@@ -157,11 +194,11 @@ def model_from_pretrained(
     requires_head: bool = False,
     **overrides: Unpack[TwinsOptions],
 ) -> Model:
-    """Creates a classifier, a segmenter or a backbone, as the weights are: the commands take any.
+    """Creates a classifier, a segmenter, a detector or a backbone, as the weights are: the commands take any.
 
-    Arguments and errors are those of `from_pretrained`, `segmenter_from_pretrained` and `backbone_from_pretrained`,
-    which it is in one. Only a classifier takes notice of `num_classes`; no head is fresh. With `requires_head` a
-    backbone alone is the error of `from_pretrained`.
+    Arguments and errors are those of `from_pretrained`, `segmenter_from_pretrained`, `detector_from_pretrained` and
+    `backbone_from_pretrained`, which it is in one. Only a classifier takes notice of `num_classes`; no head is fresh.
+    With `requires_head` a backbone alone is the error of `from_pretrained`.
     """
     ported, weights = _port(source, name, ema, prefix, head)
     is_backbone = ported.model.kind_name == "backbone"
@@ -169,17 +206,19 @@ def model_from_pretrained(
         return make_classifier(source, ported, weights, overrides, num_classes)
     if is_backbone:
         return make_backbone(source, ported, weights, overrides)
-    return make_segmenter(source, ported, weights, overrides)
+    if ported.model.kind.loader == "segmenter_from_pretrained":
+        return make_segmenter(source, ported, weights, overrides)
+    return make_detector(source, ported, weights, overrides)
 
 
 def save_pretrained(model: Model, folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     """Saves a model as a folder that `from_pretrained` and timm load, and that `push_to_hub` uploads.
 
     `model.safetensors` holds the parameters and running statistics in their dtypes under timm's names; those of a
-    backbone have the prefix "backbone.", as in upstream's segmentation and detection, and those of a segmenter are
-    upstream's. `config.json` has timm's form: the variant, the head of a segmenter, `class_names` and `preprocessing`
-    of a classifier or a segmenter, and `window_padding`. `dtype`, `remat` and the rates of dropout and stochastic depth
-    are not saved.
+    backbone have the prefix "backbone.", as in upstream's segmentation and detection, and those of a segmenter or a
+    detector are upstream's. `config.json` has timm's form: the variant, the head of a dense task, `class_names` and
+    `preprocessing` of all but a backbone, and `window_padding`. `dtype`, `remat` and the rates of dropout and
+    stochastic depth are not saved.
 
     timm loads a classifier of a published variant with `timm.create_model("local-dir:FOLDER", pretrained=True)`. It has
     `window_padding` "zero" alone.
@@ -243,6 +282,15 @@ def push_to_hub(
         revision=revision,
         create_pr=create_pr,
     )
+
+
+def _check_dense(num_classes: int | None, rngs: nnx.Rngs | None, overrides: TwinsOptions) -> None:
+    """Raises InputError for what is wrong with the arguments that segmenters and detectors share."""
+    is_count = num_classes is None or is_integer(num_classes, 1)
+    require("num_classes", num_classes, is_count, f"None or an integer from 1 to {MAX_INT}")
+    if rngs is not None:
+        check_rngs(rngs, "params")
+    check_options(overrides, "name", "num_classes", "ema", "prefix", "rngs")
 
 
 def _port(

@@ -21,9 +21,10 @@ AXES = ("data", "fsdp")
 RULES: tuple[tuple[str, P], ...] = (
     # The first pattern found in a parameter's path decides.
     # [h, w, in, out]; convolutions of dense heads are most of their parameters.
-    (r"(patch_embed/proj|sub_sample|conv|_convs/\d+)/kernel$", P(None, None, None, "fsdp")),
-    (r"(qkv|q|kv|fc1)/kernel$", P(None, "fsdp")),  # [in, out]
-    (r"(attn/proj|fc2|head)/kernel$", P("fsdp", None)),  # [in, out]
+    (r"(patch_embed/proj|sub_sample|conv|convs/\d+)/kernel$", P(None, None, None, "fsdp")),
+    (r"(heads/(cls|reg)|mask_head/(upsample|logits))/kernel$", P(None, None, None, "fsdp")),
+    (r"(qkv|q|kv|fc1|shared_fcs/0)/kernel$", P(None, "fsdp")),  # [in, out]
+    (r"(attn/proj|fc2|head|shared_fcs/1|box_head/(cls|reg))/kernel$", P("fsdp", None)),  # [in, out]
     (r"", P()),  # biases, norms and the PEG are small
 )
 

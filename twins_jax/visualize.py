@@ -1,4 +1,4 @@
-"""Pictures of what a model computes: the pixels at which a query of LSA or GSA looks, and the class of each pixel."""
+"""Pictures of what a model computes: where a query of LSA or GSA looks, the class of each pixel, objects."""
 
 import dataclasses
 import functools
@@ -175,6 +175,67 @@ def segmentation_overlay(picture: Picture, labels: np.ndarray, *, opacity: float
 
     height, width = image.shape[:2]
     return Image.fromarray(overlay(image, resize_nearest(labels, (height, width)), opacity))
+
+
+def detection_overlay(
+    picture: Picture,
+    boxes: np.ndarray | Sequence[Sequence[float]],
+    labels: np.ndarray | Sequence[int],
+    *,
+    scores: np.ndarray | Sequence[float] | None = None,
+    masks: np.ndarray | None = None,
+    class_names: Sequence[str] | None = None,
+) -> "Image.Image":
+    """Draws objects over an image: their boxes, masks, classes and scores.
+
+    A class has the color that it has in `segmentation_overlay`. What is drawn over what follows the scores: the highest
+    is on top, and without scores the first. A caption that finds no place beside those before it is left out.
+
+    Args:
+        picture: as `detect` takes it.
+        boxes: [N, 4], each x1, y1, x2, y2 in pixels of the image. Of a box that reaches beyond the image the part
+            within it is drawn.
+        labels: integers [N] from 0.
+        scores: [N], from 0 to 1; None: none are written.
+        masks: bool [N, H, W], of the image's size; None: boxes alone.
+        class_names: of the labels, from 0; None: none are written.
+
+    Returns:
+        A PIL image in RGB, of the image's size.
+
+    Raises:
+        InputError: (a ValueError) naming what is wrong with an argument.
+    """
+    image = read(picture)
+    corners, classes = np.asarray(boxes, np.float64), np.asarray(labels)
+    if corners.size == 0 and classes.size == 0:  # an empty list has neither axes nor integers
+        corners, classes = np.zeros((0, 4)), np.zeros(0, np.int64)
+    count = len(corners) if corners.ndim else 0
+
+    def require_array(field: str, array: np.ndarray, ok: bool, allowed: str) -> None:
+        require(field, f"{array.dtype}{list(array.shape)}", ok, allowed)
+
+    are_boxes = corners.shape == (count, 4) and np.isfinite(corners).all() and (corners[:, :2] <= corners[:, 2:]).all()
+    require_array("boxes", corners, bool(are_boxes), "[N, 4], finite, x1 <= x2 and y1 <= y2")
+    are_labels = classes.shape == (count,) and np.issubdtype(classes.dtype, np.integer) and (classes >= 0).all()
+    require_array("labels", classes, bool(are_labels), f"integers [{count}] from 0, one for each box")
+    classes = classes.astype(np.int64)  # no label of 8 bits is gray, as that of ignored pixels is
+    if scores is not None:
+        scores = np.asarray(scores, np.float64)
+        are_scores = scores.shape == (count,) and ((scores >= 0) & (scores <= 1)).all()
+        require_array("scores", scores, bool(are_scores), f"[{count}] from 0 to 1, one for each box")
+    if masks is not None:
+        masks = np.asarray(masks)
+        shape = (count, *image.shape[:2])
+        are_masks = masks.shape == shape and masks.dtype == bool
+        require_array("masks", masks, are_masks, f"bool {list(shape)}, one of the image's size for each box")
+    if class_names is not None:
+        least = int(classes.max(initial=-1)) + 1
+        are_names = isinstance(class_names, list | tuple) and all(isinstance(name, str) for name in class_names)
+        require("class_names", class_names, are_names and len(class_names) >= least, f"None or {least} strings or more")
+    from twins_jax.detection.overlay import overlay_objects  # late: its palette is computed
+
+    return overlay_objects(image, corners, classes, scores, masks, class_names)
 
 
 Box: TypeAlias = tuple[int, int, int, int]

@@ -13,7 +13,7 @@ PREPROCESSING = Preprocessing(image_size=64, crop=0.8, mean=(0.4, 0.5, 0.6), std
 NAMES = tuple("abcdefghij")
 
 
-@pytest.fixture(autouse=True, scope="package")
+@pytest.fixture(autouse=True, scope="module")
 def _fast_compilation() -> Iterator[None]:
     with fast_compilation():
         yield

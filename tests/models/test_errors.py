@@ -169,6 +169,17 @@ WRONG_CALLS: dict[str, tuple[Callable[..., Any], Sequence[Any], str]] = {
         ["twins_svt_small", None],
         "config",
     ),
+    "TwinsRetinaNet": (lambda value: twins_jax.TwinsRetinaNet(value, 5, rngs=nnx.Rngs(0)), ["twins_svt", {}], "config"),
+    "TwinsMaskRCNN": (
+        lambda value: twins_jax.TwinsMaskRCNN(CONFIG, value, rngs=nnx.Rngs(0)),
+        [0, -1, 2.0, "2", None, True],
+        "num_classes",
+    ),
+    "create_detector": (
+        lambda value: twins_jax.create_detector("twins_svt_tiny", head=value, rngs=nnx.Rngs(0)),
+        ["ssd", None, 3, ["retinanet"]],
+        "head",
+    ),
     "create_segmenter": (
         lambda value: twins_jax.create_segmenter("twins_svt_tiny", head=value, rngs=nnx.Rngs(0)),
         ["fcn", None, 3, ["upernet"]],
@@ -179,6 +190,11 @@ WRONG_CALLS: dict[str, tuple[Callable[..., Any], Sequence[Any], str]] = {
         [31, 512.0, "512", True, None],
         "shorter",
     ),
+    "DetectionPreprocessing": (
+        lambda value: twins_jax.DetectionPreprocessing(divisor=value),
+        [0, 32.0, "32", True, None],
+        "divisor",
+    ),
     "longer": (
         lambda value: twins_jax.SegmentationPreprocessing(longer=value),
         [511, 2048.0, "2048", None],
@@ -186,6 +202,7 @@ WRONG_CALLS: dict[str, tuple[Callable[..., Any], Sequence[Any], str]] = {
     ),
     "from_pretrained": (twins_jax.from_pretrained, [None, 3, "", b"weights.pth"], "source"),
     "segmenter_from_pretrained": (twins_jax.segmenter_from_pretrained, [None, 3, ""], "source"),
+    "detector_from_pretrained": (twins_jax.detector_from_pretrained, [None, 3, ""], "source"),
     "backbone_from_pretrained": (twins_jax.backbone_from_pretrained, [None, 3, ""], "source"),
     "name": (lambda value: twins_jax.from_pretrained("w.pth", name=value), ["twins_svt", 3, ""], "name"),
     "ema": (lambda value: twins_jax.from_pretrained("w.pth", ema=value), ["yes", None], "ema"),
@@ -241,6 +258,10 @@ def test_the_table_has_every_public_function() -> None:
         "create_backbone",
         "InputError",
         "BatchStats",
+        "Detection",
+        "Detections",
+        "detect",
+        "TwinsDetector",  # what its two kinds share
         "Params",
         "TwinsOptions",
         "FeatureInfo",

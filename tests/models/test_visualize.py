@@ -197,7 +197,7 @@ def test_heads() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model": nnx.Linear(2, 3, rngs=nnx.Rngs(0))}, "model=.*must be a TwinsClassifier, a TwinsSegmenter or a"),
+        ({"model": nnx.Linear(2, 3, rngs=nnx.Rngs(0))}, "model=.*must be a TwinsClassifier, a TwinsSegmenter, a"),
         ({"images": ONE[0]}, r"images.shape=.*with a batch axis"),
         ({"images": np.repeat(ONE, 2, 0)}, r"images.shape=\(2, 75, 149, 3\): must be of a single image: images\[:1\]"),
         ({"images": np.full_like(ONE, np.nan)}, "images: no finite attention"),

@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch")
 Tensors = dict[str, np.ndarray]
 
 
-@pytest.fixture(autouse=True, scope="package")
+@pytest.fixture(autouse=True, scope="module")
 def _one_torch_thread() -> Iterator[None]:
     """PyTorch's order of summation, hence its rounding, depends on the threads; they also slow each other down."""
     threads = torch.get_num_threads()
@@ -27,11 +27,17 @@ def _one_torch_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(autouse=True, scope="package")
-def _compile_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the cache of `_compile_once`."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compile_once(compiled: Path) -> Iterator[None]:
     """Keeps compiled models in a cache on disk: many tests compile the same one, each time as a new function."""
     options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_compilation_cache_dir": str(compiled),
         "jax_persistent_cache_min_compile_time_secs": 0.1,
     }
     before = {name: jax.config.values[name] for name in options}

@@ -1,11 +1,12 @@
-"""The table of names against the names that timm's models and mmsegmentation's heads have."""
+"""The table of names against the names of timm's models, and of the heads of mmsegmentation and mmdet."""
 
 import numpy as np
 import pytest
 
+from tests.support import detector_files
 from twins_jax.config import VARIANTS, variant_config
 from twins_jax.port.infer import Inferred
-from twins_jax.port.rules import LAYOUTS, OURS, OURS_BACKBONE, TORCH, TORCH_DENSE
+from twins_jax.port.rules import LAYOUTS, OURS, OURS_BACKBONE, TORCH, TORCH_DENSE, TORCH_DETECTION
 from twins_jax.segmentation.segmenter import HEADS
 
 PUBLISHED = [name for name in VARIANTS if name != "twins_svt_tiny"]
@@ -28,8 +29,8 @@ def test_names_and_shapes_are_those_of_timm(timm, name):
 def test_every_row_goes_both_ways(layout):
     for row in layout.rows:
         name, path = (template.format(s=2, b=13, i=3) for template in (row.theirs, row.path))
-        assert layout.to_ours(name) == (path, row.axes)
-        assert layout.to_theirs(path) == (name, row.axes)
+        assert layout.to_ours(name) == (path, row.axes, row.flattened)
+        assert layout.to_theirs(path) == (name, row.axes, row.flattened)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.label)
@@ -58,7 +59,7 @@ def test_other_names_are_not_known(layout, name):
 
 
 def test_stage_norms_have_a_row():
-    assert TORCH_DENSE.to_ours("backbone.norm_list.3.weight") == ("backbone/norms/3/scale", (0,))
+    assert TORCH_DENSE.to_ours("backbone.norm_list.3.weight") == ("backbone/norms/3/scale", (0,), None)
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -76,3 +77,18 @@ def test_names_and_shapes_are_mmsegmentation_s(head, name):
     heads = {key: shape for key, shape in ours.items() if not key.startswith("backbone.")}
     assert heads == {key: tuple(tensor.shape) for key, tensor in theirs.items()}
     assert stats == {key for key in theirs if "running_" in key}
+
+
+@pytest.mark.parametrize("head", detector_files.HEADS)
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_names_and_shapes_are_mmdet_s(head, name):
+    config = variant_config(name)
+    model = Inferred(name, 3, 80, stage_norms=config.window_size is not None, head=head)
+    paths = model.expected()
+    rows = {path: TORCH_DETECTION.to_theirs(path) for path in paths}
+    theirs = {row.name: tuple(paths[path][axis] for axis in np.argsort(row.axes)) for path, row in rows.items()}
+    assert len(theirs) == len(paths)
+    assert [TORCH_DETECTION.to_ours(row.name).name for row in rows.values()] == list(paths)
+    heads = {key: shape for key, shape in theirs.items() if not key.startswith("backbone.")}
+    assert heads == detector_files.shapes(head, config.embed_dims, 80)
+    assert not model.statistics()

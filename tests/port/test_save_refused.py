@@ -116,7 +116,7 @@ def set_bias(model, value):
 
 
 REFUSED = {
-    "no model": (lambda: 3, r"^model=<class 'int'>: must be a TwinsClassifier, a TwinsSegmenter or a TwinsBackbone$"),
+    "no model": (lambda: 3, r"^model=<class 'int'>: must be a .*, a TwinsDetector or a TwinsBackbone$"),
     "a layer": (lambda: Linear(2, 3, rngs=nnx.Rngs(0)), r"^model=<class '.*Linear'>: must be a TwinsClassifier"),
     "params": (lambda: twins_jax.get_params(mini()), r"^model=<class 'dict'>: must be"),
     "no variant": (

@@ -20,12 +20,18 @@ SIZE = 64
 MEAN, STD = [0.5, 0.45, 0.4], [0.25, 0.2, 0.3]
 
 
-@pytest.fixture(autouse=True, scope="package")
-def _compile_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the cache of `_compile_once`."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compile_once(compiled: Path) -> Iterator[None]:
     """Compiles fast, and keeps what is compiled on disk, in a cache that the command leaves as it is."""
     options = {
         "jax_default_matmul_precision": "float32",
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_compilation_cache_dir": str(compiled),
         "jax_persistent_cache_min_compile_time_secs": 0.1,
     }
     before = {name: jax.config.values[name] for name in options}

@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 
 import port_weights
 import twins_jax
+from tests.support import detection
 from tests.support.models import NANO, classifier, named, random_module
 from tests.support.paths import ROOT
 from tests.support.segmentation import make_ade20k, make_folder
@@ -44,6 +45,19 @@ def make_segmenter(folder: Path, aside: Path) -> None:
     )
     twins_jax.save_pretrained(model, aside / "segmenter")
     shutil.copy(aside / "segmenter" / "model.safetensors", folder / "fpn_svt_s.pth")
+
+
+def make_detector(folder: Path, aside: Path) -> None:
+    """Makes a file of a detector's weights, with upstream's names."""
+    model = random_module(lambda: twins_jax.create_detector("nano", num_classes=3, rngs=nnx.Rngs(0)))
+    twins_jax.save_pretrained(model, aside / "detector")
+    shutil.copy(aside / "detector" / "model.safetensors", folder / "retinanet_svt_s.pth")
+
+
+def make_boxes(folder: Path) -> None:
+    """Makes data sets of images with boxes and masks."""
+    detection.make_folder(folder / "BOXES")
+    detection.make_folder(folder / "COCO", released=True)
 
 
 def make_masks(folder: Path) -> None:

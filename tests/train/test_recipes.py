@@ -159,8 +159,10 @@ def test_every_published_variant_has_a_recipe() -> None:
 
 
 def test_names() -> None:
-    others = {"digits", "cifar10", "finetune_folder", "finetune_384", "segment_folder"}
-    assert set(RECIPES) == {*PUBLISHED, *(f"ade20k_{name}" for name in ADE20K), *others}
+    others = {"digits", "cifar10", "finetune_folder", "finetune_384", "segment_folder", "detect_folder"}
+    variants = [name.removeprefix("imagenet_") for name in PUBLISHED]
+    coco = {f"coco_{head}_{variant}_1x" for head in ("retinanet", "mask_rcnn") for variant in variants}
+    assert set(RECIPES) == {*PUBLISHED, *(f"ade20k_{name}" for name in ADE20K), *coco, *others}
     assert DEFAULT is digits
 
 

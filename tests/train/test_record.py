@@ -14,6 +14,8 @@ from train.main import main, parse
 from train.recipes import RECIPES, digits
 from train.record import LENGTH, MAY_CHANGE, Record
 from train.task import DatasetInfo
+from train.tasks.classification.config import ClassificationConfig
+from train.tasks.detection.config import DetectionConfig
 from train.tasks.segmentation.config import SegmentationConfig
 from twins_jax import InputError
 
@@ -22,12 +24,13 @@ INFO = DatasetInfo(3, ("ant", "bee", "cat"), 100, 20)
 FIXED_OF_ALL = {
     *("model.name", "model.drop_path_rate", "model.dropout_rate", "model.window_padding", "model.dtype"),
     *("model.attention_implementation", "model.remat", "data.source", "data.flip"),
-    *("optim.learning_rate", "optim.min_learning_rate", "optim.weight_decay", "optim.clip_norm", "optim.accumulate"),
-    *("optim.ema_decay", "seed", "batch_size", "init"),
+    *("optim.learning_rate", "optim.weight_decay", "optim.clip_norm", "optim.accumulate", "optim.ema_decay"),
+    *("seed", "batch_size", "init"),
 }
 """The settings that a run keeps: those that decide the function, the order of the data or the optimizer's steps."""
 
 FIXED = FIXED_OF_ALL | {
+    "optim.min_learning_rate",
     *("data.image_size", "data.crop_scale", "data.crop_ratio", "data.eval_crop"),
     *("data.rand_augment_layers", "data.rand_augment_magnitude", "data.rand_augment_std"),
     *("data.repeated_augmentation", "data.multi_label", "data.label_column"),
@@ -38,9 +41,21 @@ FIXED = FIXED_OF_ALL | {
 """Those of classification."""
 
 FIXED_OF_SEGMENTATION = FIXED_OF_ALL | {
+    "optim.min_learning_rate",
     *("head", "auxiliary_weight", "data.crop_size", "data.shorter", "data.longer", "data.scale", "data.cat_max_ratio"),
     *("data.photometric", "data.eval_mode", "data.eval_stride", "data.eval_scales", "data.eval_flip"),
     *("data.eval_multiple", "optim.power", "optim.warmup_steps", "optim.warmup_ratio", "optim.decay"),
+}
+
+FIXED_OF_DETECTION = FIXED_OF_ALL | {
+    *("head", "group_size", "data.shorter", "data.longer", "data.multi_scale", "data.max_boxes"),
+    *("optim.decay_at", "optim.decay_factor", "optim.warmup_steps", "optim.warmup_ratio"),
+}
+
+FIXED_OF = {
+    ClassificationConfig: FIXED,
+    SegmentationConfig: FIXED_OF_SEGMENTATION,
+    DetectionConfig: FIXED_OF_DETECTION,
 }
 
 OTHER_VALUES: dict[str, Any] = {
@@ -99,7 +114,7 @@ def go_on(config: RunConfig, info: DatasetInfo = INFO, step: int = 4) -> Record:
 def test_each_setting_is_decided(name: str) -> None:
     """A new field fails here: put it into `MAY_CHANGE` if runs may go on with another value of it, or into `FIXED`."""
     config = RECIPES[name]()
-    fixed = FIXED_OF_SEGMENTATION if isinstance(config, SegmentationConfig) else FIXED
+    fixed = FIXED_OF[type(config)]
     assert MAY_CHANGE.isdisjoint(fixed)
     assert flatten(config).keys() == MAY_CHANGE | fixed
 

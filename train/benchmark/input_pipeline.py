@@ -6,8 +6,10 @@ thread on one core. Normalization and random erasing are left out: both sides le
 CPU time, and passes over the images alternate: other work on the machine counts little, and for both sides.
 
 With `--task segmentation` DIR holds images, masks and classes.json. The crops for training are made as by the recipe
-`segment_folder`: random resizing by 0.5 to 2, 512 x 512 pixels, flip. The device changes the colors. timm has no
-counterpart.
+`segment_folder`: random resizing by 0.5 to 2, 512 x 512 pixels, flip. The device changes the colors. With
+`--task detection` DIR holds images and annotations in COCO's format. The images for training are made as by the recipe
+`detect_folder`: shorter side 800, flip, with their boxes and, where all annotations have them, masks. timm has no
+counterpart of either.
 """
 
 import dataclasses
@@ -24,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from twins_jax.ending import command_line
-from twins_jax.errors import require
+from twins_jax.errors import InputError, require
 from twins_jax.extra import check_installed
 from twins_jax.paths import check_path, source_path
 
@@ -42,10 +44,11 @@ class BenchmarkConfig:
     """Decodes and augments images on one core, in this package's pipeline and in timm's, in turn."""
 
     dir: str = "../shared/data/imagenet-sample"
-    """Folder with one folder of images per class; or, for segmentation, with images/, masks/ and classes.json."""
+    """Folder with one folder of images per class; or, for segmentation, with images/, masks/ and classes.json; or, for
+    detection, with images/ and annotations/."""
 
-    task: Literal["classification", "segmentation"] = "classification"
-    """segmentation: image and mask are cropped together for training, beside no other pipeline."""
+    task: Literal["classification", "segmentation", "detection"] = "classification"
+    """segmentation, detection: image and mask or boxes are changed together for training, beside no other pipeline."""
 
     passes: int = 15
     """Measured passes over all images, for each of the pipelines; one more goes before. At least 2."""
@@ -75,11 +78,12 @@ def main(arguments: Sequence[str]) -> int:
     check_installed(*TRAINING, purpose=PURPOSE, extra="train")
     root = source_path("dir", config.dir)
     out = check_out(config.out)
-    if config.task == "segmentation":
-        results = measure_crops(root, config.passes)
+    if config.task != "classification":
+        results = (measure_crops if config.task == "segmentation" else measure_boxes)(root, config.passes)
+        ((unit, rates),) = results["train"].items()
         sys.stdout.write(
-            f"{results['images']} images with masks, one core; crops/s of training: median (quartiles of the passes)\n"
-            f"{_spread(results['train']['crops_per_second'], 0)}\n"
+            f"{results['images']} images with {results['with']}, one core; {unit.replace('_per_second', '/s')} of "
+            f"training: median (quartiles of the passes)\n{_spread(rates, 0)}\n"
         )
     else:
         results = measure(root, config.passes)
@@ -112,31 +116,60 @@ def measure(root: Path, passes: int) -> dict[str, Any]:
 
 def measure_crops(root: Path, passes: int) -> dict[str, Any]:
     """Returns the crops/s of every pass over a folder of images and masks."""
-    import grain
-
     from ..recipes.segment import segment_folder
     from ..tasks.segmentation.sources import open_source
     from ..tasks.segmentation.transforms import train_transforms
 
     data = dataclasses.replace(segment_folder().data, dir=str(root.resolve()))
     source = open_source(data, "train")
-    dataset = grain.MapDataset.source(source).seed(0).apply(train_transforms(data, len(source.class_names)))
-    # Batches of 8, for one of all crops would be large.
+    transforms = train_transforms(data, len(source.class_names))
+    rates = _training_rates(source, transforms, (data.crop_size, data.crop_size), passes)
+    return _figures(data.dir, source, "masks", {"crops_per_second": rates})
+
+
+def measure_boxes(root: Path, passes: int) -> dict[str, Any]:
+    """Returns the images/s of every pass over a folder of images with boxes, and masks if all have them."""
+    from ..recipes.detect import detect_folder
+    from ..tasks.detection.shapes import training_shape
+    from ..tasks.detection.sources import open_source
+    from ..tasks.detection.transforms import train_transforms
+
+    data = dataclasses.replace(detect_folder().data, dir=str(root.resolve()))
+    try:
+        source, masks = open_source(data, "train", masks=True), True
+    except InputError:
+        source, masks = open_source(data, "train", masks=False), False
+    shape = training_shape(source.sizes, data)
+    transforms = train_transforms(data, shape, source.boxes_an_image, masks=masks)
+    rates = _training_rates(source, transforms, shape, passes)
+    return _figures(data.dir, source, "boxes and masks" if masks else "boxes", {"images_per_second": rates})
+
+
+def _training_rates(source: Any, transforms: Sequence[Any], shape: tuple[int, int], passes: int) -> list[float]:
+    import grain
+
+    dataset = grain.MapDataset.source(source).seed(0).apply(transforms)
+    # Batches of 8, for one of all images would be large.
     batches = dataset.repeat().batch(8)
     images = math.ceil(len(source) / 8) * 8
     numbers = itertools.count()
 
     def run_pass() -> None:
         for _ in range(images // 8):
-            _check(batches[next(numbers)]["image"].shape, (8, data.crop_size, data.crop_size, 3))
+            _check(batches[next(numbers)]["image"].shape, (8, *shape, 3))
 
     (rates,) = _rates({"train": (run_pass,)}, images, passes)["train"]
+    return rates
+
+
+def _figures(folder: str, source: Any, objects: str, rates: dict[str, list[float]]) -> dict[str, Any]:
     return {
-        "dir": data.dir,
+        "dir": folder,
         "images": len(source),
+        "with": objects,
         "versions": {name: importlib.metadata.version(name) for name in ("grain", "numba", "numpy", "simplejpeg")},
         "load": os.getloadavg(),
-        "train": {"crops_per_second": rates},
+        "train": rates,
     }
 
 

@@ -18,6 +18,21 @@ from .ade20k import (
     ade20k_upernet_svt_small,
 )
 from .cifar import cifar10
+from .coco import (
+    coco_mask_rcnn_pcpvt_base_1x,
+    coco_mask_rcnn_pcpvt_large_1x,
+    coco_mask_rcnn_pcpvt_small_1x,
+    coco_mask_rcnn_svt_base_1x,
+    coco_mask_rcnn_svt_large_1x,
+    coco_mask_rcnn_svt_small_1x,
+    coco_retinanet_pcpvt_base_1x,
+    coco_retinanet_pcpvt_large_1x,
+    coco_retinanet_pcpvt_small_1x,
+    coco_retinanet_svt_base_1x,
+    coco_retinanet_svt_large_1x,
+    coco_retinanet_svt_small_1x,
+)
+from .detect import detect_folder
 from .digits import digits
 from .finetune import finetune_384, finetune_folder
 from .imagenet import (
@@ -59,6 +74,19 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
         ade20k_upernet_svt_base,
         ade20k_upernet_svt_large,
         segment_folder,
+        coco_retinanet_pcpvt_small_1x,
+        coco_retinanet_pcpvt_base_1x,
+        coco_retinanet_pcpvt_large_1x,
+        coco_retinanet_svt_small_1x,
+        coco_retinanet_svt_base_1x,
+        coco_retinanet_svt_large_1x,
+        coco_mask_rcnn_pcpvt_small_1x,
+        coco_mask_rcnn_pcpvt_base_1x,
+        coco_mask_rcnn_pcpvt_large_1x,
+        coco_mask_rcnn_svt_small_1x,
+        coco_mask_rcnn_svt_base_1x,
+        coco_mask_rcnn_svt_large_1x,
+        detect_folder,
     )
 }
 """The names that `python -m train.main RECIPE` takes."""

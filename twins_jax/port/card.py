@@ -4,7 +4,7 @@ from twins_jax.config import variant_config
 from twins_jax.errors import shown
 from twins_jax.port.convert import Declared
 from twins_jax.port.describe import shown_size
-from twins_jax.port.infer import Inferred
+from twins_jax.port.infer import KINDS, Inferred
 from twins_jax.published import PUBLISHED
 
 MOST_NAMES = 20
@@ -50,9 +50,7 @@ def model_card(repository: str, model: Inferred, declared: Declared) -> str:
 
 
 def _task(model: Inferred) -> str:
-    if model.head:
-        return "image-segmentation"
-    return "image-classification" if model.num_classes else "image-feature-extraction"
+    return model.kind.task if model.num_classes else KINDS["backbone"].task
 
 
 def _kind(model: Inferred) -> str:

@@ -4,21 +4,25 @@ import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Collection, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
 
 from twins_jax.config import WindowPadding
+from twins_jax.detection.preprocess import DetectionPreprocessing
 from twins_jax.errors import InputError, shown, shown_list
 from twins_jax.fit import misfits
 from twins_jax.port.infer import CLASSIFIER_ROOTS, Inferred, Shape, infer
-from twins_jax.port.rules import LAYOUTS, OURS, TORCH_DENSE, Layout, Match
+from twins_jax.port.rules import LAYOUTS, OURS, Layout, Match
 from twins_jax.preprocess import Preprocessing
 from twins_jax.segmentation.preprocess import SegmentationPreprocessing
 
 Tensors = dict[str, np.ndarray]
 """name or path -> array."""
+
+AnyPreprocessing: TypeAlias = Preprocessing | SegmentationPreprocessing | DetectionPreprocessing
+"""The preprocessing of the images of any model."""
 
 
 class Declared(NamedTuple):
@@ -31,13 +35,13 @@ class Declared(NamedTuple):
         preprocessing: of the images with which the model was evaluated.
         window_padding: the one option that changes the function that the weights compute.
         multi_label: True if an image has any number of labels, and the outputs are logits of as many sigmoids.
-        head: of a dense task, such as "upernet".
+        head: of a dense task, such as "upernet" or "retinanet".
     """
 
     name: str | None = None
     num_classes: int | None = None
     class_names: tuple[str, ...] | None = None
-    preprocessing: Preprocessing | SegmentationPreprocessing | None = None
+    preprocessing: AnyPreprocessing | None = None
     window_padding: WindowPadding | None = None
     multi_label: bool | None = None
     head: str | None = None
@@ -171,13 +175,13 @@ def port(weights: Weights, name: str | None = None, *, without_dense_head: bool 
         model = dataclasses.replace(model, head=None, num_classes=None)
     _check_declared(weights, model)
 
-    expected, transpose = {}, {}
+    expected, rows = {}, {}
     for path, shape in model.expected().items():
         row = weights.layout.to_theirs(path)
         if row is None:
             raise KeyError(f"the table of names has no row for {path}")
         expected[row.name] = tuple(shape[axis] for axis in np.argsort(row.axes))
-        transpose[path] = row
+        rows[path] = row
     not_ported = dict.fromkeys(  # a set that keeps the file's order
         tensor_name
         for tensor_name, match in matches.items()
@@ -187,12 +191,12 @@ def port(weights: Weights, name: str | None = None, *, without_dense_head: bool 
     if problems:
         message = f"{weights.label}: {len(problems)} tensors do not fit {model.name}{weights.hint}"
         raise InputError("\n".join([message, *problems]))
-    params = {path: np.transpose(weights.tensors[row.name], row.axes) for path, row in transpose.items()}
+    params = {path: row.to_ours(weights.tensors[row.name]) for path, row in rows.items()}
     return Ported(model, params, (*not_ported, *weights.left_out))
 
 
 def to_layout(params: Mapping[str, np.ndarray], layout: Layout) -> Tensors:
-    """Parameters under a layout's names and with its axes, as views: the inverse of `port`.
+    """Parameters under a layout's names and with its axes, mostly as views: the inverse of `port`.
 
     Args:
         params: path -> array in our axes, as `Ported` has them.
@@ -203,7 +207,7 @@ def to_layout(params: Mapping[str, np.ndarray], layout: Layout) -> Tensors:
         row = layout.to_theirs(path)
         if row is None:
             raise KeyError(f"the table of names has no row for {path} in the layout of {layout.label}")
-        tensors[row.name] = np.transpose(array, np.argsort(row.axes))
+        tensors[row.name] = row.to_theirs(array)
     return tensors
 
 
@@ -216,7 +220,7 @@ def _may_stay(tensor_name: str, match: Match | None, layout: Layout, model: Infe
         in_backbone = "backbone/" if layout is OURS else layout.prefix
         return not (match.name.startswith("backbone/") if match else tensor_name.startswith(in_backbone))
     is_kept = match is not None and match.name.startswith(CLASSIFIER_ROOTS)
-    return is_kept and model.head is not None and layout is TORCH_DENSE
+    return is_kept and model.head is not None and layout is model.kind.theirs
 
 
 def _check_declared(weights: Weights, model: Inferred) -> None:

@@ -1,9 +1,9 @@
 """Class names, preprocessing and `window_padding`, which changes the computed function: they travel beside weights.
 
 One JSON object holds it: timm's `config.json` with more keys: "window_padding"; "problem_type", which is Hugging Face's
-transformers' and stands for a classifier of several labels; "head" and "preprocessing" of a segmenter. It is the
-metadata "twins_jax" of a .safetensors file, and `config.json` in an Orbax folder. A training run's folder holds the
-same in files of its own.
+transformers' and stands for a classifier of several labels; "head" and "preprocessing" of a segmenter or a detector. It
+is the metadata "twins_jax" of a .safetensors file, and `config.json` in an Orbax folder. A training run's folder holds
+the same in files of its own.
 """
 
 import dataclasses
@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 from twins_jax.config import WindowPadding
+from twins_jax.detection.detector import DetectionHead
+from twins_jax.detection.preprocess import DetectionPreprocessing
 from twins_jax.errors import InputError, require
 from twins_jax.files import parse_object, read_object
-from twins_jax.port.convert import NOTHING_DECLARED, Declared
+from twins_jax.port.convert import NOTHING_DECLARED, AnyPreprocessing, Declared
 from twins_jax.port.infer import Inferred
 from twins_jax.preprocess import Preprocessing
 from twins_jax.segmentation.preprocess import SegmentationPreprocessing
@@ -63,9 +65,10 @@ def from_json(config: Mapping[str, Any], place: str) -> Declared:
     if not isinstance(pretrained, dict):
         raise InputError(f"{place}: pretrained_cfg={pretrained!r}: must be an object")
     names = next((part[key] for part in (config, pretrained) for key in ("label_names", "labels") if key in part), None)
-    images: Preprocessing | SegmentationPreprocessing | None = _preprocessing(pretrained, place)
-    if config.get("head") is not None and (own := config.get("preprocessing")) is not None:
-        images = _segmentation(own, f"{place}: preprocessing")
+    images: AnyPreprocessing | None = _preprocessing(pretrained, place)
+    head = config.get("head")
+    if head is not None and (own := config.get("preprocessing")) is not None:
+        images = _of_dense_task(head, own, f"{place}: preprocessing")
     return Declared(
         name=config.get("architecture"),
         num_classes=config.get("num_classes"),
@@ -73,7 +76,7 @@ def from_json(config: Mapping[str, Any], place: str) -> Declared:
         preprocessing=images,
         window_padding=_window_padding(config.get("window_padding"), f"{place}: window_padding"),
         multi_label=config.get("problem_type") == MULTI_LABEL or None,
-        head=config.get("head"),
+        head=head,
     )
 
 
@@ -95,15 +98,8 @@ def to_json(declared: Declared, model: Inferred) -> dict[str, Any]:
     if declared.window_padding is not None:
         config["window_padding"] = declared.window_padding
     images = declared.preprocessing
-    if isinstance(images, SegmentationPreprocessing):
-        config["preprocessing"] = {
-            "shorter": int(images.shorter),
-            "longer": int(images.longer),
-            "mean": list(images.mean),
-            "std": list(images.std),
-        }
-    elif images is not None:
-        side = int(images.image_size)  # Python's own numbers: JSON takes none of NumPy's
+    if isinstance(images, Preprocessing):  # Python's own numbers: JSON takes none of NumPy's
+        side = int(images.image_size)
         config["pretrained_cfg"] = {
             "input_size": [model.in_channels, side, side],
             "crop_pct": float(images.crop),
@@ -111,6 +107,9 @@ def to_json(declared: Declared, model: Inferred) -> dict[str, Any]:
             "std": list(images.std),
             "interpolation": images.interpolation,
         }
+    elif images is not None:
+        values = dataclasses.asdict(images).items()
+        config["preprocessing"] = {key: list(x) if isinstance(x, tuple) else int(x) for key, x in values}
     return config
 
 
@@ -126,7 +125,7 @@ def _read_run(run: str) -> Declared:
                 raise InputError(f"{path}: {key}={part!r}: must be an object")
         declared = Declared(
             name=model.get("name"),
-            preprocessing=_of_run(path, data),
+            preprocessing=_of_run(path, config.get("head"), data),
             window_padding=_window_padding(model.get("window_padding"), f"{path}: model.window_padding"),
             multi_label=data.get("multi_label") is True or None,
             head=config.get("head"),
@@ -138,21 +137,25 @@ def _read_run(run: str) -> Declared:
     return declared
 
 
-def _of_run(path: str, data: Mapping[str, Any]) -> Preprocessing | SegmentationPreprocessing | None:
+def _of_run(path: str, head: Any, data: Mapping[str, Any]) -> AnyPreprocessing | None:
     """Returns the preprocessing of a run's evaluations, of the tasks that are known."""
     if {"image_size", "eval_crop"} <= data.keys():
         return _checked(path, image_size=data["image_size"], crop=data["eval_crop"])
     if {"shorter", "longer"} <= data.keys():
-        return _segmentation({key: data[key] for key in ("shorter", "longer")}, f"{path}: data")
+        return _of_dense_task(head, {key: data[key] for key in ("shorter", "longer")}, f"{path}: data")
     return None
 
 
-def _segmentation(values: Any, place: str) -> SegmentationPreprocessing:
-    fields = [field.name for field in dataclasses.fields(SegmentationPreprocessing)]
+def _of_dense_task(head: Any, values: Any, place: str) -> SegmentationPreprocessing | DetectionPreprocessing:
+    """Checks the preprocessing of a model with a head; of a head that is not known, it is an error later."""
+    of_task: type[SegmentationPreprocessing] | type[DetectionPreprocessing] = SegmentationPreprocessing
+    if head in get_args(DetectionHead):
+        of_task = DetectionPreprocessing
+    fields = [field.name for field in dataclasses.fields(of_task)]
     is_known = isinstance(values, dict) and values.keys() <= set(fields)
     require(place, values, is_known, f"an object of {', '.join(fields)}")
     try:
-        return SegmentationPreprocessing(**values)
+        return of_task(**values)
     except InputError as error:
         raise InputError(f"{place}: {error}") from error
 

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from twins_jax.errors import shown_list
-from twins_jax.port.convert import Declared, Ported, Weights
+from twins_jax.port.convert import AnyPreprocessing, Declared, Ported, Weights
 from twins_jax.preprocess import Preprocessing
-from twins_jax.segmentation.preprocess import SegmentationPreprocessing
 
 PARTS = ("patch_embed", "peg", "blocks")
 
@@ -61,7 +60,7 @@ def describe(weights: Weights, ported: Ported) -> str:
 
 def _part(path: str) -> str:
     """Returns the part of a model outside of its stages that a parameter is counted with: of a head, each module."""
-    is_of_head = path.startswith(("decode_head/", "auxiliary_head/"))
+    is_of_head = path.count("/") > 1 and not path.startswith("backbone/")
     return "/".join(path.split("/")[:2]) if is_of_head else path.rpartition("/")[0]
 
 
@@ -76,11 +75,11 @@ def _of_images(declared: Declared) -> dict[str, str]:
     return facts
 
 
-def shown_size(images: Preprocessing | SegmentationPreprocessing) -> str:
+def shown_size(images: AnyPreprocessing) -> str:
     """Returns a preprocessing's sizes for people."""
-    if isinstance(images, SegmentationPreprocessing):
-        return f"shorter side {images.shorter} pixels, longer side at most {images.longer}"
-    return f"{images.image_size} x {images.image_size} pixels, center crop {images.crop:g}, {images.interpolation}"
+    if isinstance(images, Preprocessing):
+        return f"{images.image_size} x {images.image_size} pixels, center crop {images.crop:g}, {images.interpolation}"
+    return f"shorter side {images.shorter} pixels, longer side at most {images.longer}"
 
 
 def _below(params: Mapping[str, np.ndarray], root: str) -> dict[str, np.ndarray]:

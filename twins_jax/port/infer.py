@@ -12,13 +12,34 @@ from twins_jax.abstract import abstract_model
 from twins_jax.backbone import TwinsBackbone
 from twins_jax.classifier import TwinsClassifier
 from twins_jax.config import VARIANTS, TwinsConfig, TwinsOptions, check_config, variant_config
+from twins_jax.detection.anchors import RETINANET_ANCHORS
+from twins_jax.detection.build import make_detector
+from twins_jax.detection.detector import DetectionHead, TwinsDetector
 from twins_jax.errors import InputError
 from twins_jax.functional import get_batch_stats, get_params
 from twins_jax.model import Model
-from twins_jax.port.rules import OURS, OURS_BACKBONE, TORCH, TORCH_DENSE, Layout
+from twins_jax.port.rules import OURS, OURS_BACKBONE, TORCH, TORCH_DENSE, TORCH_DETECTION, Layout
 from twins_jax.segmentation.segmenter import SegmentationHead, TwinsSegmenter
 
 Shape = tuple[int, ...]
+
+
+class Classifier(NamedTuple):
+    """A module whose number of outputs follows from that of the classes.
+
+    Attributes:
+        path: of the module.
+        per_class: outputs of each class, such as one of each anchor.
+        others: outputs of no class, such as that of the background.
+    """
+
+    path: str
+    per_class: int = 1
+    others: int = 0
+
+    def num_classes(self, outputs: int) -> int:
+        """Returns the number of classes of a module with so many outputs."""
+        return (outputs - self.others) // self.per_class
 
 
 class Kind(NamedTuple):
@@ -26,19 +47,24 @@ class Kind(NamedTuple):
 
     Attributes:
         noun: for people, "a classifier".
+        task: Hugging Face's name of it.
         loader: the name of the public function that makes one from weights.
         mark: the beginning of paths that only models of this kind have; "" for those that no head of a dense task
             marks.
-        classifiers: the modules whose outputs are the classes; the first one is asked first.
+        classifiers: the modules that depend on the number of classes; the first one is asked for it first.
+        usual_classes: those of upstream's checkpoints; assumed of weights without classifiers, to say how these should
+            look.
         ours: the layout of files of this project.
         theirs: the layout of files of PyTorch.
         make: creates a model of a configuration, a number of classes (None for a backbone) and `rngs`.
     """
 
     noun: str
+    task: str
     loader: str
     mark: str
-    classifiers: tuple[str, ...]
+    classifiers: tuple[Classifier, ...]
+    usual_classes: int
     ours: Layout
     theirs: Layout
     make: Callable[[TwinsConfig, int | None, nnx.Rngs], Model]
@@ -56,22 +82,78 @@ def _segmenter(head: SegmentationHead, noun: str, mark: str, *auxiliary: str) ->
     def make(config: TwinsConfig, num_classes: int | None, rngs: nnx.Rngs) -> Model:
         return TwinsSegmenter(config, head, num_classes or ADE20K_CLASSES, rngs=rngs)
 
-    classifiers = ("decode_head/classifier/conv", *auxiliary)
-    return Kind(noun, "segmenter_from_pretrained", mark, classifiers, OURS, TORCH_DENSE, make)
+    return Kind(
+        noun=noun,
+        task="image-segmentation",
+        loader="segmenter_from_pretrained",
+        mark=mark,
+        classifiers=tuple(map(Classifier, ("decode_head/classifier/conv", *auxiliary))),
+        usual_classes=ADE20K_CLASSES,
+        ours=OURS,
+        theirs=TORCH_DENSE,
+        make=make,
+    )
 
 
-ADE20K_CLASSES = 150
-"""Of upstream's segmentation checkpoints; assumed of weights whose classifier is missing, to say how it should look."""
+def _detector(head: DetectionHead, noun: str, mark: str, *classifiers: Classifier) -> Kind:
+    def make(config: TwinsConfig, num_classes: int | None, rngs: nnx.Rngs) -> Model:
+        return make_detector(config, head, num_classes or COCO_CLASSES, rngs=rngs)
+
+    return Kind(
+        noun=noun,
+        task="object-detection",
+        loader="detector_from_pretrained",
+        mark=mark,
+        classifiers=classifiers,
+        usual_classes=COCO_CLASSES,
+        ours=OURS,
+        theirs=TORCH_DETECTION,
+        make=make,
+    )
+
+
+ADE20K_CLASSES, COCO_CLASSES = 150, 80
 
 KINDS = {
     "upernet": _segmenter(
         "upernet", "a UPerNet segmenter", "decode_head/pyramid_pooling/", "auxiliary_head/classifier/conv"
     ),
     "semantic_fpn": _segmenter("semantic_fpn", "a Semantic FPN segmenter", "decode_head/scale_heads/"),
-    "classifier": Kind("a classifier", "from_pretrained", "", ("head",), OURS, TORCH, _make_classifier),
-    "backbone": Kind("a backbone", "backbone_from_pretrained", "", (), OURS_BACKBONE, TORCH_DENSE, _make_backbone),
+    "retinanet": _detector(
+        "retinanet", "a RetinaNet detector", "heads/", Classifier("heads/cls", per_class=RETINANET_ANCHORS.per_cell)
+    ),
+    "mask_rcnn": _detector(
+        "mask_rcnn",
+        "a Mask R-CNN detector",
+        "rpn/",
+        Classifier("box_head/cls", others=1),
+        Classifier("box_head/reg", per_class=4),
+        Classifier("mask_head/logits"),
+    ),
+    "classifier": Kind(
+        noun="a classifier",
+        task="image-classification",
+        loader="from_pretrained",
+        mark="",
+        classifiers=(Classifier("head"),),
+        usual_classes=0,
+        ours=OURS,
+        theirs=TORCH,
+        make=_make_classifier,
+    ),
+    "backbone": Kind(
+        noun="a backbone",
+        task="image-feature-extraction",
+        loader="backbone_from_pretrained",
+        mark="",
+        classifiers=(),
+        usual_classes=0,
+        ours=OURS_BACKBONE,
+        theirs=TORCH_DENSE,
+        make=_make_backbone,
+    ),
 }
-"""The kinds of models, each under the name of its head. A detector would be one more entry with a mark."""
+"""The kinds of models, each under the name of its head."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,9 +229,9 @@ def infer(shapes: Mapping[str, Shape], label: str, *, is_dense: bool, name: str 
     head = next((head for mark, head in marks.items() if any(path.startswith(mark) for path in shapes)), None)
     num_classes: int | None = None
     if head is not None:
-        num_classes = max(_count_classes(shapes, KINDS[head], ADE20K_CLASSES), 1)
+        num_classes = max(_count_classes(shapes, KINDS[head]), 1)
     elif not is_dense and not stage_norms and any(path.startswith(CLASSIFIER_ROOTS) for path in shapes):
-        num_classes = _count_classes(shapes, KINDS["classifier"], 0)
+        num_classes = _count_classes(shapes, KINDS["classifier"])
     return Inferred(
         name=name or _infer_variant(shapes, label),
         in_channels=max(patch_kernel[2], 1) if len(patch_kernel) == 4 else 3,
@@ -163,14 +245,15 @@ CLASSIFIER_ROOTS = ("norm/", "head/")
 """The beginnings of the paths of a classifier outside of its backbone."""
 
 
-def _count_classes(shapes: Mapping[str, Shape], kind: Kind, default: int) -> int:
-    leaves = (f"{module}/{leaf}" for module in kind.classifiers for leaf in ("bias", "kernel"))
-    return next((shapes[path][-1] for path in leaves if shapes.get(path)), default)
+def _count_classes(shapes: Mapping[str, Shape], kind: Kind) -> int:
+    leaves = ((module, f"{module.path}/{leaf}") for module in kind.classifiers for leaf in ("bias", "kernel"))
+    counts = (module.num_classes(shapes[path][-1]) for module, path in leaves if shapes.get(path))
+    return next(counts, kind.usual_classes)
 
 
 def kind_name(model: Model) -> str:
     """Returns the key in `KINDS` of a model's kind."""
-    if isinstance(model, TwinsSegmenter):
+    if isinstance(model, TwinsSegmenter | TwinsDetector):
         return model.head
     return "classifier" if isinstance(model, TwinsClassifier) else "backbone"
 
@@ -188,7 +271,8 @@ def of_model(model: Model) -> Inferred:
     for name, variant in VARIANTS.items():
         if all(getattr(variant, field) == value for field, value in found.items()):
             num_classes = None if isinstance(model, TwinsBackbone) else model.num_classes
-            head = model.head if isinstance(model, TwinsSegmenter) else None
+            kind = kind_name(model)
+            head = kind if KINDS[kind].mark else None
             return Inferred(name, config.in_channels, num_classes, config.stage_norms, head)
     described = ", ".join(f"{field}={value}" for field, value in found.items())
     raise InputError(f"model.config: must be of a variant, one of {', '.join(VARIANTS)}; is {described}")

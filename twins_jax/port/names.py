@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from twins_jax.errors import InputError, shown, shown_list
-from twins_jax.port.rules import BACKBONE, SEGMENTATION, TORCH_DENSE, Modules
+from twins_jax.port.rules import BACKBONE, DETECTION, SEGMENTATION, TORCH_DENSE, Modules
 
 BOOKKEEPING = (
     "total_ops",  # thop's counts, in every module
@@ -122,6 +122,7 @@ def _parts(modules: Modules) -> tuple[str, ...]:
 
 
 BACKBONE_PARTS = _parts(BACKBONE)
+DENSE_PARTS = _parts(SEGMENTATION + DETECTION)
 
 _BACKBONE_NAME = re.compile(
     r"(.*\.)?(?:"
@@ -141,7 +142,7 @@ def count_by_prefix(names: Iterable[str]) -> Counter[str]:
     return Counter(match[1] or "" for match in matches if match)
 
 
-_ROOTS = (*BACKBONE_PARTS, "backbone.", "norm.", "head.", *_parts(SEGMENTATION))
+_ROOTS = (*BACKBONE_PARTS, "backbone.", "norm.", "head.", *DENSE_PARTS)
 _WRAPPED = re.compile(rf"(?:^|(?<=\.))(?:{'|'.join(map(re.escape, _ROOTS))}).*", re.DOTALL)
 _WRAPPERS = re.compile(rf"(?<=\.)(?:{'|'.join(map(re.escape, WRAPPERS))})\.")
 
@@ -172,6 +173,8 @@ def find_heads(tensors: Mapping[str, np.ndarray], prefix: str = "") -> tuple[str
     if last is None:
         return ()
     modules = [name.removesuffix(".weight") for name in tensors if name.endswith(".weight")]
+    beside = prefix.removesuffix(TORCH_DENSE.prefix)
+    known = (*(f"{prefix}{part}" for part in BACKBONE_PARTS), *(f"{beside}{part}" for part in DENSE_PARTS))
     return tuple(
         module
         for module in modules
@@ -179,7 +182,7 @@ def find_heads(tensors: Mapping[str, np.ndarray], prefix: str = "") -> tuple[str
         and (bias := tensors.get(f"{module}.bias")) is not None
         and bias.shape == tensors[f"{module}.weight"].shape[:1]
         and module != f"{prefix}head"
-        and not module.startswith(tuple(f"{prefix}{part}" for part in BACKBONE_PARTS))
+        and not module.startswith(known)
     )
 
 

@@ -11,6 +11,7 @@ from twins_jax.port.convert import NOTHING_DECLARED, Declared, Tensors, Weights
 from twins_jax.port.declared import from_text, read_folder
 from twins_jax.port.folder import find_checkpoint
 from twins_jax.port.formats import Format, find_format
+from twins_jax.port.infer import KINDS
 from twins_jax.port.state_names import select
 from twins_jax.port.torch_io import Contents
 from twins_jax.published import PUBLISHED
@@ -75,8 +76,6 @@ def _read_file(path: str, label: str, choice: Choice, declared: Declared = NOTHI
     contents, note = _read_contents(path, found, choice)
     if found is Format.SAFETENSORS:
         declared = declared.or_else(from_text(safetensors_io.read_metadata(path), f"{path}: metadata"))
-    if contents.class_names and len(contents.class_names) in _segmented_classes(contents.tensors):
-        declared = declared.or_else(Declared(class_names=contents.class_names))
     if not contents.tensors:
         raise InputError(f"{label}: holds no tensors")
     # What chose the dict does not choose among its names, too.
@@ -85,6 +84,8 @@ def _read_file(path: str, label: str, choice: Choice, declared: Declared = NOTHI
     tidy = names.tidy_names(
         contents.tensors, label, prefix=prefix, head=choice.head, ema=choice.ema and not contents.is_average
     )
+    if contents.class_names and len(contents.class_names) in _dense_classes(tidy.tensors):
+        declared = declared.or_else(Declared(class_names=contents.class_names))
     if choice.head == names.NO_HEAD:
         declared = declared._replace(num_classes=None, class_names=None, multi_label=None)
     return Weights(
@@ -102,9 +103,16 @@ def _read_file(path: str, label: str, choice: Choice, declared: Declared = NOTHI
     )
 
 
-def _segmented_classes(tensors: Tensors) -> set[int]:
-    """Returns the outputs of the classifiers that segmentation heads have: a record of class names is of them."""
-    return {tensor.shape[0] for name, tensor in tensors.items() if name.endswith(".conv_seg.bias") and tensor.ndim}
+def _dense_classes(tensors: Tensors) -> set[int]:
+    """Returns the numbers of classes that heads of dense tasks have: a record of class names is of them."""
+    found = set()
+    for kind in KINDS.values():
+        for module in kind.classifiers if kind.mark else ():
+            row = kind.theirs.to_theirs(f"{module.path}/bias")
+            bias = tensors.get(row.name) if row else None
+            if bias is not None and bias.ndim:
+                found.add(module.num_classes(bias.shape[0]))
+    return found
 
 
 def _read_contents(path: str, found: Format, choice: Choice) -> tuple[Contents, str]:

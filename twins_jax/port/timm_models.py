@@ -8,10 +8,13 @@ import numpy as np
 
 from twins_jax.config import WindowPadding, variant_config
 from twins_jax.errors import InputError, one_line
+from twins_jax.port import torch_detectors, torch_heads
 from twins_jax.port.convert import Weights
 from twins_jax.port.infer import Inferred
-from twins_jax.port.torch_heads import HEADS
 from twins_jax.port.torch_io import to_torch
+
+HEADS = torch_heads.HEADS | torch_detectors.HEADS
+"""The necks and heads of dense tasks, by name: functions of a state dict and four maps [B, C, H, W]."""
 
 _kept_alive: list[Any] = []
 
@@ -64,7 +67,7 @@ def torch_model(
 
     Returns:
         A function of images [B, H, W, in_channels] and a dtype, float32 or float64, that gives in that dtype the four
-        maps [B, H, W, C], and then a classifier's logits or features, or those of `twins_jax.port.torch_heads`.
+        maps [B, H, W, C], and then a classifier's logits or features, or the outputs of `HEADS`, channels last.
 
     Raises:
         InputError: timm cannot be imported, or lacks the model.
@@ -99,7 +102,7 @@ def torch_model(
             if model.head is not None:
                 tensors = {name: tensor.to(x.dtype) for name, tensor in state.items() if name not in own}
                 maps = [*maps, *HEADS[model.head](tensors, maps)]
-            outputs = [feature.permute(0, 2, 3, 1).numpy() for feature in maps]
+            outputs = [(x.permute(0, 2, 3, 1) if x.ndim == 4 else x).numpy() for x in maps]
             if model.kind_name == "classifier":
                 outputs.append(networks[dtype].forward_head(final).numpy())
             return outputs

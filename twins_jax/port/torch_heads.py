@@ -29,22 +29,17 @@ def upernet(state: State, maps: Sequence[Any]) -> list[Any]:
     levels = [_conv_module(state, f"{head}.fpn_convs.{i}", x) for i, x in enumerate(laterals[:3])]
     levels.append(laterals[3])
     joined = _concatenate([levels[0], *(_resize(x, levels[0]) for x in levels[1:])])
-    logits = _conv(state, f"{head}.conv_seg", _conv_module(state, f"{head}.fpn_bottleneck", joined))
+    logits = conv(state, f"{head}.conv_seg", _conv_module(state, f"{head}.fpn_bottleneck", joined))
     auxiliary = _conv_module(state, "auxiliary_head.convs.0", maps[2])
-    return [logits, _conv(state, "auxiliary_head.conv_seg", auxiliary)]
+    return [logits, conv(state, "auxiliary_head.conv_seg", auxiliary)]
 
 
 def semantic_fpn(state: State, maps: Sequence[Any]) -> list[Any]:
     """Computes Semantic FPN's logits [B, K, h, w] of four maps [B, C, h, w]."""
     from torch.nn import functional
 
-    laterals = [_conv(state, f"neck.lateral_convs.{i}.conv", x) for i, x in enumerate(maps)]
-    for i in (3, 2, 1):
-        size = laterals[i - 1].shape[2:]
-        laterals[i - 1] = laterals[i - 1] + functional.interpolate(laterals[i], size=size, mode="nearest")
     levels = []
-    for level, lateral in enumerate(laterals):
-        x = _conv(state, f"neck.fpn_convs.{level}.conv", lateral)
+    for level, x in enumerate(pyramid(state, maps)):
         for step in range(max(level, 1)):
             x = _conv_module(state, f"decode_head.scale_heads.{level}.{2 * step}", x)
             if level:
@@ -53,17 +48,29 @@ def semantic_fpn(state: State, maps: Sequence[Any]) -> list[Any]:
     total = levels[0]
     for x in levels[1:]:
         total = total + _resize(x, total)
-    return [_conv(state, "decode_head.conv_seg", total)]
+    return [conv(state, "decode_head.conv_seg", total)]
 
 
-HEADS: dict[str, Callable[[State, Sequence[Any]], list[Any]]] = {"upernet": upernet, "semantic_fpn": semantic_fpn}
+def pyramid(state: State, maps: Sequence[Any]) -> list[Any]:
+    """Computes a feature pyramid [B, 256, h, w] of as many maps [B, C, h, w]."""
+    from torch.nn import functional
+
+    laterals = [conv(state, f"neck.lateral_convs.{i}.conv", x) for i, x in enumerate(maps)]
+    for i in range(len(maps) - 1, 0, -1):
+        size = laterals[i - 1].shape[2:]
+        laterals[i - 1] = laterals[i - 1] + functional.interpolate(laterals[i], size=size, mode="nearest")
+    return [conv(state, f"neck.fpn_convs.{i}.conv", x) for i, x in enumerate(laterals)]
 
 
-def _conv(state: State, name: str, x: Any) -> Any:
+def conv(state: State, name: str, x: Any, *, stride: int = 1) -> Any:
+    """Computes a convolution of an odd size, padded by half of it."""
     from torch.nn import functional
 
     weight = state[f"{name}.weight"]
-    return functional.conv2d(x, weight, state.get(f"{name}.bias"), padding=weight.shape[-1] // 2)
+    return functional.conv2d(x, weight, state.get(f"{name}.bias"), stride=stride, padding=weight.shape[-1] // 2)
+
+
+HEADS: dict[str, Callable[[State, Sequence[Any]], list[Any]]] = {"upernet": upernet, "semantic_fpn": semantic_fpn}
 
 
 def _conv_module(state: State, name: str, x: Any) -> Any:
@@ -71,7 +78,7 @@ def _conv_module(state: State, name: str, x: Any) -> Any:
     from torch.nn import functional
 
     mean, var, weight, bias = (state[f"{name}.bn.{leaf}"] for leaf in ("running_mean", "running_var", "weight", "bias"))
-    return functional.batch_norm(_conv(state, f"{name}.conv", x), mean, var, weight, bias, eps=1e-5).relu()
+    return functional.batch_norm(conv(state, f"{name}.conv", x), mean, var, weight, bias, eps=1e-5).relu()
 
 
 def _resize(x: Any, like: Any) -> Any:

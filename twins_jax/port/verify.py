@@ -11,12 +11,16 @@ from flax import nnx
 
 from twins_jax.backbone import TwinsBackbone
 from twins_jax.classifier import TwinsClassifier
+from twins_jax.detection.detector import TwinsDetector
+from twins_jax.detection.mask_rcnn import TwinsMaskRCNN
+from twins_jax.detection.retinanet import TwinsRetinaNet
 from twins_jax.errors import InputError
 from twins_jax.functional import split_model
 from twins_jax.model import Model
 from twins_jax.port.convert import Weights, port
-from twins_jax.port.infer import kind_name
+from twins_jax.port.infer import Inferred, kind_name
 from twins_jax.port.timm_models import torch_model
+from twins_jax.port.torch_detectors import proposals
 
 BOUND = 2.0
 """The largest ratio of our rounding error to PyTorch's own that holds."""
@@ -38,13 +42,22 @@ INPUTS = (Input(1, 224, 224), Input(1, 256, 320), Input(8, 97, 131))
 largest error of one image's ten logits is within a factor of two in the one and the other only by luck."""
 
 
+OUTPUTS = {
+    "upernet": ("logits", "auxiliary"),
+    "semantic_fpn": ("logits",),
+    "retinanet": ("P3", "P4", "P5", "P6", "P7", "logits", "deltas"),
+    "mask_rcnn": ("P2", "P3", "P4", "P5", "P6", "rpn logits", "rpn deltas", "logits", "deltas", "masks"),
+}
+"""Outputs after the backbone's, by head: a segmenter's are at stride 4; a detector's are the levels of its pyramid, and
+the outputs of its heads, all levels joined. Mask R-CNN's last three are of `proposals`."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Comparison:
     """Errors of one output in float32 against PyTorch in float64: largest difference over largest value.
 
     Attributes:
-        output: "stage 1" to "stage 4"; then "logits" or "features" of a classifier, or a segmenter's "logits" at stride
-            4 and "auxiliary" ones.
+        output: "stage 1" to "stage 4"; then "logits" or "features" of a classifier, or what `OUTPUTS` has of a head.
         pytorch_error: of PyTorch in float32.
         our_error: of the model here in float32.
     """
@@ -72,8 +85,8 @@ class Report:
         model: the variant.
         inputs: the batches compared.
         by_input: for each of them, a comparison of every output, in the order of computation.
-        top1_agreement: fraction of images, or of a segmenter's positions, whose largest logit is the same here and in
-            the float64 truth; None for models without a head.
+        top1_agreement: fraction of images, or of a segmenter's positions, a RetinaNet's positions or a Mask R-CNN's
+            regions, whose largest logit is the same here and in the float64 truth; None for models without a head.
     """
 
     model: str
@@ -178,11 +191,7 @@ def verify(
         )
     run_torch = torch_model(torch_weights, inferred, model.config.window_padding)
     run_ours = _our_model(model)
-    outputs = [f"stage {stage + 1}" for stage in range(4)]
-    if inferred.num_classes is not None:
-        outputs.append("logits" if inferred.num_classes else "features")
-    if inferred.head == "upernet":
-        outputs.append("auxiliary")
+    outputs = _outputs(inferred)
 
     by_input, agreeing = [], []
     rng = np.random.default_rng(0)
@@ -203,6 +212,16 @@ def verify(
     return Report(inferred.name, tuple(inputs), tuple(by_input), top1_agreement)
 
 
+def _outputs(model: Inferred) -> list[str]:
+    """Names a model's outputs in the order of computation."""
+    outputs = [f"stage {stage + 1}" for stage in range(4)]
+    if model.head is not None:
+        outputs += OUTPUTS[model.head]
+    elif model.num_classes is not None:
+        outputs.append("logits" if model.num_classes else "features")
+    return outputs
+
+
 def _our_model(model: Model) -> Callable[[np.ndarray], list[np.ndarray]]:
     """A function of NHWC images that gives our outputs: maps, and then logits or features."""
 
@@ -212,6 +231,8 @@ def _our_model(model: Model) -> Callable[[np.ndarray], list[np.ndarray]]:
         maps = model.backbone(images, rngs=rngs)
         if isinstance(model, TwinsClassifier):
             return [*maps, model(images, rngs=rngs)]
+        if isinstance(model, TwinsDetector):
+            return [*maps, *_detector_outputs(model, model.features(images, rngs=rngs))]
         return [*maps, *(logits for logits in model.training_logits(images, rngs=rngs) if logits is not None)]
 
     apply, *variables = split_model(model, outputs)
@@ -222,6 +243,21 @@ def _our_model(model: Model) -> Callable[[np.ndarray], list[np.ndarray]]:
             return [np.asarray(output) for output in apply(*variables, jnp.asarray(images))]
 
     return run
+
+
+def _detector_outputs(model: TwinsDetector, features: Sequence[jax.Array]) -> list[jax.Array]:
+    """Computes a detector's `OUTPUTS`."""
+
+    def joined(levels: Sequence[tuple[jax.Array, jax.Array]]) -> list[jax.Array]:
+        parts = zip(*levels, strict=True)  # logits and deltas
+        return [jnp.concatenate([x.reshape(len(x), -1, x.shape[-1]) for x in part], axis=1) for part in parts]
+
+    if isinstance(model, TwinsRetinaNet):
+        return [*features, *joined(model.heads(features))]
+    assert isinstance(model, TwinsMaskRCNN)
+    boxes = jnp.asarray(proposals(*features[0].shape[:3]))
+    regions = (*model.box_head(features, boxes), model.mask_head(features, boxes))
+    return [*features, *joined(model.rpn(features)), *regions]
 
 
 def _relative_error(values: np.ndarray, truth: np.ndarray) -> float:

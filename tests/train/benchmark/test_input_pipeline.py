@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support import detection
 from tests.support.segmentation import make_folder
 from train.benchmark import input_pipeline
 
@@ -47,6 +48,23 @@ def test_crops_of_segmentation(
     assert min(rates) > 0
     assert input_pipeline.main([str(root / "masks"), "--task", "segmentation"]) == 2
     assert "classes.json: cannot be read: No such file" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:.*annotations that training leaves out")
+def test_images_of_detection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr("os.sched_setaffinity", raising=False)
+    out = tmp_path / "out.json"
+    root = detection.make_folder(tmp_path / "data")
+    command = [str(root), "--task", "detection", "--passes", "2", "--out", str(out)]
+    assert input_pipeline.main(command) == 0
+    assert capsys.readouterr().out.startswith("5 images with boxes and masks, one core; images/s of training: median")
+    assert min(json.loads(out.read_text())["train"]["images_per_second"]) > 0
+    path = root / "annotations" / "train.json"
+    path.write_text(path.read_text().replace('"segmentation"', '"none"'))
+    assert input_pipeline.main(command) == 0
+    assert capsys.readouterr().out.startswith("5 images with boxes, one core; images/s of training: median")
 
 
 def test_bad_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from twins_jax import ops
 from twins_jax.preprocess import normalize
 from twins_jax.segmentation.inference import slide_logits
 
+from ...data.padding import zero_padding
 from ...task import Batch
 from .config import SegmentationDataConfig
 from .rows import rows_at_a_time
@@ -87,10 +88,3 @@ def _resized(
         return ops.resize_bilinear(logits[None], size, **lengths, first_row=first_row)[0]
 
     return jax.vmap(of_image)(logits, source, target)
-
-
-def zero_padding(images: jax.Array, sizes: jax.Array) -> jax.Array:
-    """Sets images [B, H, W, C] to 0 beyond their own sizes, int32 [B, 2]: padding is added to normalized images."""
-    rows, columns = (jnp.arange(length, dtype=jnp.int32) for length in images.shape[1:3])
-    inside = (rows[None, :, None] < sizes[:, 0, None, None]) & (columns[None, None] < sizes[:, 1, None, None])
-    return jnp.where(inside[..., None], images, jnp.zeros((), images.dtype))

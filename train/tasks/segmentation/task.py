@@ -19,6 +19,7 @@ from twins_jax.preprocess import DEFAULT, normalize
 from twins_jax.segmentation.palette import IGNORED
 from twins_jax.segmentation.preprocess import SegmentationPreprocessing
 
+from ...data.padding import zero_padding
 from ...data.pipeline import eval_batches, train_batches
 from ...data.planned import PlannedBatch
 from ...task import Batch, DatasetInfo, Split
@@ -27,7 +28,7 @@ from .groups import Size, plan_batches
 from .losses import pixel_cross_entropy
 from .metrics import SegmentationEvaluator
 from .photometric import distort
-from .prediction import image_name, size_name, zero_padding
+from .prediction import image_name, size_name
 from .report import ReportEvaluator
 from .sources import SegmentationSource, open_source
 from .transforms import eval_transforms, train_transforms

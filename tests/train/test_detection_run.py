@@ -1,0 +1,184 @@
+"""Detectors trained and evaluated on a made-up folder by the real command, and what comes of it."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx, traverse_util
+from PIL import Image
+
+pytest.importorskip("pycocotools", reason="needs the extra `detection`")
+
+import train.flops
+import twins_jax
+from tests.support import runs, short
+from tests.support.alone import call_main, last_line
+from tests.support.detection import ARGUMENTS, CATEGORY_IDS, CLASSES, LEARNT_IMAGES, SIZES, make_folder
+from tests.support.models import NANO, classifier
+from tests.support.narrow import narrow
+from train.main import parse
+from train.task import DatasetInfo
+from twins_jax.detection import retinanet, roi_heads
+from twins_jax.detection.preprocess import DetectionPreprocessing
+from twins_jax.preprocess import normalize
+from twins_jax.segmentation.preprocess import resize
+
+STEPS = 2
+SIDE = "64"
+"""Of all inputs, one shape of training and of evaluation: most of the time goes into compiling."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nano() -> Iterator[None]:
+    """Every box is an answer, however low its score: a model of four steps finds nothing otherwise."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(short.VARIANTS, "nano", NANO)
+        patch.setattr(retinanet, "SCORE_THRESHOLD", 0.0)
+        patch.setattr(roi_heads, "SCORE_THRESHOLD", 0.0)
+        narrow(patch)
+        patch.setattr(train.flops, "loss_flops", lambda *_: 1e9)  # it would trace the loss once more
+        yield
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("data") / "cells")
+
+
+@pytest.fixture(scope="module")
+def arguments(root: Path, compile_cache: Path) -> list[str]:
+    del compile_cache  # in use from now on
+    return [
+        *("detect_folder", "--data.dir", str(root), "--model.name", "nano", *ARGUMENTS),
+        *("--data.shorter", SIDE, "--data.longer", SIDE),
+        *("--steps", str(STEPS), "--checkpoint.every_steps", "1", "--checkpoint.keep", "9"),
+    ]
+
+
+Run = tuple[Path, str]
+
+
+def run(arguments: list[str], workdir: Path, *more: str) -> Run:
+    code, output, errors = call_main([*arguments, "--workdir", str(workdir), *more])
+    assert code == 0, errors
+    return workdir, output
+
+
+@pytest.fixture(scope="module")
+def boxes(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return run(arguments, tmp_path_factory.mktemp("boxes") / "run", "--report")
+
+
+@pytest.fixture(scope="module")
+def masks(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return run(arguments, tmp_path_factory.mktemp("masks") / "run", "--head", "mask_rcnn")
+
+
+def entries(workdir: Path, kind: str = "bbox") -> list[dict]:
+    return json.loads((workdir / f"results.{kind}.json").read_text())
+
+
+def test_a_run_says_how_it_goes(boxes: Run, masks: Run) -> None:
+    final = last_line(boxes[1])
+    assert list(final)[:3] == ["box_ap", "box_ap50", "box_ap75"]
+    assert (final["examples"], final["step"]) == (len(SIZES), STEPS)
+    assert not any(name.startswith("mask") for name in final)
+    assert {"box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75"} < set(last_line(masks[1]))
+    for (workdir, _), terms in (
+        (boxes, {"loss_cls", "loss_bbox"}),
+        (masks, {"loss_cls", "loss_bbox", "loss_rpn_cls", "loss_rpn_bbox", "loss_mask"}),
+    ):
+        training = [line for line in runs.metrics(workdir) if line["split"] == "train"]
+        assert len(training) == STEPS
+        for line in training:
+            assert {name for name in line if name.startswith("loss_")} == terms
+            assert line["loss"] == pytest.approx(sum(line[name] for name in terms), rel=1e-6)
+            assert all(line[name] > 0 for name in terms)
+        assert json.loads((workdir / "dataset.json").read_text())["class_names"] == list(CLASSES)
+
+
+def test_report(boxes: Run) -> None:
+    """Every object is drawn as missed: no score of a model of two steps is high."""
+    workdir, output = boxes
+    text = (workdir / "report" / "index.html").read_text()
+    assert f"box AP {last_line(output)['box_ap']:.2%} of {len(SIZES)} images" in text
+    assert text.count("<figure>") == 2 * LEARNT_IMAGES  # those with objects, and the largest miss of each
+
+
+def test_results_are_those_of_each_image_alone(boxes: Run, root: Path) -> None:
+    """Image by image, in the shape that the preprocessing gives it, with the weights that the run saved."""
+    workdir, _ = boxes
+    model = twins_jax.detector_from_pretrained(workdir)
+    assert model.class_names == CLASSES
+    detect = jax.jit(model.detect)
+    preprocessing = DetectionPreprocessing(int(SIDE), int(SIDE))
+    found = entries(workdir)
+    content = json.loads((root / "annotations" / "val.json").read_text())
+    for image in content["images"][:3]:
+        pixels = np.asarray(Image.open(root / "images" / "val" / image["file_name"]))
+        size = preprocessing.size(*pixels.shape[:2])
+        images = np.zeros((1, *preprocessing.padded_shape(*size), 3), np.float32)
+        images[0, : size[0], : size[1]] = normalize(resize(pixels, size))
+        expected = jax.device_get(detect(images, np.array([size], np.int32)))
+        own = [entry for entry in found if entry["image_id"] == image["id"]]
+        valid = expected.valid[0]
+        assert len(own) == valid.sum() > 50
+        labels = [CATEGORY_IDS.index(entry["category_id"]) for entry in own]
+        assert (labels == expected.labels[0, valid]).mean() > 0.95  # scores may tie
+        np.testing.assert_allclose([entry["score"] for entry in own], expected.scores[0, valid], rtol=1e-4)
+        x1, y1, x2, y2 = (expected.boxes[0, valid] / np.tile(np.divide(size, pixels.shape[:2])[::-1], 2)).T
+        same = np.isclose([entry["bbox"] for entry in own], np.stack([x1, y1, x2 - x1, y2 - y1], axis=1), atol=0.01)
+        assert same.all(axis=1).mean() > 0.95
+
+
+def test_masks_are_of_the_images_sizes(masks: Run, root: Path) -> None:
+    workdir, _ = masks
+    content = json.loads((root / "annotations" / "val.json").read_text())
+    sizes = {image["id"]: [image["height"], image["width"]] for image in content["images"]}
+    found = entries(workdir, "segm")
+    assert len(found) == len(entries(workdir)) > 0
+    assert all(entry["segmentation"]["size"] == sizes[entry["image_id"]] for entry in found)
+
+
+def test_a_run_that_was_cut_off_ends_with_the_same_bits(masks: Run, arguments: list[str], tmp_path: Path) -> None:
+    """Mirror images, drop-path and the samples of anchors and boxes included."""
+    before, output = masks
+    workdir = Path(shutil.copytree(before, tmp_path / "run"))
+    shutil.rmtree(workdir / "checkpoints" / str(STEPS))
+    (workdir / "results.bbox.json").unlink()
+    _, again = run(arguments, workdir, "--head", "mask_rcnn")
+    assert last_line(again) == last_line(output)
+    assert runs.differences(runs.saved(before, STEPS), runs.saved(workdir, STEPS)) == []
+    for kind in ("bbox", "segm"):
+        assert entries(workdir, kind) == entries(before, kind)
+
+
+def test_init_takes_a_classifiers_weights_into_the_backbone(arguments: list[str], tmp_path: Path) -> None:
+    source = classifier(NANO)
+    twins_jax.save_pretrained(source, tmp_path / "weights")
+    config = parse([*arguments, "--init", str(tmp_path / "weights")])
+    model = config.make_task(DatasetInfo(3, tuple("abc"), 6, 6)).create_model(nnx.Rngs(0))
+    expected = traverse_util.flatten_dict(twins_jax.get_params(source.backbone), sep="/")
+    found = traverse_util.flatten_dict(twins_jax.get_params(model), sep="/")
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[f"backbone/{name}"], value, err_msg=name)
+    assert model.num_classes == 3
+    assert model.config.stage_norms
+    alone = parse([*arguments, "--init", str(tmp_path / "weights"), "--eval_only"])
+    with pytest.raises(twins_jax.InputError, match="detection head"):
+        alone.make_task(DatasetInfo(3, tuple("abc"), 6, 6)).create_model(nnx.Rngs(0))
+
+
+def test_a_detectors_weights_are_evaluated(boxes: Run, arguments: list[str], tmp_path: Path) -> None:
+    workdir, output = boxes
+    flags = ["--init", str(workdir), "--eval_only", "--workdir", str(tmp_path / "other")]
+    _, again = run(arguments, tmp_path / "other", *flags[:3])
+    assert last_line(again) == last_line(output) | {"step": 0}
+    assert entries(tmp_path / "other") == entries(workdir)
+    code, _, errors = call_main([*arguments, *flags, "--head", "mask_rcnn"])
+    assert code == 2
+    assert "of the head mask_rcnn: found retinanet" in errors

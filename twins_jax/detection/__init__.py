@@ -1,0 +1,1 @@
+"""Object detection with a Twins backbone: RetinaNet and Mask R-CNN."""
