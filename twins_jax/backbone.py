@@ -1,7 +1,6 @@
 """Blocks, stages and the four-stage backbone of Twins-PCPVT and Twins-SVT (paper, figures 1 and 2)."""
 
 import itertools
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -10,6 +9,7 @@ from flax import nnx
 
 from twins_jax import ops
 from twins_jax.attention import GlobalSubSampledAttention, LocallyGroupedAttention
+from twins_jax.base import SavedModel
 from twins_jax.config import TwinsConfig, check_config
 from twins_jax.errors import is_integer, require
 from twins_jax.inputs import check_images
@@ -90,7 +90,7 @@ class FeatureInfo(NamedTuple):
     last_block: int
 
 
-class TwinsBackbone(nnx.Module):
+class TwinsBackbone(SavedModel):
     """The feature pyramid of a Twins model.
 
     Args:
@@ -193,12 +193,6 @@ class TwinsBackbone(nnx.Module):
         for info, _ in zip(self.feature_info, self._maps(images, rngs, run), strict=True):
             if info.last_block >= last:
                 break
-
-    def save_pretrained(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        """Saves the model; arguments and errors are those of `twins_jax.save_pretrained`."""
-        from twins_jax.pretrained import save_pretrained  # late: it imports this file
-
-        save_pretrained(self, folder, overwrite=overwrite)
 
     def _maps(
         self, images: jax.Array, rngs: nnx.Rngs | None, run: Callable[[Stage, jax.Array], jax.Array]

@@ -1,13 +1,12 @@
 """Image classification with a Twins backbone."""
 
-import os
 from collections.abc import Sequence
 
 import jax
 from flax import nnx
 
 from twins_jax.backbone import TwinsBackbone
-from twins_jax.class_names import checked_class_names
+from twins_jax.base import AnsweringModel
 from twins_jax.config import TwinsConfig, check_config
 from twins_jax.errors import MAX_INT, InputError, is_integer, require
 from twins_jax.inputs import as_array
@@ -15,7 +14,7 @@ from twins_jax.layers import LayerNorm, Linear, check_rngs
 from twins_jax.preprocess import Preprocessing
 
 
-class TwinsClassifier(nnx.Module):
+class TwinsClassifier(AnsweringModel[Preprocessing]):
     """Backbone, LayerNorm, mean over positions and a linear head (upstream `gvt.py`).
 
     Args:
@@ -26,6 +25,8 @@ class TwinsClassifier(nnx.Module):
     Raises:
         InputError: (a ValueError) naming the argument, its value and what it must be.
     """
+
+    preprocessing_type = Preprocessing
 
     def __init__(self, config: TwinsConfig, num_classes: int, *, rngs: nnx.Rngs) -> None:
         check_config(config)
@@ -57,15 +58,6 @@ class TwinsClassifier(nnx.Module):
         return self.forward_head(self.forward_features(images, rngs=rngs))
 
     @property
-    def class_names(self) -> tuple[str, ...] | None:
-        """Names of the outputs, in their order; None where the weights came without. Takes a list, too."""
-        return self._class_names
-
-    @class_names.setter
-    def class_names(self, names: Sequence[str] | None) -> None:
-        self._class_names = checked_class_names(names, self.num_classes)
-
-    @property
     def multi_label(self) -> bool:
         """True for weights that were trained on images with any number of labels.
 
@@ -77,17 +69,6 @@ class TwinsClassifier(nnx.Module):
     def multi_label(self, value: bool) -> None:
         require("multi_label", value, isinstance(value, bool), "True or False")
         self._multi_label = value
-
-    @property
-    def preprocessing(self) -> Preprocessing | None:
-        """The preprocessing of the images with which the weights were evaluated; None where they came without."""
-        return self._preprocessing
-
-    @preprocessing.setter
-    def preprocessing(self, value: Preprocessing | None) -> None:
-        is_right = value is None or isinstance(value, Preprocessing)
-        require("preprocessing", value, is_right, "None or a twins_jax.Preprocessing")
-        self._preprocessing = value
 
     @property
     def num_features(self) -> int:
@@ -167,12 +148,6 @@ class TwinsClassifier(nnx.Module):
             self.head = head
         elif had_head:
             del self.head
-
-    def save_pretrained(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        """Saves the model; arguments and errors are those of `twins_jax.save_pretrained`."""
-        from twins_jax.pretrained import save_pretrained  # late: it imports this file
-
-        save_pretrained(self, folder, overwrite=overwrite)
 
 
 def _check_num_classes(num_classes: int) -> None:

@@ -11,10 +11,10 @@ from flax import nnx, traverse_util
 
 from twins_jax.abstract import abstract_model
 from twins_jax.backbone import TwinsBackbone
+from twins_jax.base import AnsweringModel
 from twins_jax.classifier import TwinsClassifier
 from twins_jax.config import TwinsConfig, TwinsOptions, WindowPadding, variant_config
 from twins_jax.detection.detector import TwinsDetector
-from twins_jax.detection.preprocess import DetectionPreprocessing
 from twins_jax.detection.retinanet import RetinaHead
 from twins_jax.detection.roi_heads import BoxHead, MaskHead
 from twins_jax.errors import InputError, require
@@ -23,9 +23,7 @@ from twins_jax.functional import get_batch_stats, get_params, merge_model
 from twins_jax.layers import LayerNorm, Linear
 from twins_jax.port.convert import Declared, Ported, Weights
 from twins_jax.port.infer import Inferred
-from twins_jax.preprocess import Preprocessing
 from twins_jax.segmentation.fcn import PixelClassifier
-from twins_jax.segmentation.preprocess import SegmentationPreprocessing
 from twins_jax.segmentation.segmenter import SegmentationHead, TwinsSegmenter
 
 AnyModel = TypeVar("AnyModel", TwinsClassifier, TwinsSegmenter, TwinsDetector, TwinsBackbone)
@@ -56,12 +54,9 @@ def make_classifier(
             head = Linear(config.embed_dims[-1], classes, **config.dtypes, rngs=_fresh(rngs, source, model, classes))
             params |= {f"head/{leaf}": array for leaf, array in get_params(head).items()}
     classifier = _merge(lambda rngs: TwinsClassifier(config, classes, rngs=rngs), params)
-    declared = weights.declared
-    images = declared.preprocessing
-    classifier.preprocessing = images if isinstance(images, Preprocessing) else None
+    _declare(classifier, weights.declared, model)
     if classes and classes == model.num_classes:
-        classifier.class_names = declared.class_names
-        classifier.multi_label = bool(declared.multi_label)
+        classifier.multi_label = bool(weights.declared.multi_label)
     return classifier
 
 
@@ -92,10 +87,7 @@ def make_segmenter(
             params |= {f"{module.path}/{leaf}": array for leaf, array in get_params(fresh)["conv"].items()}
     head = cast("SegmentationHead", model.head)
     segmenter = _merge(lambda rngs: TwinsSegmenter(config, head, classes, rngs=rngs), params)
-    declared = weights.declared
-    images = declared.preprocessing
-    segmenter.preprocessing = images if isinstance(images, SegmentationPreprocessing) else None
-    segmenter.class_names = declared.class_names if classes == model.num_classes else None
+    _declare(segmenter, weights.declared, model)
     return segmenter
 
 
@@ -119,10 +111,7 @@ def make_detector(
     if classes != model.num_classes:
         params |= _fresh_classifiers(model, classes, config, _fresh(rngs, source, model, classes).params())
     detector = _merge(lambda rngs: cast("TwinsDetector", model.kind.make(config, classes, rngs)), params)
-    declared = weights.declared
-    images = declared.preprocessing
-    detector.preprocessing = images if isinstance(images, DetectionPreprocessing) else None
-    detector.class_names = declared.class_names if classes == model.num_classes else None
+    _declare(detector, weights.declared, model)
     return detector
 
 
@@ -162,6 +151,14 @@ def make_backbone(
             f"norms/{i}/{leaf}": array for i, norm in enumerate(norms) for leaf, array in get_params(norm).items()
         }
     return _merge(lambda rngs: TwinsBackbone(config, rngs=rngs), params)
+
+
+def _declare(model: AnsweringModel[Any], declared: Declared, source: Inferred) -> None:
+    """Gives a model the preprocessing that its source declares and, unless its classes are others, their names."""
+    images = declared.preprocessing
+    model.preprocessing = images if isinstance(images, model.preprocessing_type) else None
+    has_same_classes = model.num_classes > 0 and model.num_classes == source.num_classes
+    model.class_names = declared.class_names if has_same_classes else None
 
 
 def _other_kind(source: str | os.PathLike[str], model: Inferred, wanted: str, hint: str = "") -> InputError:

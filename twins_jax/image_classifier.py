@@ -13,6 +13,7 @@ from twins_jax import imagenet, ops
 from twins_jax.classifier import TwinsClassifier
 from twins_jax.errors import MAX_INT, InputError, is_integer, require
 from twins_jax.functional import Params, get_params, merge_model
+from twins_jax.picture_model import nameless_graph, names_of, preprocessing_of
 from twins_jax.preprocess import DEFAULT, Picture, center_crop, check_pictures, normalize, read
 
 
@@ -83,18 +84,13 @@ class ImageClassifier:
     def __init__(self, model: TwinsClassifier, topk: int) -> None:
         require("model", type(model), isinstance(model, TwinsClassifier), "a TwinsClassifier, as from_pretrained gives")
         require("topk", topk, is_integer(topk, 1), f"an integer from 1 to {MAX_INT}")
-        classes, channels = model.num_classes, model.config.in_channels
+        classes = model.num_classes
         require("num_classes", classes, classes > 0, "from 1: a model without a head names no classes")
-        require("in_channels", channels, channels == 3, "3: images are read as RGB")
-        self._preprocessing = model.preprocessing or DEFAULT
-        mean = self._preprocessing.mean
-        require("preprocessing.mean", mean, len(mean) == 3, "of 3 channels: images are read as RGB")
-        self._class_names = known_class_names(model) or tuple(f"class {label}" for label in range(classes))
+        self._preprocessing = preprocessing_of(model, DEFAULT)
+        self._class_names = known_class_names(model) or names_of(model)
         self._topk = topk
         self._params = get_params(model)
-        nameless: TwinsClassifier = merge_model(nnx.graphdef(model), self._params)
-        nameless.class_names = None  # other names are no other program
-        self._graphdef = nnx.graphdef(nameless)
+        self._graphdef = nameless_graph(model, self._params)
 
     def prepare(self, picture: Picture) -> np.ndarray:
         """Returns the pixels that the model sees of an image, uint8 [S, S, 3]."""

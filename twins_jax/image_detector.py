@@ -15,6 +15,7 @@ from twins_jax.detection.masks import paste_masks
 from twins_jax.detection.preprocess import DetectionPreprocessing
 from twins_jax.errors import InputError, is_number, require
 from twins_jax.functional import Params, get_params, merge_model
+from twins_jax.picture_model import nameless_graph, names_of, preprocessing_of
 from twins_jax.preprocess import Picture, check_pictures, normalize, read
 from twins_jax.segmentation.preprocess import resize
 
@@ -95,17 +96,11 @@ class ImageDetector:
         require("model", type(model), isinstance(model, TwinsDetector), "a TwinsRetinaNet or a TwinsMaskRCNN")
         is_threshold = is_number(score_threshold) and 0 <= score_threshold <= 1
         require("score_threshold", score_threshold, is_threshold, "a number from 0 to 1")
-        channels = model.config.in_channels
-        require("in_channels", channels, channels == 3, "3: images are read as RGB")
-        self._preprocessing = model.preprocessing or DetectionPreprocessing()
-        mean = self._preprocessing.mean
-        require("preprocessing.mean", mean, len(mean) == 3, "of 3 channels: images are read as RGB")
-        self.class_names = model.class_names or tuple(f"class {label}" for label in range(model.num_classes))
+        self._preprocessing = preprocessing_of(model, DetectionPreprocessing())
+        self.class_names = names_of(model)
         self.score_threshold = float(score_threshold)  # compared in float32, as scores are
         self._params = get_params(model)
-        nameless: TwinsDetector = merge_model(nnx.graphdef(model), self._params)
-        nameless.class_names = None  # other names are no other program
-        self._graphdef = nnx.graphdef(nameless)
+        self._graphdef = nameless_graph(model, self._params)
 
     def prepare(self, picture: Picture) -> Prepared:
         """Resizes an image to what the model sees of it."""

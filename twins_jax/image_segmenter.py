@@ -12,6 +12,7 @@ from flax import nnx
 from twins_jax.config import MIN_IMAGE_SIZE
 from twins_jax.errors import InputError, is_number, require
 from twins_jax.functional import BatchStats, Params, get_batch_stats, get_params, merge_model
+from twins_jax.picture_model import nameless_graph, names_of, preprocessing_of
 from twins_jax.preprocess import Picture, check_pictures, normalize, read
 from twins_jax.segmentation.inference import check_windows, label_map, slide_logits
 from twins_jax.segmentation.preprocess import SegmentationPreprocessing, resize
@@ -94,17 +95,11 @@ class ImageSegmenter:
         if crop_size is not None:
             check_windows(crop_size, 1 if stride is None else stride)
             self._windows = int(crop_size), int(crop_size * 2 // 3 if stride is None else stride)
-        channels = model.config.in_channels
-        require("in_channels", channels, channels == 3, "3: images are read as RGB")
-        self._preprocessing = model.preprocessing or SegmentationPreprocessing()
-        mean = self._preprocessing.mean
-        require("preprocessing.mean", mean, len(mean) == 3, "of 3 channels: images are read as RGB")
-        self.class_names = model.class_names or tuple(f"class {label}" for label in range(model.num_classes))
+        self._preprocessing = preprocessing_of(model, SegmentationPreprocessing())
+        self.class_names = names_of(model)
         self._scales, self._flip = tuple(scales), flip
         self._arrays = get_params(model), get_batch_stats(model)
-        nameless: TwinsSegmenter = merge_model(nnx.graphdef(model), *self._arrays)
-        nameless.class_names = None  # other names are no other program
-        self._graphdef = nnx.graphdef(nameless)
+        self._graphdef = nameless_graph(model, *self._arrays)
 
     def prepare(self, picture: Picture) -> Prepared:
         """Resizes an image to what the model sees of it."""

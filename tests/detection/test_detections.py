@@ -81,7 +81,7 @@ def survivors_of(boxes: np.ndarray, labels: np.ndarray, threshold: float, number
 
 
 def best(candidates: list[tuple[float, int, np.ndarray]], threshold: float, number: int) -> Found:
-    """What NMS keeps of candidates (score, label, box), best first."""
+    """The candidates (score, label, box) that NMS keeps, best first."""
     candidates = sorted(candidates, key=lambda candidate: -candidate[0])
     scores, labels = (np.array([candidate[i] for candidate in candidates]) for i in range(2))
     boxes = np.array([box for *_, box in candidates]).reshape(-1, 4)

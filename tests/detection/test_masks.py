@@ -7,7 +7,7 @@ import pytest
 from tests.detection.test_roi_align import reference
 from twins_jax import InputError
 from twins_jax.detection import masks as module
-from twins_jax.detection.masks import decode_rle, encode_rle, mask_targets, paste_masks, paste_rle
+from twins_jax.detection.masks import encode_rle, mask_targets, paste_masks, paste_rle
 
 SIZE = (61, 83)
 BOXES = np.array(
@@ -102,19 +102,15 @@ def test_run_lengths() -> None:
     assert [rle["size"] for rle in written] == [[61, 83]] * len(BOXES)
     assert coco.area(written).tolist() == masks.sum(axis=(1, 2)).tolist()
     for rle, mask in zip(written, masks, strict=True):
-        np.testing.assert_array_equal(decode_rle(rle), mask)
+        np.testing.assert_array_equal(coco.decode(rle), mask)
     corner = np.zeros((1, 3, 4), bool)
     corner[0, 1:, 2:] = True  # columns first: 7 zeros, 2 ones, a zero, 2 ones
     (rle,) = encode_rle(corner)
     assert rle == {"size": [3, 4], "counts": "7210"}
-    for counts in ([7, 2, 1, 2], b"7210"):
-        np.testing.assert_array_equal(decode_rle({"size": [3, 4], "counts": counts}), corner[0])
 
 
 def test_without_pycocotools(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("twins_jax.extra.find_spec", {}.get)
-    message = "reading or writing masks as run lengths needs pycocotools; install twins_jax with its extra `detection`"
-    for call in (lambda: encode_rle(np.ones((1, 2, 2), bool)), lambda: decode_rle({"size": [1, 1], "counts": [1]})):
-        with pytest.raises(InputError) as caught:
-            call()
-        assert str(caught.value) == message
+    message = "writing masks as run lengths needs pycocotools; install twins_jax with its extra `detection`"
+    with pytest.raises(InputError, match=f"^{message}$"):
+        encode_rle(np.ones((1, 2, 2), bool))

@@ -15,6 +15,7 @@ from flax import nnx, traverse_util
 from jax.sharding import AbstractMesh, AxisType
 
 import twins_jax
+from tests.support.bad_arguments import bad_arguments
 from tests.support.models import NANO, PCPVT, SVT, named, random_array, random_module
 from twins_jax import InputError, TwinsDetector, TwinsRetinaNet
 from twins_jax.abstract import abstract_model
@@ -296,23 +297,7 @@ def test_configuration_of_upstreams_detection() -> None:
     assert (given.stage_norms, given.window_padding, given.drop_path_rate) == (False, "mask", 0.2)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        *(
-            ({"head": head}, "head=.*: must be one of retinanet, mask_rcnn")
-            for head in ("fcos", None, ["retinanet"], 3)
-        ),
-        *(
-            ({"num_classes": count}, rf"num_classes={re.escape(repr(count))}: must be an integer from 1 to 2147483647")
-            for count in (0, -1, 2.0, "2", True, None, 10**12)
-        ),
-        ({"window_padding": "wrap"}, "window_padding='wrap': must be one of zero, mask"),
-        ({"num_clases": 3}, r"num_clases=3: must be left out, .*; did you mean num_classes\?"),
-        ({"rngs": 0}, r"rngs=0: must be nnx.Rngs with the stream 'params', .*"),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("arguments", "message"), bad_arguments("retinanet", "mask_rcnn"), ids=str)
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=f"^{message}$"):
         twins_jax.create_detector("twins_svt_tiny", **({"rngs": nnx.Rngs(0)} | arguments))

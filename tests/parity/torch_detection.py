@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from tests.parity import torch_twins
 from tests.parity.torch_twins import State
+from tests.support.mmdet_names import shapes
 
 CHANNELS = 256
 HIDDEN = 1024
@@ -101,35 +102,9 @@ def random_weights(head: str, dims: Sequence[int], num_classes: int, seed: int =
     """
     generator = torch.Generator().manual_seed(seed)
     weights: State = {}
-
-    def layer(name: str, *shape: int, fan_in: int | None = None, out: int | None = None) -> None:
-        weight = torch.randn(shape, generator=generator)
-        weights[f"{name}.weight"] = weight * (2 / (fan_in or weight[0].numel())) ** 0.5
-        weights[f"{name}.bias"] = 0.3 * torch.randn(out or shape[0], generator=generator)
-
-    inputs = dims[1:] if head == "retinanet" else dims
-    for i, dim in enumerate(inputs):
-        layer(f"neck.lateral_convs.{i}.conv", CHANNELS, dim, 1, 1)
-        layer(f"neck.fpn_convs.{i}.conv", CHANNELS, CHANNELS, 3, 3)
-    if head == "retinanet":
-        layer("neck.fpn_convs.3.conv", CHANNELS, dims[3], 3, 3)
-        layer("neck.fpn_convs.4.conv", CHANNELS, CHANNELS, 3, 3)
-        for i in range(4):
-            layer(f"bbox_head.cls_convs.{i}.conv", CHANNELS, CHANNELS, 3, 3)
-            layer(f"bbox_head.reg_convs.{i}.conv", CHANNELS, CHANNELS, 3, 3)
-        layer("bbox_head.retina_cls", 9 * num_classes, CHANNELS, 3, 3)
-        layer("bbox_head.retina_reg", 36, CHANNELS, 3, 3)
-    else:
-        layer("rpn_head.rpn_conv", CHANNELS, CHANNELS, 3, 3)
-        layer("rpn_head.rpn_cls", 3, CHANNELS, 1, 1)
-        layer("rpn_head.rpn_reg", 12, CHANNELS, 1, 1)
-        layer("roi_head.bbox_head.shared_fcs.0", HIDDEN, CHANNELS * 7 * 7)
-        layer("roi_head.bbox_head.shared_fcs.1", HIDDEN, HIDDEN)
-        layer("roi_head.bbox_head.fc_cls", num_classes + 1, HIDDEN)
-        layer("roi_head.bbox_head.fc_reg", 4 * num_classes, HIDDEN)
-        for i in range(4):
-            layer(f"roi_head.mask_head.convs.{i}.conv", CHANNELS, CHANNELS, 3, 3)
-        # Unlike a convolution's, its first axis is the input's channels, and one tap makes each output.
-        layer("roi_head.mask_head.upsample", CHANNELS, CHANNELS, 2, 2, fan_in=CHANNELS, out=CHANNELS)
-        layer("roi_head.mask_head.conv_logits", num_classes, CHANNELS, 1, 1)
+    for name, shape in shapes(head, dims, num_classes, CHANNELS, HIDDEN).items():
+        values = torch.randn(shape, generator=generator)
+        # Of a transposed convolution one tap makes each output, and its first axis is that of the inputs.
+        fan_in = shape[0] if "upsample" in name else values[0].numel()
+        weights[name] = values * (2 / fan_in) ** 0.5 if len(shape) > 1 else 0.3 * values
     return weights

@@ -29,6 +29,7 @@ from tests.support.detector_files import (
     save_as_mmcv,
     small_detectors,
 )
+from tests.support.porting import assert_same, run
 from tests.support.segmenter_files import assert_equal_models, variables
 from twins_jax.detection.preprocess import DetectionPreprocessing
 from twins_jax.errors import InputError
@@ -62,17 +63,6 @@ def files(state_of, tmp_path_factory) -> dict[str, Path]:
     """A checkpoint of each detector as mmcv's runner writes it."""
     folder = tmp_path_factory.mktemp("detectors")
     return {head: save_as_mmcv(state_of(head), folder / f"{head}.pth") for head in HEADS}
-
-
-def run(*arguments: object) -> None:
-    assert port_weights.main([str(argument) for argument in arguments]) == 0
-
-
-def assert_same(found: State, expected: State) -> None:
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert found[name].dtype == tensor.dtype
-        assert found[name].numpy().tobytes() == tensor.numpy().tobytes(), name
 
 
 @pytest.mark.parametrize("head", HEADS)

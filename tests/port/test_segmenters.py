@@ -15,7 +15,8 @@ from flax import nnx, serialization
 
 import port_weights
 import twins_jax
-from tests.support.segmenter_files import LEFTOVERS, NAMES, State, assert_equal_models, save_as_mmcv, variables
+from tests.support.porting import assert_same, run
+from tests.support.segmenter_files import LEFTOVERS, NAMES, assert_equal_models, save_as_mmcv, variables
 from twins_jax.errors import InputError
 from twins_jax.port.convert import port
 from twins_jax.port.names import without_wrappers
@@ -27,17 +28,6 @@ from twins_jax.segmentation.segmenter import HEADS
 @pytest.fixture(autouse=True, scope="module")
 def _small(small_segmenters):
     """Of every test here."""
-
-
-def run(*arguments: object) -> None:
-    assert port_weights.main([str(argument) for argument in arguments]) == 0
-
-
-def assert_same(found: State, expected: State) -> None:
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert found[name].dtype == tensor.dtype
-        assert found[name].numpy().tobytes() == tensor.numpy().tobytes(), name
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -10,9 +10,9 @@ import pytest
 import torch
 from flax import nnx
 
-import port_weights
 import twins_jax
 from tests.support.models import SVT, named
+from tests.support.porting import run
 from tests.support.segmenter_files import IMAGES, NAMES, assert_equal_models, variables
 from twins_jax.errors import InputError
 from twins_jax.port.card import model_card
@@ -24,10 +24,6 @@ from twins_jax.pretrained import model_from_pretrained
 @pytest.fixture(autouse=True, scope="module")
 def _small(small_segmenters):
     """Of every test here."""
-
-
-def run(*arguments: object) -> None:
-    assert port_weights.main([str(argument) for argument in arguments]) == 0
 
 
 def test_each_function_names_the_right_one(fpn, tiny_pth, tmp_path, caplog):

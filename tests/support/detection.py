@@ -14,7 +14,7 @@ CATEGORY_IDS = (7, 3)
 SIZES = ((60, 80), (80, 60), (64, 90), (72, 72), (66, 88), (50, 70))
 """Height and width of each image; four are landscapes. The last has no annotation."""
 
-LEARNT_IMAGES = len(SIZES) - 1
+LEARNED_IMAGES = len(SIZES) - 1
 """Images to train on: those with annotations."""
 
 

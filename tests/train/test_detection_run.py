@@ -17,7 +17,7 @@ import train.flops
 import twins_jax
 from tests.support import runs, short
 from tests.support.alone import call_main, last_line
-from tests.support.detection import ARGUMENTS, CATEGORY_IDS, CLASSES, LEARNT_IMAGES, SIZES, make_folder
+from tests.support.detection import ARGUMENTS, CATEGORY_IDS, CLASSES, LEARNED_IMAGES, SIZES, make_folder
 from tests.support.models import NANO, classifier
 from tests.support.narrow import narrow
 from train.main import parse
@@ -106,7 +106,7 @@ def test_report(boxes: Run) -> None:
     workdir, output = boxes
     text = (workdir / "report" / "index.html").read_text()
     assert f"box AP {last_line(output)['box_ap']:.2%} of {len(SIZES)} images" in text
-    assert text.count("<figure>") == 2 * LEARNT_IMAGES  # those with objects, and the largest miss of each
+    assert text.count("<figure>") == 2 * LEARNED_IMAGES  # those with objects, and the largest miss of each
 
 
 def test_results_are_those_of_each_image_alone(boxes: Run, root: Path) -> None:

@@ -115,6 +115,11 @@ def clip_boxes(boxes: jax.Array, size: jax.Array | np.ndarray) -> jax.Array:
     return jnp.stack(inside, axis=-1)
 
 
+def has_area(boxes: jax.Array) -> jax.Array:
+    """Returns True for boxes [..., 4] whose sides are above 0: [...]."""
+    return (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
+
+
 def _sides(boxes: Boxes) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     x1, y1, x2, y2 = jnp.unstack(jnp.asarray(boxes, jnp.float32), axis=-1)
     return x1, y1, x2, y2

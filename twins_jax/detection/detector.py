@@ -1,7 +1,6 @@
 """The frame that RetinaNet and Mask R-CNN share."""
 
 import abc
-import os
 from collections.abc import Sequence
 from typing import ClassVar, Literal, NamedTuple, Unpack
 
@@ -11,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from twins_jax.backbone import TwinsBackbone
-from twins_jax.class_names import checked_class_names
+from twins_jax.base import AnsweringModel
 from twins_jax.config import TwinsConfig, TwinsOptions, check_config, variant_config
 from twins_jax.detection.preprocess import DetectionPreprocessing
 from twins_jax.errors import MAX_INT, is_integer, require
@@ -48,7 +47,7 @@ class Detections(NamedTuple):
     masks: jax.Array | None = None
 
 
-class TwinsDetector(nnx.Module):
+class TwinsDetector(AnsweringModel[DetectionPreprocessing]):
     """A backbone, a feature pyramid and heads that find objects: `TwinsRetinaNet` or `TwinsMaskRCNN`.
 
     Args:
@@ -61,6 +60,7 @@ class TwinsDetector(nnx.Module):
     """
 
     head: ClassVar[DetectionHead]
+    preprocessing_type = DetectionPreprocessing
 
     def __init__(self, config: TwinsConfig, num_classes: int, *, rngs: nnx.Rngs) -> None:
         check_config(config)
@@ -76,26 +76,6 @@ class TwinsDetector(nnx.Module):
     ) -> Detections:
         """Finds objects; the same as `detect`."""
         return self.detect(images, sizes, rngs=rngs)
-
-    @property
-    def class_names(self) -> tuple[str, ...] | None:
-        """Names of the classes, in their order; None where the weights came without. Takes a list, too."""
-        return self._class_names
-
-    @class_names.setter
-    def class_names(self, names: Sequence[str] | None) -> None:
-        self._class_names = checked_class_names(names, self.num_classes)
-
-    @property
-    def preprocessing(self) -> DetectionPreprocessing | None:
-        """The preprocessing of the images with which the weights were evaluated; None where they came without."""
-        return self._preprocessing
-
-    @preprocessing.setter
-    def preprocessing(self, value: DetectionPreprocessing | None) -> None:
-        is_right = value is None or isinstance(value, DetectionPreprocessing)
-        require("preprocessing", value, is_right, "None or a twins_jax.DetectionPreprocessing")
-        self._preprocessing = value
 
     def detect(self, images: jax.Array, sizes: jax.Array | None = None, *, rngs: nnx.Rngs | None = None) -> Detections:
         """Finds objects, with upstream's settings for testing.
@@ -138,12 +118,6 @@ class TwinsDetector(nnx.Module):
     def detections(self, features: Sequence[jax.Array], sizes: jax.Array) -> Detections:
         """Finds objects in a feature pyramid, as `features` gives it, of images of these `sizes`, [B, 2]."""
 
-    def save_pretrained(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        """Saves the model; arguments and errors are those of `twins_jax.save_pretrained`."""
-        from twins_jax.pretrained import save_pretrained  # late: it imports this file
-
-        save_pretrained(self, folder, overwrite=overwrite)
-
 
 def detector_config(name: str, **options: Unpack[TwinsOptions]) -> TwinsConfig:
     """Returns the configuration of a variant as a detector's backbone: as `variant_config`, with other defaults.
@@ -164,11 +138,6 @@ def by_anchor(x: jax.Array, channels: int) -> jax.Array:
     """Splits the channels of a map by anchors: [B, h, w, A * channels] -> [B, h * w * A, channels]."""
     batch, height, width, count = x.shape
     return x.reshape(batch, height * width * count // channels, channels)
-
-
-def has_area(boxes: jax.Array) -> jax.Array:
-    """Returns True for boxes [..., 4] whose sides are above 0: [...]."""
-    return (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
 
 
 def chosen(boxes: jax.Array, scores: jax.Array, labels: jax.Array, indices: jax.Array, valid: jax.Array) -> Detections:

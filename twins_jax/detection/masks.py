@@ -1,6 +1,5 @@
 """Masks of instances: pasted into images, sampled as targets, and written as COCO's run lengths."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -128,28 +127,8 @@ def paste_rle(probabilities: np.ndarray, boxes: np.ndarray, height: int, width: 
     ]
 
 
-def decode_rle(rle: Mapping[str, Any]) -> np.ndarray:
-    """Reads a mask from COCO's run lengths, by pycocotools.
-
-    The runs are not checked: pycocotools leaves pixels beyond them as they are in memory.
-
-    Args:
-        rle: {"size": [H, W], "counts": compressed ones as text or bytes, or a list of integers}, H * W in all.
-
-    Returns:
-        bool [H, W].
-
-    Raises:
-        InputError: (a ValueError) pycocotools is not installed.
-    """
-    coco = _pycocotools()
-    lengths = coco.frPyObjects(rle, *rle["size"]) if isinstance(rle["counts"], list) else rle
-    mask: np.ndarray = coco.decode(lengths).astype(bool)
-    return mask
-
-
 def _pycocotools() -> Any:
-    check_installed("pycocotools", purpose="reading or writing masks as run lengths", extra="detection")
+    check_installed("pycocotools", purpose="writing masks as run lengths", extra="detection")
     from pycocotools import mask
 
     return mask

@@ -10,7 +10,7 @@ from jax import lax
 
 from twins_jax.config import DTypes, TwinsConfig
 from twins_jax.detection.anchors import RETINANET_ANCHORS
-from twins_jax.detection.boxes import RPN_STDS, clip_boxes, decode_boxes
+from twins_jax.detection.boxes import RPN_STDS, clip_boxes, decode_boxes, has_area
 from twins_jax.detection.detector import (
     MAX_DETECTIONS,
     NMS_THRESHOLD,
@@ -19,7 +19,6 @@ from twins_jax.detection.detector import (
     TwinsDetector,
     by_anchor,
     chosen,
-    has_area,
     map_sizes,
 )
 from twins_jax.detection.nms import nms

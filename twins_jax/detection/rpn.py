@@ -10,8 +10,8 @@ from jax import lax
 
 from twins_jax.config import DTypes
 from twins_jax.detection.anchors import RPN_ANCHORS
-from twins_jax.detection.boxes import RPN_STDS, clip_boxes, decode_boxes
-from twins_jax.detection.detector import by_anchor, has_area, map_sizes
+from twins_jax.detection.boxes import RPN_STDS, clip_boxes, decode_boxes, has_area
+from twins_jax.detection.detector import by_anchor, map_sizes
 from twins_jax.detection.nms import nms
 from twins_jax.layers import Conv
 

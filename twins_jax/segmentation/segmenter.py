@@ -1,7 +1,5 @@
 """Semantic segmentation with a Twins backbone."""
 
-import os
-from collections.abc import Sequence
 from typing import Literal, NamedTuple, Unpack, get_args
 
 import jax
@@ -9,7 +7,7 @@ from flax import nnx
 
 from twins_jax import ops
 from twins_jax.backbone import TwinsBackbone
-from twins_jax.class_names import checked_class_names
+from twins_jax.base import AnsweringModel
 from twins_jax.config import TwinsConfig, TwinsOptions, check_config, variant_config
 from twins_jax.errors import MAX_INT, is_integer, require
 from twins_jax.inputs import check_images
@@ -38,7 +36,7 @@ class TrainingLogits(NamedTuple):
     auxiliary: jax.Array | None
 
 
-class TwinsSegmenter(nnx.Module):
+class TwinsSegmenter(AnsweringModel[SegmentationPreprocessing]):
     """Backbone and a head that classifies positions: UPerNet or Semantic FPN (upstream's `segmentation/`).
 
     BatchNorm takes the statistics of the batch, and updates the running ones, where a call gets `rngs`. Without them it
@@ -53,6 +51,8 @@ class TwinsSegmenter(nnx.Module):
     Raises:
         InputError: (a ValueError) naming the argument, its value and what it must be.
     """
+
+    preprocessing_type = SegmentationPreprocessing
 
     def __init__(self, config: TwinsConfig, head: SegmentationHead, num_classes: int, *, rngs: nnx.Rngs) -> None:
         check_config(config)
@@ -86,26 +86,6 @@ class TwinsSegmenter(nnx.Module):
         images = check_images(images, self.config.in_channels)
         return ops.resize_bilinear(self.logits4(images, rngs=rngs), (images.shape[1], images.shape[2]))
 
-    @property
-    def class_names(self) -> tuple[str, ...] | None:
-        """Names of the outputs, in their order; None where the weights came without. Takes a list, too."""
-        return self._class_names
-
-    @class_names.setter
-    def class_names(self, names: Sequence[str] | None) -> None:
-        self._class_names = checked_class_names(names, self.num_classes)
-
-    @property
-    def preprocessing(self) -> SegmentationPreprocessing | None:
-        """The preprocessing of the images with which the weights were evaluated; None where they came without."""
-        return self._preprocessing
-
-    @preprocessing.setter
-    def preprocessing(self, value: SegmentationPreprocessing | None) -> None:
-        is_right = value is None or isinstance(value, SegmentationPreprocessing)
-        require("preprocessing", value, is_right, "None or a twins_jax.SegmentationPreprocessing")
-        self._preprocessing = value
-
     def logits4(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         """Computes logits at stride 4, as the head gives them: [B, H // 4, W // 4, num_classes].
 
@@ -118,12 +98,6 @@ class TwinsSegmenter(nnx.Module):
         maps = self.backbone(images, rngs=rngs)
         auxiliary = self.auxiliary_head(maps[AUXILIARY_MAP], rngs) if self.head == "upernet" else None
         return TrainingLogits(self.decode_head(maps, rngs), auxiliary)
-
-    def save_pretrained(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        """Saves the model; arguments and errors are those of `twins_jax.save_pretrained`."""
-        from twins_jax.pretrained import save_pretrained  # late: it imports this file
-
-        save_pretrained(self, folder, overwrite=overwrite)
 
 
 def segmenter_config(name: str, **options: Unpack[TwinsOptions]) -> TwinsConfig:

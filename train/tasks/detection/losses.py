@@ -17,6 +17,7 @@ import optax
 from twins_jax.detection.anchors import RETINANET_ANCHORS, RPN_ANCHORS, Anchors, anchors_inside
 from twins_jax.detection.assign import IGNORED, assign
 from twins_jax.detection.boxes import BOX_HEAD_STDS, RPN_STDS, Stds, encode_boxes
+from twins_jax.detection.detector import by_anchor, map_sizes
 from twins_jax.detection.losses import sigmoid_focal_loss
 from twins_jax.detection.sampling import sample
 
@@ -25,7 +26,7 @@ Outputs = Sequence[tuple[jax.Array, jax.Array]]
 
 RPN_SAMPLES, RPN_POSITIVES = 256, 128
 BOX_SAMPLES, BOX_POSITIVES = 512, 128
-"""Anchors and boxes of an image that are learnt from, and the most of them that are positive."""
+"""Anchors and boxes of an image that are learned from, and the most of them that are positive."""
 
 
 class Truth(NamedTuple):
@@ -91,7 +92,7 @@ def retinanet_losses(outputs: Outputs, truth: Truth, group_size: int) -> dict[st
         "loss_cls", the sigmoid focal loss of anchors that are not ignored, and "loss_bbox", the L1 loss of the deltas
         of positive ones.
     """
-    shapes = [(logits.shape[1], logits.shape[2]) for logits, _ in outputs]
+    shapes = map_sizes(outputs)
     anchors = [jnp.asarray(level) for level in RETINANET_ANCHORS.levels(shapes)]
     everywhere = jnp.concatenate(anchors)
     assigned = _assign_anchors(
@@ -104,7 +105,12 @@ def retinanet_losses(outputs: Outputs, truth: Truth, group_size: int) -> dict[st
         of_level = assigned[:, start : start + len(boxes)]
         start += len(boxes)
         of_classes, of_boxes = jax.vmap(_retinanet_sums, in_axes=(0, 0, None, 0, 0, 0))(
-            _per_anchor(logits, len(boxes)), _per_anchor(deltas, len(boxes)), boxes, of_level, truth.boxes, truth.labels
+            _per_anchor(logits, RETINANET_ANCHORS),
+            _per_anchor(deltas, RETINANET_ANCHORS),
+            boxes,
+            of_level,
+            truth.boxes,
+            truth.labels,
         )
         focal, l1 = focal + of_classes, l1 + of_boxes
     positives = jnp.maximum(jnp.sum(assigned >= 0, axis=1, dtype=jnp.int32), 1)
@@ -142,13 +148,11 @@ def rpn_losses(outputs: Outputs, truth: Truth, key: jax.Array, group_size: int) 
     Returns:
         "loss_rpn_cls", the binary cross-entropy, and "loss_rpn_bbox", the L1 loss of the deltas of positive anchors.
     """
-    shapes = [(logits.shape[1], logits.shape[2]) for logits, _ in outputs]
+    shapes = map_sizes(outputs)
     anchors = jnp.concatenate([jnp.asarray(level) for level in RPN_ANCHORS.levels(shapes)])
     assigned = _assign_anchors(RPN_ANCHORS, anchors, shapes, truth, positive=0.7, negative=0.3, min_positive=0.3)
-    lengths = [height * width * RPN_ANCHORS.per_cell for height, width in shapes]
     logits, deltas = (
-        jnp.concatenate([_per_anchor(level[part], n) for level, n in zip(outputs, lengths, strict=True)], axis=1)
-        for part in (0, 1)
+        jnp.concatenate([_per_anchor(level[part], RPN_ANCHORS) for level in outputs], axis=1) for part in (0, 1)
     )
 
     def of_image(
@@ -271,9 +275,9 @@ def _assign_anchors(
     return jax.lax.stop_gradient(jax.vmap(of_image)(truth))
 
 
-def _per_anchor(outputs: jax.Array, anchors: int) -> jax.Array:
+def _per_anchor(outputs: jax.Array, anchors: Anchors) -> jax.Array:
     """Returns a level's outputs by anchor, float32 [B, h * w * A, C], of [B, h, w, A * C]."""
-    return outputs.astype(jnp.float32).reshape(len(outputs), anchors, -1)
+    return by_anchor(outputs.astype(jnp.float32), outputs.shape[-1] // anchors.per_cell)
 
 
 def _l1(deltas: jax.Array, candidates: jax.Array, boxes: jax.Array, assigned: jax.Array, stds: Stds) -> jax.Array:

@@ -15,13 +15,13 @@ from twins_jax import TwinsDetector, TwinsMaskRCNN
 from twins_jax.detection.masks import mask_targets
 from twins_jax.detection.preprocess import DetectionPreprocessing
 from twins_jax.detection.rpn import proposals
-from twins_jax.errors import require
 from twins_jax.extra import check_installed
-from twins_jax.paths import target_path, weights_source
-from twins_jax.preprocess import DEFAULT, normalize
+from twins_jax.paths import target_path
+from twins_jax.preprocess import normalize
 
 from ...data.padding import zero_padding
 from ...data.pipeline import eval_batches, train_batches
+from ...dense import create_dense_model
 from ...task import Batch, DatasetInfo, Split
 from .config import DetectionConfig
 from .losses import BOX_POSITIVES, RoIs, Truth, box_head_losses, mask_loss, retinanet_losses, rpn_losses, sample_rois
@@ -61,31 +61,9 @@ class DetectionTask:
         self.info = info or dataset_info(self._sources["train"], self._sources["eval"])
 
     def create_model(self, rngs: nnx.Rngs) -> TwinsDetector:
-        """Creates the detector with fresh weights, its backbone with those of `config.init`; or loads it to evaluate.
-
-        Raises:
-            InputError: `init` cannot be loaded or is of another variant than `model.name`; or, with `eval_only`, it is
-                no detector, or one of another head or number of classes, or of images normalized otherwise.
-        """
-        config = self._config
-        options: dict[str, Any] = dict(config.model)
-        model: TwinsDetector
-        num_classes = self.info.num_classes
-        if config.init and config.eval_only:
-            model = twins_jax.detector_from_pretrained(weights_source("init", config.init), **options)
-            images = model.preprocessing or DetectionPreprocessing()
-            for ok, allowed in (
-                (model.head == config.head, f"of the head {config.head}: found {model.head}"),
-                (model.num_classes == num_classes, f"of {num_classes} classes, as the data: found {model.num_classes}"),
-                ((images.mean, images.std) == (DEFAULT.mean, DEFAULT.std), "of images with ImageNet's mean and std"),
-            ):
-                require("init", config.init, ok, allowed)
-            return model
-        model = twins_jax.create_detector(head=config.head, num_classes=num_classes, rngs=rngs, **options)
-        if config.init:
-            source, norms = weights_source("init", config.init), model.config.stage_norms
-            model.backbone = twins_jax.backbone_from_pretrained(source, **(options | {"stage_norms": norms}))
-        return model
+        """Creates the detector as `create_dense_model` does, whose errors it has."""
+        create, load = twins_jax.create_detector, twins_jax.detector_from_pretrained
+        return create_dense_model(self._config, self.info.num_classes, rngs, create=create, load=load)
 
     def batches(self, split: Split, batch_size: int, *, shard: int = 0, shards: int = 1) -> grain.IterDataset:
         """Reads batches: see `batch_shapes` for "train", and `prediction.detect` for "eval"."""

@@ -13,15 +13,14 @@ from flax import nnx
 
 import twins_jax
 from twins_jax import TwinsSegmenter
-from twins_jax.errors import InputError, require
-from twins_jax.paths import weights_source
-from twins_jax.preprocess import DEFAULT, normalize
+from twins_jax.errors import InputError
+from twins_jax.preprocess import normalize
 from twins_jax.segmentation.palette import IGNORED
-from twins_jax.segmentation.preprocess import SegmentationPreprocessing
 
 from ...data.padding import zero_padding
 from ...data.pipeline import eval_batches, train_batches
 from ...data.planned import PlannedBatch
+from ...dense import create_dense_model
 from ...task import Batch, DatasetInfo, Split
 from .config import SegmentationConfig
 from .groups import Size, plan_batches
@@ -52,30 +51,9 @@ class SegmentationTask:
         self.info = info or _info(self._sources["train"], self._sources["eval"])
 
     def create_model(self, rngs: nnx.Rngs) -> TwinsSegmenter:
-        """Creates the segmenter with fresh weights, its backbone with those of `config.init`; or loads it to evaluate.
-
-        Raises:
-            InputError: `init` cannot be loaded or is of another variant than `model.name`; or, with `eval_only`, it is
-                no segmenter, or one of another head or number of classes, or of images normalized otherwise.
-        """
-        config = self._config
-        options: dict[str, Any] = dict(config.model)
-        num_classes = self.info.num_classes
-        if config.init and config.eval_only:
-            model = twins_jax.segmenter_from_pretrained(weights_source("init", config.init), **options)
-            images = model.preprocessing or SegmentationPreprocessing()
-            for ok, allowed in (
-                (model.head == config.head, f"of the head {config.head}: found {model.head}"),
-                (model.num_classes == num_classes, f"of {num_classes} classes, as the data: found {model.num_classes}"),
-                ((images.mean, images.std) == (DEFAULT.mean, DEFAULT.std), "of images with ImageNet's mean and std"),
-            ):
-                require("init", config.init, ok, allowed)
-            return model
-        model = twins_jax.create_segmenter(head=config.head, num_classes=num_classes, rngs=rngs, **options)
-        if config.init:
-            source, norms = weights_source("init", config.init), model.config.stage_norms
-            model.backbone = twins_jax.backbone_from_pretrained(source, **(options | {"stage_norms": norms}))
-        return model
+        """Creates the segmenter as `create_dense_model` does, whose errors it has."""
+        create, load = twins_jax.create_segmenter, twins_jax.segmenter_from_pretrained
+        return create_dense_model(self._config, self.info.num_classes, rngs, create=create, load=load)
 
     def batches(self, split: Split, batch_size: int, *, shard: int = 0, shards: int = 1) -> grain.IterDataset:
         """Reads batches: see `batch_shapes` for "train", and `prediction.predict` for "eval"."""

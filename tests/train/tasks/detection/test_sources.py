@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.detection import CLASSES, LEARNT_IMAGES, SIZES, make_content, make_folder
+from tests.support.detection import CLASSES, LEARNED_IMAGES, SIZES, make_content, make_folder
 from tests.support.paths import SHARED_DATA
 from train.tasks.detection.config import DetectionDataConfig
 from train.tasks.detection.sources import DetectionSource, dataset_info, open_source
@@ -38,9 +38,9 @@ def test_images_with_their_objects(tmp_path: Path, released: bool) -> None:
     root = make_folder(tmp_path, released=released)
     settings = {"source": "coco"} if released else {}
     train, evaluation = source(root, **settings), source(root, "eval", **settings)
-    assert (len(train), len(evaluation), train.class_names) == (LEARNT_IMAGES, len(SIZES), CLASSES)
+    assert (len(train), len(evaluation), train.class_names) == (LEARNED_IMAGES, len(SIZES), CLASSES)
     content, pixels = make_content("train")
-    for index in range(LEARNT_IMAGES):
+    for index in range(LEARNED_IMAGES):
         record = train[index]
         folder = root / ("train2017" if released else "images/train")
         assert record["name"] == str(folder / f"{index}.png")
@@ -57,7 +57,7 @@ def test_images_with_their_objects(tmp_path: Path, released: bool) -> None:
     assert evaluation[5]["boxes"].shape == (0, 4)
     np.testing.assert_array_equal(evaluation.sizes, SIZES)
     info = dataset_info(train, evaluation)
-    assert (info.num_classes, info.train_examples, info.eval_examples) == (2, LEARNT_IMAGES, len(SIZES))
+    assert (info.num_classes, info.train_examples, info.eval_examples) == (2, LEARNED_IMAGES, len(SIZES))
 
 
 def test_images_that_are_not_learned(root: Path) -> None:

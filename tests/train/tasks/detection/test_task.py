@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("pycocotools", reason="needs the extra `detection`")
 
-from tests.support.detection import ARGUMENTS, CLASSES, LEARNT_IMAGES, SIZES, make_folder
+from tests.support.detection import ARGUMENTS, CLASSES, LEARNED_IMAGES, SIZES, make_folder
 from train.main import parse
 from train.recipes import RECIPES, coco_mask_rcnn_svt_small_1x, coco_retinanet_svt_small_1x, detect_folder
 from train.recipes.coco import EPOCH, TRAIN_EXAMPLES
@@ -100,7 +100,7 @@ def test_batches_have_the_shapes_that_the_step_is_compiled_for(head: str, tmp_pa
     config = parse(["detect_folder", "--data.dir", str(root), "--head", head, *ARGUMENTS])
     with pytest.warns(UserWarning, match="annotations that training leaves out: 2 of 18"):
         task = config.make_task()
-    assert task.info == DatasetInfo(2, CLASSES, LEARNT_IMAGES, len(SIZES))
+    assert task.info == DatasetInfo(2, CLASSES, LEARNED_IMAGES, len(SIZES))
     shapes = task.batch_shapes(2)
     assert ("masks" in shapes) == (head == "mask_rcnn")
     for batch in itertools.islice(task.batches("train", 2), 2):
