@@ -9,13 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
+
 from twins_jax.errors import InputError
 from twins_jax.files import write_text
 
 from ...distributed import is_main_process
 from ...evaluate import MAX_IN_FLIGHT
 from ...task import Batch
-from .prediction import Found, Outputs, as_arrays, by_image, detect
+from .prediction import Found, Outputs, by_image, detect
 
 Kind = Literal["bbox", "segm"]
 
@@ -160,7 +162,7 @@ class DetectionEvaluator:
             self._add(self._waiting.popleft())
 
     def _add(self, outputs: Outputs) -> None:
-        for _, found in by_image(as_arrays(outputs)):
+        for _, found in by_image(jax.device_get(outputs)):
             self._results.add(found)
 
     def result(self) -> dict[str, float | int]:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -77,9 +76,3 @@ def to_original(boxes: np.ndarray, scale: np.ndarray) -> np.ndarray:
         scale: float32 [2], the factors of height and width from the file to the input.
     """
     return boxes / np.array([scale[1], scale[0], scale[1], scale[0]], np.float32)
-
-
-def as_arrays(outputs: Outputs) -> Outputs:
-    """Copies outputs from the device, for which it waits."""
-    arrays: Outputs = jax.device_get(outputs)
-    return arrays

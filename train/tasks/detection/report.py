@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
 import numpy as np
 
 from twins_jax import page
@@ -17,7 +18,7 @@ from twins_jax.visualize import detection_overlay
 from ...task import Batch
 from .masks import draw
 from .metrics import PREFIXES, Kind, Results, Truth, figures
-from .prediction import Found, Outputs, as_arrays, by_image, detect
+from .prediction import Found, Outputs, by_image, detect
 from .shapes import Size
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ class ReportEvaluator:
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
         """Takes in a batch of this process, and keeps pictures of the worst errors."""
-        arrays = as_arrays(outputs)
+        arrays = jax.device_get(outputs)
         images, sizes = np.asarray(batch["image"]), np.asarray(batch["size"])
         for row, found in by_image(arrays):
             self._results.add(found)
