@@ -16,7 +16,7 @@ from twins_jax.detection.preprocess import DetectionPreprocessing
 from twins_jax.errors import InputError, is_number, require
 from twins_jax.functional import Params, get_params, merge_model
 from twins_jax.picture_model import nameless_graph, names_of, preprocessing_of
-from twins_jax.preprocess import Picture, check_pictures, normalize, read
+from twins_jax.preprocess import Picture, check_pictures, normalize, read, zero_padding
 from twins_jax.segmentation.preprocess import resize
 
 
@@ -166,8 +166,6 @@ def _detections(
     model: TwinsDetector = merge_model(graphdef, params)
     preprocessing = model.preprocessing or DetectionPreprocessing()
     inputs = normalize(images, preprocessing.mean, preprocessing.std)
-    height, width = images.shape[1:3]
-    is_inside = (jnp.arange(height)[:, None] < sizes[:, 0, None, None]) & (jnp.arange(width) < sizes[:, 1, None, None])
-    features = model.features(jnp.where(is_inside[..., None], inputs, 0))
+    features = model.features(zero_padding(inputs, sizes))
     are_finite = jnp.stack([jnp.isfinite(level).all() for level in features])
     return model.detections(features, sizes), are_finite.all()

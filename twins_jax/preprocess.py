@@ -67,6 +67,21 @@ def normalize(
     return (images.astype(jnp.float32) / 255.0 - mean) / std
 
 
+def zero_padding(images: jax.Array, sizes: jax.Array) -> jax.Array:
+    """Sets normalized images to 0 beyond their own sizes: dense models expect that of the padding.
+
+    Args:
+        images: [B, H, W, C].
+        sizes: int32 [B, 2], height and width of each image.
+
+    Returns:
+        [B, H, W, C] in the dtype of the images.
+    """
+    rows, columns = (jnp.arange(length, dtype=jnp.int32) for length in images.shape[1:3])
+    inside = (rows[None, :, None] < sizes[:, 0, None, None]) & (columns[None, None] < sizes[:, 1, None, None])
+    return jnp.where(inside[..., None], images, jnp.zeros((), images.dtype))
+
+
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 """Pillow's filters, by its names for them."""
 

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from twins_jax.detection.masks import paste_rle
-from twins_jax.preprocess import normalize
+from twins_jax.preprocess import normalize, zero_padding
 
-from ...data.padding import zero_padding
 from ...task import Batch
 
 Outputs = dict[str, Any]

@@ -17,9 +17,8 @@ from twins_jax.detection.preprocess import DetectionPreprocessing
 from twins_jax.detection.rpn import proposals
 from twins_jax.extra import check_installed
 from twins_jax.paths import target_path
-from twins_jax.preprocess import normalize
+from twins_jax.preprocess import normalize, zero_padding
 
-from ...data.padding import zero_padding
 from ...data.pipeline import eval_batches, train_batches
 from ...dense import create_dense_model
 from ...task import Batch, DatasetInfo, Split

@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from twins_jax import ops
-from twins_jax.preprocess import normalize
+from twins_jax.preprocess import normalize, zero_padding
 from twins_jax.segmentation.inference import slide_logits
 
-from ...data.padding import zero_padding
 from ...task import Batch
 from .config import SegmentationDataConfig
 from .rows import rows_at_a_time

@@ -14,10 +14,9 @@ from flax import nnx
 import twins_jax
 from twins_jax import TwinsSegmenter
 from twins_jax.errors import InputError
-from twins_jax.preprocess import normalize
+from twins_jax.preprocess import normalize, zero_padding
 from twins_jax.segmentation.palette import IGNORED
 
-from ...data.padding import zero_padding
 from ...data.pipeline import eval_batches, train_batches
 from ...data.planned import PlannedBatch
 from ...dense import create_dense_model
