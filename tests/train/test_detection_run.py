@@ -55,7 +55,7 @@ def arguments(root: Path, compile_cache: Path) -> list[str]:
     return [
         *("detect_folder", "--data.dir", str(root), "--model.name", "nano", *ARGUMENTS),
         *("--data.shorter", SIDE, "--data.longer", SIDE),
-        *("--steps", str(STEPS), "--checkpoint.every_steps", "1", "--checkpoint.keep", "9"),
+        *("--steps", str(STEPS), "--checkpoint.every_steps", "1", "--checkpoint.keep", "9", "--box_samples", "32"),
     ]
 
 

@@ -48,7 +48,7 @@ FIXED_OF_SEGMENTATION = FIXED_OF_ALL | {
 }
 
 FIXED_OF_DETECTION = FIXED_OF_ALL | {
-    *("head", "group_size", "data.shorter", "data.longer", "data.multi_scale", "data.max_boxes"),
+    *("head", "group_size", "box_samples", "data.shorter", "data.longer", "data.multi_scale", "data.max_boxes"),
     *("optim.decay_at", "optim.decay_factor", "optim.warmup_steps", "optim.warmup_ratio"),
 }
 

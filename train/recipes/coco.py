@@ -29,6 +29,7 @@ def _coco(head: Literal["retinanet", "mask_rcnn"], variant: str) -> DetectionCon
         model=ModelConfig(name=f"twins_{variant}", drop_path_rate=0.2, window_padding="zero"),
         head=head,
         group_size=2,
+        box_samples=512,
         data=DetectionDataConfig(
             source="coco", dir="data", shorter=800, longer=1333, flip=0.5, multi_scale=False, workers=8
         ),

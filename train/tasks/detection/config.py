@@ -22,7 +22,7 @@ MAX_SIDE = 2**14
 """Bound of an image's side: float32 holds coordinates up to it to a 500th of a pixel."""
 
 MAX_BOXES = 2**12
-"""Bound of `max_boxes`: each is compared with every anchor."""
+"""Bound of `max_boxes`, each of which is compared with every anchor, and of `box_samples`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +135,7 @@ class DetectionConfig(RunConfig):
     model_defaults = MODEL_DEFAULTS | {"window_padding": "zero"}
     advanced = (
         *RunConfig.advanced,
-        *("group_size", "data.max_boxes", "optim.decay_at", "optim.decay_factor", "optim.warmup_ratio"),
+        *("group_size", "box_samples", "data.max_boxes", "optim.decay_at", "optim.decay_factor", "optim.warmup_ratio"),
     )
 
     data: DetectionDataConfig
@@ -148,6 +148,10 @@ class DetectionConfig(RunConfig):
     """Images whose losses are divided by one count, that of their anchors or boxes: of a GPU in the reference. The
     loss of a batch is the mean over its groups."""
 
+    box_samples: int = 512
+    """Mask R-CNN: boxes sampled of each image for the box head to learn from. The mask head learns from the positive
+    ones, a quarter of them at most. Fewer take less time and memory."""
+
     init: str = ""
     """Checkpoint whose backbone to start from. Anything that `twins_jax.backbone_from_pretrained` takes, such as a
     classifier's; neck and heads start fresh. With `eval_only`: a detector's, to be evaluated whole."""
@@ -158,6 +162,8 @@ class DetectionConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require("group_size", self.group_size, self.group_size >= 1, "an integer from 1")
+        is_allowed = self.box_samples % 4 == 0 and 4 <= self.box_samples <= MAX_BOXES
+        require("box_samples", self.box_samples, is_allowed, f"a multiple of 4 up to {MAX_BOXES}")
         parts = self.optim.accumulate
         is_multiple = self.eval_only or self.batch_size // parts % self.group_size == 0
         allowed = f"a multiple of group_size x optim.accumulate, {self.group_size} x {parts}"

@@ -25,8 +25,10 @@ Outputs = Sequence[tuple[jax.Array, jax.Array]]
 """Of each level, fine to coarse: class logits [B, h, w, A * classes] and deltas [B, h, w, A * 4]."""
 
 RPN_SAMPLES, RPN_POSITIVES = 256, 128
-BOX_SAMPLES, BOX_POSITIVES = 512, 128
-"""Anchors and boxes of an image that are learned from, and the most of them that are positive."""
+"""Anchors of an image that are learned from, and the most of them that are positive."""
+
+POSITIVE_SHARE = 4
+"""One in so many sampled boxes is positive at most."""
 
 
 class Truth(NamedTuple):
@@ -177,8 +179,8 @@ def rpn_losses(outputs: Outputs, truth: Truth, key: jax.Array, group_size: int) 
     }
 
 
-def sample_rois(proposals: jax.Array, valid: jax.Array, truth: Truth, key: jax.Array) -> RoIs:
-    """Samples 512 boxes of each image from the ground truths and the proposals, a quarter at most positive.
+def sample_rois(proposals: jax.Array, valid: jax.Array, truth: Truth, key: jax.Array, number: int) -> RoIs:
+    """Samples boxes of each image from the ground truths and the proposals, a quarter at most positive.
 
     Proposals of an IoU of at least 0.5 are positive, the others negative. Each ground truth belongs to itself; it does
     not compete with the proposals for being another's best.
@@ -188,6 +190,7 @@ def sample_rois(proposals: jax.Array, valid: jax.Array, truth: Truth, key: jax.A
         valid: bool [B, N], False on padding.
         truth: of the batch.
         key: draws the samples.
+        number: of boxes to sample of an image.
     """
 
     def of_image(
@@ -196,7 +199,7 @@ def sample_rois(proposals: jax.Array, valid: jax.Array, truth: Truth, key: jax.A
         of_proposals = assign(proposals, boxes, is_truth, positive=0.5, negative=0.5, min_positive=0.5, valid=valid)
         own = jnp.where(is_truth, jnp.arange(len(boxes), dtype=jnp.int32), IGNORED)
         assigned = jnp.concatenate([own, of_proposals])
-        samples = sample(key, assigned, number=BOX_SAMPLES, max_positive=BOX_POSITIVES)
+        samples = sample(key, assigned, number=number, max_positive=number // POSITIVE_SHARE)
         return jnp.concatenate([boxes, proposals])[samples.indices], samples.assigned, samples.valid
 
     keys = jax.random.split(key, len(proposals))

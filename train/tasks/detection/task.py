@@ -23,7 +23,7 @@ from ...data.pipeline import eval_batches, train_batches
 from ...dense import create_dense_model
 from ...task import Batch, DatasetInfo, Split
 from .config import DetectionConfig
-from .losses import BOX_POSITIVES, RoIs, Truth, box_head_losses, mask_loss, retinanet_losses, rpn_losses, sample_rois
+from .losses import POSITIVE_SHARE, RoIs, Truth, box_head_losses, mask_loss, retinanet_losses, rpn_losses, sample_rois
 from .masks import unpack_bits
 from .metrics import DetectionEvaluator, Kind
 from .report import ReportEvaluator
@@ -132,13 +132,13 @@ class DetectionTask:
     def _region_losses(
         self, model: TwinsMaskRCNN, features: Sequence[jax.Array], masks: jax.Array, truth: Truth, rngs: nnx.Rngs
     ) -> dict[str, jax.Array]:
-        size = self._config.group_size
+        size, samples = self._config.group_size, self._config.box_samples
         outputs = model.rpn(features)
         losses = rpn_losses(outputs, truth, rngs.dropout(), size)
         found = proposals(outputs, truth.sizes, PROPOSALS_PER_LEVEL, PROPOSALS)
-        rois = sample_rois(*found, truth, rngs.dropout())
+        rois = sample_rois(*found, truth, rngs.dropout(), samples)
         losses |= box_head_losses(*model.box_head(features, rois.boxes), rois, truth, size)
-        positives = RoIs(*(each[:, :BOX_POSITIVES] for each in rois))
+        positives = RoIs(*(each[:, : samples // POSITIVE_SHARE] for each in rois))
         targets = jax.vmap(_mask_targets)(masks, positives)
         logits = model.mask_head(features, positives.boxes)
         return losses | {"loss_mask": mask_loss(logits, targets, positives, truth, size)}

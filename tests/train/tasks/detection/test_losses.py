@@ -167,7 +167,7 @@ def test_an_object_smaller_than_all_anchors_has_the_nearest_ones() -> None:
 
 @pytest.fixture
 def no_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RPN_SAMPLES", "RPN_POSITIVES", "BOX_SAMPLES", "BOX_POSITIVES"):
+    for name in ("RPN_SAMPLES", "RPN_POSITIVES"):
         monkeypatch.setattr(losses, name, 10_000)
 
 
@@ -227,9 +227,9 @@ def expected_rois(image: int) -> list[tuple[tuple[float, ...], int]]:
     return [(tuple(box.tolist()), g) for box, g in zip([*truth, *proposals], found, strict=True)]
 
 
-@pytest.mark.usefixtures("no_sampling")
 def test_rois_are_the_ground_truths_and_the_proposals() -> None:
-    rois = jax.jit(lambda *arrays: losses.sample_rois(*arrays, TRUTH, jax.random.key(0)))(PROPOSALS, VALID)
+    """More samples than there are boxes."""
+    rois = jax.jit(lambda *arrays: losses.sample_rois(*arrays, TRUTH, jax.random.key(0), 256))(PROPOSALS, VALID)
     for image in range(IMAGES):
         boxes, assigned, valid = (np.asarray(each[image]) for each in rois)
         found = [(tuple(box.tolist()), g) for box, g in zip(boxes[valid], assigned[valid].tolist(), strict=True)]
@@ -239,13 +239,19 @@ def test_rois_are_the_ground_truths_and_the_proposals() -> None:
         assert is_positive.tolist() == sorted(is_positive.tolist(), reverse=True)  # the mask head takes the first
 
 
+def test_a_quarter_of_the_sampled_boxes_is_positive_at_most() -> None:
+    rois = jax.jit(lambda *arrays: losses.sample_rois(*arrays, TRUTH, jax.random.key(0), 8))(PROPOSALS, VALID)
+    assert np.asarray(rois.valid).all()
+    assert np.asarray(rois.is_positive).sum(axis=1).tolist() == [2 if count else 0 for count in COUNTS]
+
+
 def test_a_ground_truth_does_not_compete_for_its_best_proposal() -> None:
     """The proposal belongs to the first object by its IoU, and to the second because it is the second's best."""
     boxes = np.array([[[0, 0, 100, 100], [0, 0, 100, 140]]], np.float32)
     proposals = np.array([[[0, 0, 100, 112]]], np.float32)
     truth = Truth(boxes, np.zeros((1, 2), np.int32), np.ones((1, 2), bool), np.array([[200, 200]], np.int32))
-    rois = jax.jit(losses.sample_rois)(proposals, np.ones((1, 1), bool), truth, jax.random.key(0))
-    assert rois.assigned.shape == (1, 512)
+    rois = jax.jit(losses.sample_rois, static_argnums=4)(proposals, np.ones((1, 1), bool), truth, jax.random.key(0), 16)
+    assert rois.assigned.shape == (1, 16)
     found = dict(zip(map(tuple, np.asarray(rois.boxes)[0, :3].tolist()), rois.assigned[0, :3].tolist(), strict=True))
     assert found == {(0, 0, 100, 100): 0, (0, 0, 100, 140): 1, (0, 0, 100, 112): 1}
 

@@ -47,7 +47,8 @@ def test_recipe_is_the_published_one(name: str) -> None:
     config = RECIPES[f"coco_{name}_1x"]()
     options = {"name": f"twins_{variant}", "drop_path_rate": 0.2, "window_padding": "zero", "dtype": "float32"}
     assert config.model == config.model | options
-    own: dict[str, Any] = {"head": head, "group_size": 2, "epochs": 12, "steps": None, "batch_size": 16}
+    own: dict[str, Any] = {"head": head, "group_size": 2, "box_samples": 512, "epochs": 12, "steps": None}
+    own["batch_size"] = 16
     assert vars(config) == vars(config) | own
     optim = {"learning_rate": 1e-4 if head == "retinanet" else 2e-4, "weight_decay": 1e-4, "clip_norm": math.inf}
     assert vars(config.optim) == vars(config.optim) | optim
@@ -135,6 +136,7 @@ def test_the_recipe_for_folders_names_its_command() -> None:
         (["--batch_size", "3"], "batch_size=3: must be a multiple of group_size x optim.accumulate, 2 x 1"),
         (["--optim.accumulate", "2"], "batch_size=2: must be a multiple of group_size x optim.accumulate, 2 x 2"),
         (["--group_size", "0"], "group_size=0: must be an integer from 1"),
+        (["--box_samples", "30"], "box_samples=30: must be a multiple of 4 up to 4096"),
         (["--head", "fcos"], "--head"),
         (["--data.dir", ""], "data.dir='': must be the folder of the data set"),
         (["--data.source", "voc"], "data.source='voc': must be folder or coco"),
