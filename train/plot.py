@@ -18,8 +18,8 @@ from twins_jax.extra import check_installed
 from twins_jax.files import staged, write_text
 from twins_jax.paths import source_path, target_path
 
-TITLES = {"top1": "top-1", "map": "mAP", "miou": "mIoU"}
-"""Names of figures on the axis."""
+TITLES = {"top1": "top-1", "map": "mAP", "miou": "mIoU", "box_ap": "box AP", "mask_ap": "mask AP"}
+"""Figures of an evaluation that are drawn, and their names on the axis."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
 
 
 def draw(metrics: Path, picture: Path) -> None:
-    """Draws the loss, and the evaluations' first figure, which is their best metric, over epochs.
+    """Draws the loss, and the main figures of the evaluations, over epochs.
 
     Raises:
         InputError: the metrics cannot be read, or the picture's format is not known or it cannot be written.
@@ -64,11 +64,16 @@ def draw(metrics: Path, picture: Path) -> None:
     from matplotlib import pyplot as plt
 
     training, evaluations = read_metrics(metrics)
-    name = next((name for line in evaluations for name in line if name not in ("step", "split")), "top1")
+    names = [name for name in TITLES if any(name in line for line in evaluations)] or ["top1"]
     figure, accuracy = plt.subplots(figsize=(7, 4), layout="constrained")
-    accuracy.plot([e["epoch"] for e in evaluations], [100 * e[name] for e in evaluations], "o-", color="tab:blue")
+    for name, style in zip(names, ("o-", "s--"), strict=False):
+        lines = [line for line in evaluations if name in line]
+        epochs, values = [line["epoch"] for line in lines], [100 * line[name] for line in lines]
+        accuracy.plot(epochs, values, style, color="tab:blue", label=TITLES[name])
     accuracy.set_xlabel("epoch")
-    accuracy.set_ylabel(f"evaluation {TITLES.get(name, name)} (%)", color="tab:blue")
+    accuracy.set_ylabel(f"evaluation {' and '.join(TITLES[name] for name in names)} (%)", color="tab:blue")
+    if len(names) > 1:
+        accuracy.legend(loc="center right")
     accuracy.grid(alpha=0.3)
     loss = accuracy.twinx()
     loss.plot([t["epoch"] for t in training], [t["loss"] for t in training], color="tab:orange", linewidth=1)

@@ -42,6 +42,17 @@ def test_same_metrics_give_the_same_picture(tmp_path):
     assert (tmp_path / "a.svg").stat().st_size > 5000  # more than empty axes
 
 
+def test_boxes_and_masks_are_in_one_picture(tmp_path):
+    sizes = []
+    for figures in ({"box_ap": 0.5}, {"box_ap": 0.5, "mask_ap": 0.25}):
+        lines = [*LINES[:2], {"step": 4, "split": "eval", **figures, "box_ap50": 0.7}]
+        draw(write(tmp_path / "metrics.jsonl", lines), tmp_path / "a.svg")
+        text = (tmp_path / "a.svg").read_text()
+        assert "evaluation box AP" in text
+        sizes.append((text.count("box AP"), text.count("mask AP")))
+    assert sizes == [(1, 0), (2, 2)]  # the axis names both, and so does the legend
+
+
 @pytest.mark.parametrize("content", ["", "not json\n", '{"step": 1}\n'])
 def test_bad_metrics_are_named(tmp_path, content):
     path = tmp_path / "metrics.jsonl"
