@@ -173,9 +173,6 @@ def test_bfloat16(masks: Run, arguments: list[str], tmp_path: Path) -> None:
     kept = {name: leaf for name, leaf in saved.items() if name.startswith("params/")}
     assert {leaf.dtype for leaf in kept.values()} == {np.dtype("float32")}
     assert all(np.isfinite(leaf).all() for leaf in kept.values())
-    # Pixels of bfloat16 are whole from 128 on, and multiples of 4 from 512 on.
-    boxes = np.array([entry["bbox"] for entry in entries(workdir)])
-    assert (boxes * 16 % 1 != 0).mean() > 0.5
 
 
 def test_init_takes_a_classifiers_weights_into_the_backbone(arguments: list[str], tmp_path: Path) -> None:
