@@ -41,6 +41,7 @@ def _nano() -> Iterator[None]:
         patch.setattr(roi_heads, "SCORE_THRESHOLD", 0.0)
         narrow(patch)
         patch.setattr(train.flops, "loss_flops", lambda *_: 1e9)  # it would trace the loss once more
+        patch.setattr(train.flops, "matmul_rate", lambda *_: 1e9)
         yield
 
 
@@ -155,6 +156,24 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bits(masks: Run, arguments: l
     assert runs.differences(runs.saved(before, STEPS), runs.saved(workdir, STEPS)) == []
     for kind in ("bbox", "segm"):
         assert entries(workdir, kind) == entries(before, kind)
+
+
+def test_bfloat16(masks: Run, arguments: list[str], tmp_path: Path) -> None:
+    """One step and an evaluation: the same images and sampled anchors, rounded to 8 bits in the computation alone."""
+    workdir, output = run(
+        arguments, tmp_path / "run", "--head", "mask_rcnn", "--model.dtype", "bfloat16", "--steps", "1"
+    )
+    assert last_line(output)["examples"] == len(SIZES)
+    found, expected = (runs.metrics(folder)[0] for folder in (workdir, masks[0]))
+    losses = {name for name in expected if name.startswith("loss")}
+    assert len(losses) == 6
+    for name in losses:
+        assert found[name] != expected[name]
+    assert found["loss"] == pytest.approx(expected["loss"], rel=0.02)
+    saved = runs.saved(workdir, 1)
+    kept = {name: leaf for name, leaf in saved.items() if name.startswith("params/")}
+    assert {leaf.dtype for leaf in kept.values()} == {np.dtype("float32")}
+    assert all(np.isfinite(leaf).all() for leaf in kept.values())
 
 
 def test_init_takes_a_classifiers_weights_into_the_backbone(arguments: list[str], tmp_path: Path) -> None:

@@ -13,21 +13,29 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
+from tests.support.alone import call_main
+from tests.support.detection import make_folder as make_detection_folder
+from tests.support.models import named
+from tests.support.narrow import small
 from tests.support.paths import ROOT
 from tests.support.segmentation import make_folder
 from train.lock import owned
+from twins_jax.config import VARIANTS, TwinsConfig
 
 # `python -m train.main` with one more model. Its blocks, one of each kind, compile in seconds; each process must do it.
-MAIN = """
+NANO = ((8, 8, 8, 8), (1, 1, 1, 1), (1, 1, 1, 1), (2, 1, 1, 1), (2, 2, 1, 1), 7)
+MAIN = f"""
 import sys
 from tests.support.compilation import compile_fast
 from train.main import main
 from twins_jax import config
 compile_fast()
-config.VARIANTS["nano"] = config.TwinsConfig((8, 8, 8, 8), (1, 1, 1, 1), (1, 1, 1, 1), (2, 1, 1, 1), (2, 2, 1, 1), 7)
+config.VARIANTS["nano"] = config.TwinsConfig(*{NANO})
 sys.exit(main(sys.argv[1:]))
 """
 STEPS, SAVE_EVERY, TIMEOUT = 20, 4, 8
@@ -37,6 +45,7 @@ ARGUMENTS = (
     *("--steps", str(STEPS), "--checkpoint.every_steps", str(SAVE_EVERY), "--model.drop_path_rate", "0"),
 )
 OWNER = f"process {os.getpid()} on {socket.gethostname()}"
+ROUNDING = 64 * float(np.finfo(np.float32).eps)
 LOST = "error: a process of this run is missing, start all of them again: "
 
 
@@ -207,6 +216,66 @@ def test_segmentation_by_two_processes_is_that_by_one(tmp_path: Path) -> None:
     for line, expected in zip(metrics, expected_metrics, strict=True):
         assert line.pop("split") == expected.pop("split")
         assert line == pytest.approx(expected, rel=1e-3)
+
+
+SMALL = "from pytest import MonkeyPatch; from tests.support.narrow import small; small(MonkeyPatch())\n"
+
+
+def test_detection_by_two_processes_is_that_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two, each has half of the parameters, and learns a batch in two parts, whose images are the groups of one.
+
+    The second has no image in the evaluation's last batch.
+    """
+    pytest.importorskip("pycocotools", reason="needs the extra `detection`")
+    data = make_detection_folder(tmp_path / "data")
+    path = data / "annotations" / "val.json"
+    content = json.loads(path.read_text())
+    images = content["images"][:5]  # the sixth has no annotations
+    path.write_text(json.dumps(content | {"images": images}))
+    arguments = ["detect_folder", "--data.dir", str(data), "--model.name", "nano", "--data.shorter", "64"]
+    arguments += ["--data.longer", "64", "--data.workers", "0", "--batch_size", "4", "--eval_batch_size", "2"]
+    arguments += ["--steps", "1", "--optim.warmup_steps", "0", "--workdir"]
+    flags = ["--fsdp", "2", "--optim.accumulate", "2"]
+    program = MAIN.replace("sys.exit", SMALL + "sys.exit")
+    pair = start_pair(program, *arguments, str(tmp_path / "two"), *flags, timeout=60)
+    (code, output, errors), (other_code, _, other_errors) = pair.end(timeout=600)
+    assert (code, other_code) == (0, 0), errors + other_errors
+
+    monkeypatch.setitem(VARIANTS, "nano", TwinsConfig(*NANO))
+    small(monkeypatch)
+    code, expected_output, errors = call_main([*arguments, str(tmp_path / "one"), "--distributed.mode", "off"])
+    assert code == 0, errors
+    assert final(output)["examples"] == len(images)
+    assert final(output)["box_ap"] > 0
+    assert final(output) == pytest.approx(final(expected_output), rel=1e-6)
+    for line, expected in zip(lines(tmp_path / "two"), lines(tmp_path / "one"), strict=True):
+        assert line.pop("split") == expected.pop("split")
+        assert line == pytest.approx(expected, rel=ROUNDING)
+    gradients, expected_gradients = (first_gradients(tmp_path / name) for name in ("two", "one"))
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in expected_gradients.items():
+        atol = ROUNDING * np.abs(gradient).max()
+        np.testing.assert_allclose(gradients[name], gradient, rtol=0, atol=atol, err_msg=name)
+    assert sum(gradient.any() for gradient in gradients.values()) == 42  # all but those of the map that has no use
+    answers, expected_answers = (
+        sorted(json.loads((tmp_path / name / "results.bbox.json").read_text()), key=lambda answer: answer["image_id"])
+        for name in ("two", "one")
+    )
+    assert {answer["image_id"] for answer in answers} == {image["id"] for image in images}
+    for answer, expected in zip(answers, expected_answers, strict=True):
+        assert answer.pop("score") == pytest.approx(expected.pop("score"), rel=1e-5)
+        assert answer.pop("bbox") == pytest.approx(expected.pop("bbox"), abs=1e-3)
+        assert answer == expected  # image and category
+
+
+def first_gradients(workdir: Path) -> dict[str, np.ndarray]:
+    """AdamW's first moments after one step, a tenth of the gradients, whatever devices wrote them."""
+    folder = workdir / "checkpoints" / "1" / "opt_state"
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        tree = checkpointer.metadata(folder).item_metadata.tree
+        restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        state = named(checkpointer.restore(folder, item=tree, restore_args=restore_args))
+    return {name: leaf for name, leaf in state.items() if "/mu/" in name}
 
 
 JOIN = """
