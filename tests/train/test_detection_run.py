@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -174,6 +175,31 @@ def test_bfloat16(masks: Run, arguments: list[str], tmp_path: Path) -> None:
     kept = {name: leaf for name, leaf in saved.items() if name.startswith("params/")}
     assert {leaf.dtype for leaf in kept.values()} == {np.dtype("float32")}
     assert all(np.isfinite(leaf).all() for leaf in kept.values())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ('{"images": []}', 'annotations/train.json: has no "annotations"'),
+        (
+            {"bbox": [500, 1, 5, 5]},
+            "annotations/train.json: annotation id 1: bbox=[500, 1, 5, 5]: is outside its image",
+        ),
+    ],
+)
+def test_a_wrong_file_is_one_line(
+    wrong: str | dict[str, Any], message: str, root: Path, arguments: list[str], tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(root, tmp_path / "data"))
+    path = other / "annotations" / "train.json"
+    content = json.loads(path.read_text())
+    if isinstance(wrong, dict):
+        content["annotations"][0] |= wrong
+    path.write_text(wrong if isinstance(wrong, str) else json.dumps(content))
+    code, output, errors = call_main([*arguments, "--data.dir", str(other), "--workdir", str(tmp_path / "run")])
+    assert (code, output) == (2, "")
+    assert errors.startswith(f"error: {other}/{message}")
+    assert errors.count("\n") == 1
 
 
 def test_init_takes_a_classifiers_weights_into_the_backbone(arguments: list[str], tmp_path: Path) -> None:

@@ -9,12 +9,20 @@ SAME_COLORS = ("YCbCr", "Gray", "RGB")
 """Color spaces of a JPEG file that simplejpeg converts to the same RGB as PIL: both by libjpeg-turbo."""
 
 
-def decode(data: bytes, name: str) -> np.ndarray:
+EXIF = b"Exif\0\0"
+"""Start of a JPEG file's EXIF data, which is among its first segments; each has 64 KiB at most."""
+
+
+def decode(data: bytes, name: str, *, exif_orientation: bool = False) -> np.ndarray:
     """Returns the pixels of an encoded image as uint8 [H, W, 3], RGB: `twins_jax.decode.decode`, with its errors.
 
-    The orientation in EXIF data is not applied, as torchvision's folders do not apply it.
+    Args:
+        data: the encoded image.
+        name: for the errors.
+        exif_orientation: turn and mirror the image as its EXIF data says, as OpenCV does. torchvision's folders do not.
     """
-    if data.startswith(b"\xff\xd8\xff") and len(data) <= by_pil.MAX_BYTES:
+    is_plain = not (exif_orientation and EXIF in data[: 1 << 17])
+    if data.startswith(b"\xff\xd8\xff") and len(data) <= by_pil.MAX_BYTES and is_plain:
         try:
             height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
             # PIL converts CMYK in its own way.
@@ -22,4 +30,4 @@ def decode(data: bytes, name: str) -> np.ndarray:
                 return simplejpeg.decode_jpeg(data, "RGB")
         except ValueError:
             pass  # a damaged file, or one with extra bytes, which PIL may forgive
-    return by_pil.decode(data, name)
+    return by_pil.decode(data, name, exif_orientation=exif_orientation)

@@ -16,9 +16,10 @@ def detect_folder() -> DetectionConfig:
         workdir="runs/detect_folder",
         model=ModelConfig(name="twins_svt_small", drop_path_rate=0.1, window_padding="zero"),
         head="retinanet",
-        data=DetectionDataConfig(source="folder", dir="data"),
-        # Images are padded with zeros, and fresh biases are zero: LayerNorms of zero vectors enlarge gradients by
-        # 1 / sqrt(epsilon) each, and AdamW would remember the first step's for thousands of steps.
+        # Objects beyond the last would be background, and people's images hold more than COCO's.
+        data=DetectionDataConfig(source="folder", dir="data", max_boxes=400),
+        # Images are padded with zeros, and fresh biases are zero. The LayerNorm of a zero vector multiplies gradients
+        # by 1 / sqrt(epsilon). Unclipped, those of the first step would stay in AdamW's moments for thousands of steps.
         optim=DetectionOptimConfig(learning_rate=2e-4, warmup_steps=100, clip_norm=5.0),
         checkpoint=CheckpointConfig(every_steps=500),
         epochs=50,

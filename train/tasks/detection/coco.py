@@ -27,7 +27,7 @@ MAX_COORDINATE = 1e6
 
 _ID = f"an integer from 0 to {MAX_ID}"
 _NUMBER = f"a number from -{MAX_COORDINATE:.0f} to {MAX_COORDINATE:.0f}"
-_BOX = f"x, y, width and height in pixels, each {_NUMBER}"
+_BOX = f"x, y, width and height in pixels, each {_NUMBER}, the last two not negative"
 _FILE_NAME = "the path of a file from the folder of the images, without .. in it"
 
 
@@ -270,7 +270,7 @@ def _box(entry: _Entry, size: tuple[int, int]) -> list[float]:
 
 
 def _is_box(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 4 and all(map(_is_coordinate, value))
+    return isinstance(value, list) and len(value) == 4 and all(map(_is_coordinate, value)) and min(value[2:]) >= 0
 
 
 def _is_coordinate(value: Any) -> bool:

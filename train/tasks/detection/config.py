@@ -54,7 +54,8 @@ class DetectionDataConfig(DataConfig):
     published 3x schedules."""
 
     max_boxes: int = 100
-    """Training: boxes of an image that are learned, the first in the file; COCO's images have 93 at most."""
+    """Training: boxes of an image that are learned, the first in the file. Others count as background. COCO's images
+    have 93 at most."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -73,7 +73,7 @@ class DetectionSource:
         require_images: refuse a missing image at once, and not when it is read.
 
     Raises:
-        InputError: the folder or an image is missing, or no image or no object is left.
+        InputError: the folder or an image is missing, training has no image or no object, or evaluation no object.
     """
 
     def __init__(
@@ -88,6 +88,8 @@ class DetectionSource:
             is_annotated = np.diff(file.starts) > 0
             self._rows = np.flatnonzero(is_annotated & (file.image_sizes.min(axis=1) >= MIN_SIDE))
             self._check_learned()
+        elif file.crowd.all():
+            raise InputError(f"{file.path}: has no object to evaluate; must hold annotations other than crowds")
         if not os.path.isdir(images):
             raise InputError(f"{images}: no such folder; {contents(images.parent)}")
         if require_images:

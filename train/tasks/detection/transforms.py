@@ -96,6 +96,8 @@ class View(NamedTuple):
 class Decode(grain.transforms.Map):
     """`DetectionRecord` -> {"image": uint8 [H, W, 3], "boxes", "labels", "row"}, and "bitmaps", uint8 [H, W] each.
 
+    The image is turned as its EXIF data says, as in mmdet and by `twins_jax.detect`.
+
     Args:
         masks: draw the bitmaps.
 
@@ -108,11 +110,11 @@ class Decode(grain.transforms.Map):
         self._masks = masks
 
     def map(self, element: DetectionRecord) -> dict[str, Any]:
-        image = decode(element["image"], element["name"])
+        image = decode(element["image"], element["name"], exif_orientation=True)
         size = element["size"]
         if image.shape[:2] != size:
             found, expected = (f"{width} x {height}" for height, width in (image.shape[:2], size))
-            turned = " (EXIF orientation is not applied)" if image.shape[1::-1] == size else ""
+            turned = " with width and height exchanged" if image.shape[1::-1] == size else ""
             raise InputError(
                 f"{element['name']}: image of {found} pixels; must be of {expected}, as its annotations say{turned}"
             )

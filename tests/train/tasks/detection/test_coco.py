@@ -227,6 +227,10 @@ RLE = ": annotation id 3: segmentation: is RLE"
             change("annotations", 1, bbox=[WIDTH, 2, 3, 4]),
             f": annotation id 2: bbox=[{WIDTH}, 2, 3, 4]: is outside its image of {WIDTH} x {HEIGHT} pixels; must be",
         ),
+        (
+            change("annotations", 1, bbox=[9, 2, -3, 4]),
+            ": annotation id 2: bbox=[9, 2, -3, 4]; must be x, y, width and",
+        ),
         (change("annotations", 1, bbox=[1, -4, 3, 4]), ": annotation id 2: bbox=[1, -4, 3, 4]: is outside its image"),
         (change("annotations", 1, area=None), ': annotation id 2: has no "area"; must be a number'),
         (change("annotations", 1, area="9"), ': annotation id 2: area="9"; must be a number, the object\'s area in'),

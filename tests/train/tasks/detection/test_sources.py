@@ -135,6 +135,20 @@ def test_a_wrong_folder_is_one_line(root: Path, change: Callable[[Path], object]
     assert len(str(raised.value).splitlines()) == 1
 
 
+def crowds(content: dict[str, Any]) -> None:
+    for entry in content["annotations"]:
+        entry["iscrowd"] = 1
+
+
+@pytest.mark.parametrize("change", [crowds, lambda content: content.update(annotations=[])])
+def test_evaluation_without_an_object_is_one_line(root: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    rewrite(root / "annotations" / "val.json", change)
+    with pytest.raises(
+        InputError, match=r"annotations/val\.json: has no object to evaluate; must hold annotations oth"
+    ):
+        open_source(DetectionDataConfig(dir=str(root)), "eval", masks=False)
+
+
 def test_images_in_folders_below(root: Path) -> None:
     (root / "images" / "train" / "below").mkdir()
     (root / "images" / "train" / "1.png").rename(root / "images" / "train" / "below" / "1.png")

@@ -293,8 +293,20 @@ def test_an_image_of_another_size_is_one_line() -> None:
     decode((7, 9))
     with pytest.raises(InputError, match=r"^a\.jpg: image of 9 x 7 pixels; must be of 9 x 8, as its annotations say$"):
         decode((8, 9))
-    with pytest.raises(InputError, match=r"must be of 7 x 9, as its annotations say \(EXIF orientation is not applied"):
+    with pytest.raises(InputError, match="must be of 7 x 9, as its annotations say with width and height exch"):
         decode((9, 7))
+
+
+def test_photographs_are_upright() -> None:
+    """EXIF orientation 3: by half a turn, with the size that the annotations say."""
+    pixels = np.zeros((16, 24, 3), np.uint8)
+    pixels[:8] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    record = {"image": saved(Image.fromarray(pixels), "JPEG", exif=exif), "name": "a.jpg", "row": 0, "size": (16, 24),
+              "boxes": np.zeros((0, 4), np.float32), "labels": np.zeros(0, np.int32), "segmentations": []}  # fmt: skip
+    image = Decode(masks=False).map(record)["image"]  # type: ignore[arg-type]
+    assert image[:8].max() < 64 < 192 < image[8:].min()
 
 
 def test_batches_follow_from_the_seed_and_skip_what_cannot_be_read(tmp_path: Path) -> None:
