@@ -71,7 +71,7 @@ def test_annotations_that_are_learned(tmp_path: Path) -> None:
     content["annotations"] = []
     for number in range(300):
         x, y = rng.uniform(-3, 90), rng.uniform(-3, 70)
-        w, h = rng.choice([-2.0, 0.0, 0.5, 1.0, 1.5, 20.0], 2)
+        w, h = rng.choice([0.0, 0.5, 1.0, 1.5, 20.0], 2)
         if w >= 1 and h >= 1:  # outside of the image it would be refused
             x, y = rng.uniform(-0.9, 79.9), rng.uniform(-0.9, 59.9)
         entry = {"id": number, "image_id": image["id"], "category_id": 3, "bbox": [x, y, w, h]}
