@@ -86,14 +86,18 @@ def test_data_parallel_step_reduces_the_gradients_once() -> None:
 def test_split_parameters_in_two_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "new" / "report.json"
     arguments = ["--model.name", "narrow", "--batch_size", "32", "--optim.accumulate", "2", "--fsdp", "4"]
-    assert main(["digits", *arguments, "--topology", "v5e:2x2", "--classes", "10", "--out", str(out)]) == 0
-    assert "fits: MiB a chip of 16 GiB: arguments" in capsys.readouterr().out
+    arguments += ["--topology", "v5e:2x2", "--classes", "10", "--by_layer", "--out", str(out)]
+    assert main(["digits", *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "fits: MiB a chip of 16 GiB: arguments" in printed
+    assert "HBM GB by part" in printed
     report = json.loads(out.read_text())
     assert report["mesh"] == {"data": 1, "fsdp": 4}
     assert report["config"]["optim"]["accumulate"] == 2
     split = sum(4 * leaf.size for leaf in parameters() if leaf.ndim > 1 and leaf.shape[-1] > 3)
     gathered = report["traffic"]["kinds"]["all-gather"]
     assert gathered["payload_bytes"] >= split  # every kernel at least once
+    assert {"patch", "norms", "projections", "LSA", "GSA", "MLP", "PEG", "AdamW"} <= set(report["layers"])
     assert report["traffic"]["in_open_loops"] == 0
 
 
