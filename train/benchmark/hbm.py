@@ -67,9 +67,10 @@ def _visit(module: Module, name: str, times: int) -> Iterator[Access]:
         opcode = instruction.opcode
         if opcode in _CALLS:
             trips = module.trip_count(instruction, computation) if opcode == "while" else 1
-            for callee in instruction.callees:
-                if opcode != "while" or f"body=%{callee}" in instruction.attributes:
-                    yield from _visit(module, callee, times * (1 if trips is None else trips))
+            # Of a loop the body alone: its condition moves next to nothing.
+            body = re.findall(r"\bbody=%?([\w.\-]+)", instruction.attributes)
+            for callee in body or instruction.callees:
+                yield from _visit(module, callee, times * (1 if trips is None else trips))
         elif opcode not in _FREE and not opcode.endswith(("-done", "-update")):
             reads, writes = _types(module, computation, instruction)
             read, written = (times * sum(map(stored_bytes, types)) for types in (reads, writes))

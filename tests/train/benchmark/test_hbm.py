@@ -162,7 +162,7 @@ def test_loop_counts_as_often_as_it_runs_without_its_condition() -> None:
   ROOT %t = {state} tuple(%i, %n)
 }}
 
-%condition (s: (s32[], f32[16,128])) -> pred[] {{
+%body.1 (s: (s32[], f32[16,128])) -> pred[] {{
   %s = {state} parameter(0)
   ROOT %less = pred[] compare(%s, %s), direction=LT
 }}
@@ -171,7 +171,7 @@ def test_loop_counts_as_often_as_it_runs_without_its_condition() -> None:
         X,
         "%i = s32[] constant(0)",
         f"%t = {state} tuple(%i, %x)",
-        f"ROOT %w = {state} while(%t), condition=%condition, body=%body, "
+        f"ROOT %w = {state} while(%t), condition=%body.1, body=%body, "
         'backend_config={"known_trip_count":{"n":"5"}}',
         computations=computations,
     )
