@@ -19,9 +19,9 @@ def depthwise_form(
 
     The backend reads the map anew for every shift of a sum of shifted maps, in float32, and its backward pass writes
     nine maps. Forward and backward, the PEG of the first stage moved 4.15 GB in batches of 64, and moves 0.57 GB as a
-    convolution (64 channels in 128 lanes; the fewest without padding are 0.13 GB). The convolution
-    rounds its kernel and its result to bfloat16, as `numerics.linear` does. A map in float32 keeps the default, whose
-    products are not rounded to bfloat16.
+    convolution (64 channels in 128 lanes; the fewest without padding are 0.13 GB). The convolution rounds its
+    kernel and its result to bfloat16, as `numerics.linear` does. A map in float32 keeps the default, whose products are
+    not rounded to bfloat16.
 
     Args:
         default: a zero-padded depthwise convolution.
