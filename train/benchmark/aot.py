@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import jax
 from flax import nnx
 
-from twins_jax import get_batch_stats, get_params
+from twins_jax import TwinsClassifier, get_batch_stats, get_params
 from twins_jax.ending import command_line
 from twins_jax.errors import MAX_INT, InputError, one_line, require
 from twins_jax.extra import check_installed
@@ -31,6 +31,7 @@ from ..recipes.imagenet import EVAL_EXAMPLES, TRAIN_EXAMPLES
 from ..state import abstract_state
 from ..step import make_train_step
 from ..task import DatasetInfo
+from . import layer_bytes
 from .collectives import Traffic, read_traffic
 from .results import check_out, write_figures
 from .tpu import Chip, topology_devices
@@ -49,6 +50,9 @@ class Arguments:
 
     classes: int | None = None
     """Outputs of the model; by default those of the data set, which must exist unless it is imagenet2012."""
+
+    by_layer: bool = False
+    """Print the bytes of HBM by part of the model, beside the fewest that it needs; of classifiers."""
 
     out: str | None = None
     """File for the figures as JSON."""
@@ -76,6 +80,7 @@ class Report:
         model_flops: operations that the model needs: three forward passes.
         bytes_accessed: of HBM and on-chip memory, as the compiler counts them.
         traffic: the collectives; None where the program does not fit.
+        layers: bytes of HBM by part of the model; empty unless asked for.
     """
 
     model: str
@@ -90,6 +95,7 @@ class Report:
     flops: float | None = None
     bytes_accessed: float | None = None
     traffic: Traffic | None = None
+    layers: dict[str, layer_bytes.LayerBytes] = dataclasses.field(default_factory=dict)
 
     @property
     def fits(self) -> bool:
@@ -110,13 +116,14 @@ class Report:
         }
 
 
-def compile_step(config: RunConfig, topology: str, classes: int | None = None) -> Report:
+def compile_step(config: RunConfig, topology: str, classes: int | None = None, *, by_layer: bool = False) -> Report:
     """Compiles the training step of a run on the chips of `topology`.
 
     Args:
         config: the run's. Weights of `init` are not read.
         topology: as `train.benchmark.tpu.topology_devices` takes it.
         classes: outputs of the model; None: those of the data set.
+        by_layer: also count the bytes of HBM by part of the model.
 
     Raises:
         InputError: a setting or the topology is not what it must be, or the data set is needed and missing.
@@ -129,6 +136,8 @@ def compile_step(config: RunConfig, topology: str, classes: int | None = None) -
     require("classes", classes, classes is None or classes >= 1, "an integer from 1")
     task = dataclasses.replace(config, init="").make_task(_describe_data(config, classes))
     model = nnx.eval_shape(lambda: task.create_model(nnx.Rngs(config.seed)))
+    needed = "False, but for classifiers: the floor is known for no other model"
+    require("by_layer", by_layer, not by_layer or isinstance(model, TwinsClassifier), needed)
     graphdef, params, batch_stats = nnx.graphdef(model), get_params(model), get_batch_stats(model)
     optimizer = make_optimizer(config, make_schedule(config, task.info.train_examples))
     state = abstract_state(params, batch_stats, optimizer, mesh, ema=config.optim.ema_decay > 0)
@@ -153,7 +162,15 @@ def compile_step(config: RunConfig, topology: str, classes: int | None = None) -
         verdict,
         model_flops,
     )
-    return report if compiled is None else _with_figures(report, compiled, config.optim.accumulate)
+    if compiled is None:
+        return report
+    report = _with_figures(report, compiled, config.optim.accumulate)
+    if not (by_layer and isinstance(model, TwinsClassifier)):
+        return report
+    _, height, width, _ = task.batch_shapes(config.batch_size)["image"].shape
+    layers = layer_bytes.read_layer_bytes(compiled.as_text() or "")
+    floors = layer_bytes.with_floors(layers, model.config, model.num_classes, images, height, width)
+    return dataclasses.replace(report, layers=floors)
 
 
 def _with_figures(report: Report, compiled: jax.stages.Compiled, parts: int) -> Report:
@@ -210,7 +227,18 @@ def _table(report: Report) -> str:
     times = ", ".join(f"{name} {1e3 * value:.2f}" for name, value in seconds.items())
     ratio = seconds["interconnect"] / seconds["compute"]
     lines.append(f"ms a step at the peak rates of {chip.name}: {times}; interconnect : compute {ratio:.3f}")
+    if report.layers:
+        lines += _layer_lines(report)
     return "\n".join(lines)
+
+
+def _layer_lines(report: Report) -> list[str]:
+    moved = layer_bytes.total(report.layers.values()).total
+    return [
+        *layer_bytes.table(report.layers),
+        f"HBM by these counts: {1e3 * moved / report.chip.hbm_bandwidth:.2f} ms at the peak rate; "
+        f"by the compiler's, which include on-chip memory: {(report.bytes_accessed or 0) / 1e9:.3f} GB",
+    ]
 
 
 def _memory(report: Report) -> str:
@@ -245,7 +273,7 @@ def main(arguments: Sequence[str]) -> int:
     args = parse_recipe(arguments, f"{__package__}.aot", _arguments)
     check_installed(*TRAINING, purpose="compiling", extra="train")
     out = None if args.out is None else check_out(args.out)
-    report = compile_step(args.train, args.topology, args.classes)
+    report = compile_step(args.train, args.topology, args.classes, by_layer=args.by_layer)
     print(_table(report))
     if out:
         write_figures(out, _figures(report, args.train, arguments))

@@ -4,6 +4,14 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class Frame(NamedTuple):
+    """A call in the Python program that wrote an instruction: its file's path, and the function's qualified name."""
+
+    file: str
+    function: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +59,18 @@ class Module:
         computations: by name.
         entry: name of the one that runs.
         partitions: chips of an SPMD program; its shapes are those of one chip's parts.
+        frames: by number, as instructions name them (`stack_frame_id`): the stack, the innermost call first.
     """
 
     computations: dict[str, Computation]
     entry: str
     partitions: int
+    frames: dict[int, tuple[Frame, ...]] = dataclasses.field(default_factory=dict)
+
+    def stack(self, instruction: Instruction) -> tuple[Frame, ...]:
+        """The calls that wrote the instruction, the innermost first; empty where the compiler names none."""
+        found = re.search(r"stack_frame_id=(\d+)", instruction.attributes)
+        return self.frames.get(int(found[1]), ()) if found else ()
 
     def trip_count(self, loop: Instruction, caller: Computation) -> int | None:
         """The number of times that a `while` runs its body; None where that depends on data.
@@ -101,7 +116,7 @@ def parse(text: str) -> Module:
     if not entry:
         raise ValueError("no HLO module: it has no ENTRY computation")
     partitions = re.search(r"num_partitions=(\d+)", text)
-    return Module(computations, entry, int(partitions[1]) if partitions else 1)
+    return Module(computations, entry, int(partitions[1]) if partitions else 1, _frames(text))
 
 
 def type_bytes(type_: str) -> int:
@@ -110,6 +125,59 @@ def type_bytes(type_: str) -> int:
     for bits, sizes in re.findall(r"\b(?:[a-z]+(\d+)\w*|pred)\[([\d,]*)\]", type_):
         total += math.prod(int(size) for size in sizes.split(",") if size) * int(bits or 8) // 8
     return total
+
+
+def stored_bytes(type_: str) -> int:
+    """The bytes of an HLO type, or of all parts of a tuple, in the device's main memory.
+
+    They include the padding of the layout's tiles: bf16[4,64]{1,0:T(8,128)} is stored as 8 rows of 128. A part in
+    another memory space, S(1) and up, takes none: S(1) is TPU's on-chip vector memory.
+    """
+    total = 0
+    for bits, sizes, layout in re.findall(r"\b(?:[a-z]+(\d+)\w*|pred)\[([\d,]*)\](?:\{([^}]*)\})?", type_):
+        if not re.search(r"S\([1-9]", layout):
+            total += _padded([int(size) for size in sizes.split(",") if size], layout) * int(bits or 8) // 8
+    return total
+
+
+def _padded(sizes: list[int], layout: str) -> int:
+    """The numbers in an array, with the padding of a layout of axes, minor to major, and tiles: "1,0:T(8,128)(2,1)"."""
+    order, _, rest = layout.partition(":")
+    minor_to_major = [int(axis) for axis in order.split(",") if axis]
+    sizes = [sizes[axis] for axis in reversed(minor_to_major)] if minor_to_major else sizes
+    tiles = re.search(r"T((?:\([\d,]+\))+)", rest)
+    for tile in re.findall(r"\(([\d,]+)\)", tiles[1]) if tiles and 0 not in sizes else ():
+        sides = [int(side) for side in tile.split(",")]
+        sizes = [1] * (len(sides) - len(sizes)) + sizes  # a tile of more axes than the array
+        outer, inner = sizes[: -len(sides)], sizes[-len(sides) :]
+        sizes = [*outer, *(-(-size // side) for size, side in zip(inner, sides, strict=True)), *sides]
+    return math.prod(sizes)
+
+
+def _frames(text: str) -> dict[int, tuple[Frame, ...]]:
+    """Reads the tables of Python calls at the head of a module; empty without them."""
+    files, functions = (
+        {int(number): name for number, name in re.findall(r'^(\d+) "(.*)"$', _table(text, title), re.MULTILINE)}
+        for title in ("FileNames", "FunctionNames")
+    )
+    place = r"^(\d+) \{file_name_id=(\d+) function_name_id=(\d+)"
+    calls = {
+        int(number): Frame(files[int(file)], functions[int(function)])
+        for number, file, function in re.findall(place, _table(text, "FileLocations"), re.MULTILINE)
+    }
+    frame = r"^(\d+) \{file_location_id=(\d+)(?: parent_frame_id=(\d+))?"
+    rows = re.findall(frame, _table(text, "StackFrames"), re.MULTILINE)
+    # XLA at jaxlib 0.10.2 writes a caller's number plus one; the outermost frame, without a caller, seems its own.
+    excess = int(any(number == parent for number, _, parent in rows))
+    stacks: dict[int, tuple[Frame, ...]] = {0: ()}
+    for number, call, parent in rows:  # callers stand before those they call
+        stacks[int(number)] = (calls[int(call)], *stacks[int(parent or 0) - excess])
+    return stacks
+
+
+def _table(text: str, title: str) -> str:
+    found = re.search(rf"^{title}\n((?:\d+ .*\n)*)", text, re.MULTILINE)
+    return found[1] if found else ""
 
 
 def _parse_line(line: str) -> Instruction | None:

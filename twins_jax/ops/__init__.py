@@ -2,7 +2,7 @@
 
 Models call these and hold the parameters. This package alone chooses the order of operations and the code for each
 kind of hardware: `numerics` holds the rules for dtypes, `dispatch` chooses between implementations of attention,
-`cudnn` and `pallas` are two of them, and `xla_cpu` holds what exists for one of XLA's backends.
+`cudnn` and `pallas` are two of them, and `xla_cpu` and `xla_tpu` hold what exists for one of XLA's backends each.
 """
 
 from twins_jax.ops.attention import attention, attention_weights

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from twins_jax.ops.numerics import add_bias, at_least_float32, crop, per_channel
 from twins_jax.ops.xla_cpu import blocked_dot, by_taps
+from twins_jax.ops.xla_tpu import depthwise_form
 
 
 def patch_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array, *, dtype: DTypeLike) -> jax.Array:
@@ -36,7 +37,7 @@ def patch_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array, *, dtype: DType
 
 
 def depthwise_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """A zero-padded depthwise convolution of stride 1, as a sum of shifted maps.
+    """A zero-padded depthwise convolution of stride 1, as a sum of shifted maps but for bfloat16 on TPUs.
 
     The sum has the dtype float32 at least, because the parameters' gradients are sums over all positions in it (see
     `numerics.add_bias`).
@@ -49,13 +50,17 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Arra
     Returns:
         [B, H, W, C], not rounded to the dtype of x: float32, or float64 where x is.
     """
+    wide = at_least_float32(x.dtype)
+    return depthwise_form(_shifted_sum, x, kernel.astype(wide), bias.astype(wide))
+
+
+def _shifted_sum(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """A depthwise convolution in the dtype of its kernel and bias."""
     _, height, width, _ = x.shape
     size = kernel.shape[0]
-    wide = at_least_float32(x.dtype)
-    kernel = kernel.astype(wide)
     margin = (size // 2, size // 2)
-    padded = jnp.pad(x, ((0, 0), margin, margin, (0, 0))).astype(wide)
-    total = per_channel(bias.astype(wide), x)
+    padded = jnp.pad(x, ((0, 0), margin, margin, (0, 0))).astype(kernel.dtype)
+    total = per_channel(bias, x)
     for i in range(size):
         for j in range(size):
             total = total + crop(padded, i, j, height, width) * per_channel(kernel[i, j, 0], x)

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from importlib import util
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -86,14 +87,18 @@ def test_data_parallel_step_reduces_the_gradients_once() -> None:
 def test_split_parameters_in_two_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "new" / "report.json"
     arguments = ["--model.name", "narrow", "--batch_size", "32", "--optim.accumulate", "2", "--fsdp", "4"]
-    assert main(["digits", *arguments, "--topology", "v5e:2x2", "--classes", "10", "--out", str(out)]) == 0
-    assert "fits: MiB a chip of 16 GiB: arguments" in capsys.readouterr().out
+    arguments += ["--topology", "v5e:2x2", "--classes", "10", "--by_layer", "--out", str(out)]
+    assert main(["digits", *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "fits: MiB a chip of 16 GiB: arguments" in printed
+    assert "HBM GB by part" in printed
     report = json.loads(out.read_text())
     assert report["mesh"] == {"data": 1, "fsdp": 4}
     assert report["config"]["optim"]["accumulate"] == 2
     split = sum(4 * leaf.size for leaf in parameters() if leaf.ndim > 1 and leaf.shape[-1] > 3)
     gathered = report["traffic"]["kinds"]["all-gather"]
     assert gathered["payload_bytes"] >= split  # every kernel at least once
+    assert {"patch", "norms", "projections", "LSA", "GSA", "MLP", "PEG", "AdamW"} <= set(report["layers"])
     assert report["traffic"]["in_open_loops"] == 0
 
 
@@ -150,3 +155,32 @@ def test_program_that_does_not_fit(
     assert not captured.err
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["fits"], report["verdict"], report["memory"]) == (False, verdict, {})
+
+
+def test_bytes_by_layer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A program of one instruction, of no known part: its bytes, beside the floors of the model's parts."""
+
+    class Program:
+        def compile(self) -> "Program":
+            return self
+
+        def as_text(self) -> str:
+            instructions = "  %x = f32[8,128]{1,0} parameter(0)\n  ROOT %y = f32[8,128]{1,0} negate(%x)\n"
+            return f"HloModule jit_f\n\nENTRY %main (x: f32[8,128]) -> f32[8,128] {{\n{instructions}}}\n"
+
+        def memory_analysis(self) -> SimpleNamespace:
+            kinds = ("argument", "output", "alias", "temp", "generated_code")
+            return SimpleNamespace(peak_memory_in_bytes=0, **{f"{kind}_size_in_bytes": 0 for kind in kinds})
+
+        def cost_analysis(self) -> dict[str, float]:
+            return {"flops": 1e9, "bytes accessed": 8e9}
+
+    chip = train.benchmark.tpu.CHIPS["TPU v5 lite"]
+    monkeypatch.setattr(train.benchmark.aot, "topology_devices", lambda name: (chip, jax.devices()))  # noqa: ARG005
+    monkeypatch.setattr(train.benchmark.aot, "lower_train_step", lambda *_: Program())
+    out = tmp_path / "report.json"
+    assert main(["--model.name", "narrow", "--classes", "10", "--by_layer", "--out", str(out)]) == 0
+    assert "by the compiler's, which include on-chip memory: 8.000 GB" in capsys.readouterr().out
+    layers = json.loads(out.read_text())["layers"]
+    assert layers["other"] == dict.fromkeys(layers["other"], 0) | {"forward_read": 4096, "forward_written": 4096}
+    assert all(layers[part]["floor"] > 0 for part in ("patch", "norms", "projections", "LSA", "GSA", "MLP", "PEG"))
