@@ -2,12 +2,13 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun, jaxprs_in_params
 
 from twins_jax import BatchStats, Params, merge_model
 
@@ -82,8 +83,21 @@ def forward_flops(apply: Callable[..., jax.Array], params: Params, side: int) ->
 
 
 def _flops(function: Callable[..., Any], *arguments: Any) -> float:
-    flops: float = jax.jit(function).lower(*arguments).cost_analysis()["flops"]  # type: ignore[index]
-    return flops
+    """Counts the operations of a program. XLA's own count takes the body of a loop once."""
+    traced = jax.jit(function).trace(*arguments)
+    flops: float = traced.lower().cost_analysis()["flops"]
+    loops = _loops(traced.jaxpr.jaxpr)
+    return flops + sum((length - 1) * _flops(jaxpr_as_fun(body), *body.in_avals) for length, body in loops)
+
+
+def _loops(jaxpr: Jaxpr) -> Iterator[tuple[int, ClosedJaxpr]]:
+    """The length and the body of each `lax.scan` of a program, without those within a body."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "scan":
+            yield equation.params["length"], equation.params["jaxpr"]
+        else:
+            for inner in jaxprs_in_params(equation.params):
+                yield from _loops(inner)
 
 
 def matmul_rate(dtype: jnp.dtype) -> float:
