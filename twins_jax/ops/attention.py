@@ -91,7 +91,8 @@ def attention_in_blocks(query: jax.Array, key: jax.Array, value: jax.Array, size
 compiled_attention_in_blocks = jax.jit(attention_in_blocks, static_argnames="size")
 """For calls outside of `jit`, each of which would compile the loop anew.
 
-Within a trace the function itself is called: jax2onnx traces with substitutes for `jax.numpy`, and this would keep them.
+Within a trace the function itself is called: jax2onnx puts functions of its own into `jax.numpy` while it traces, and
+the cache of this one would keep them.
 """
 
 
