@@ -91,11 +91,14 @@ def _flops(function: Callable[..., Any], *arguments: Any) -> float:
 
 
 def _loops(jaxpr: Jaxpr) -> Iterator[tuple[int, ClosedJaxpr]]:
-    """The length and the body of each `lax.scan` of a program, without those within a body."""
+    """The length and the body of each `lax.scan` of a program, without those within a body.
+
+    Those within the branches of a condition are left out: a branch may be for another platform than this one.
+    """
     for equation in jaxpr.eqns:
         if equation.primitive.name == "scan":
             yield equation.params["length"], equation.params["jaxpr"]
-        else:
+        elif equation.primitive.name != "cond":
             for inner in jaxprs_in_params(equation.params):
                 yield from _loops(inner)
 
