@@ -83,11 +83,18 @@ def forward_flops(apply: Callable[..., jax.Array], params: Params, side: int) ->
 
 
 def _flops(function: Callable[..., Any], *arguments: Any) -> float:
-    """Counts the operations of a program. XLA's own count takes the body of a loop once."""
-    traced = jax.jit(function).trace(*arguments)
-    flops: float = traced.lower().cost_analysis()["flops"]
-    loops = _loops(traced.jaxpr.jaxpr)
-    return flops + sum((length - 1) * _flops(jaxpr_as_fun(body), *body.in_avals) for length, body in loops)
+    """Counts the operations of a program, those of a loop's body as often as it runs."""
+    flops = _flops_with_loops_once(function, *arguments)
+    for length, body in _loops(jax.make_jaxpr(function)(*arguments).jaxpr):
+        program = jaxpr_as_fun(body), *body.in_avals
+        flops += length * _flops(*program) - _flops_with_loops_once(*program)
+    return flops
+
+
+def _flops_with_loops_once(function: Callable[..., Any], *arguments: Any) -> float:
+    """XLA's own count, which takes the body of a loop once."""
+    flops: float = jax.jit(function).lower(*arguments).cost_analysis()["flops"]  # type: ignore[index]
+    return flops
 
 
 def _loops(jaxpr: Jaxpr) -> Iterator[tuple[int, ClosedJaxpr]]:
