@@ -2,12 +2,13 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun, jaxprs_in_params
 
 from twins_jax import BatchStats, Params, merge_model
 
@@ -82,8 +83,31 @@ def forward_flops(apply: Callable[..., jax.Array], params: Params, side: int) ->
 
 
 def _flops(function: Callable[..., Any], *arguments: Any) -> float:
+    """Counts the operations of a program, those of a loop's body as often as it runs."""
+    flops = _flops_with_loops_once(function, *arguments)
+    for length, body in _loops(jax.make_jaxpr(function)(*arguments).jaxpr):
+        program = jaxpr_as_fun(body), *body.in_avals
+        flops += length * _flops(*program) - _flops_with_loops_once(*program)
+    return flops
+
+
+def _flops_with_loops_once(function: Callable[..., Any], *arguments: Any) -> float:
+    """XLA's own count, which takes the body of a loop once."""
     flops: float = jax.jit(function).lower(*arguments).cost_analysis()["flops"]  # type: ignore[index]
     return flops
+
+
+def _loops(jaxpr: Jaxpr) -> Iterator[tuple[int, ClosedJaxpr]]:
+    """The length and the body of each `lax.scan` of a program, without those within a body.
+
+    Those within the branches of a condition are left out: a branch may be for another platform than this one.
+    """
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "scan":
+            yield equation.params["length"], equation.params["jaxpr"]
+        elif equation.primitive.name != "cond":
+            for inner in jaxprs_in_params(equation.params):
+                yield from _loops(inner)
 
 
 def matmul_rate(dtype: jnp.dtype) -> float:

@@ -1,12 +1,14 @@
 """Multi-head attention of the positions of one map to those of another."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
 from twins_jax.config import AttentionImplementation
-from twins_jax.ops.dispatch import Implementation, choose
+from twins_jax.ops.dispatch import Implementation, choose, queries_at_once
 from twins_jax.ops.numerics import at_least_float32
 
 
@@ -14,6 +16,8 @@ def attention(
     query: jax.Array, key_value: jax.Array, num_heads: int, implementation: AttentionImplementation = "auto"
 ) -> jax.Array:
     """Attention of every position of a map to every position of another: softmax(q k^T / sqrt(d)) v for each head.
+
+    "xla" computes the scores of large maps for a block of queries at a time, see `attention_in_blocks`.
 
     Args:
         query: [B, H, W, C], head by head.
@@ -37,7 +41,13 @@ def attention(
         return pallas.attention(query, key_value, num_heads)
 
     key, value = (_split_heads(part, num_heads) for part in jnp.split(key_value, 2, axis=-1))
-    attended = softmax_attention(_split_heads(query, num_heads), key, value, implementation=chosen)
+    queries = _split_heads(query, num_heads)
+    size = queries_at_once(queries.shape[1], key.shape[1], num_heads, query.dtype)
+    if chosen == "xla" and size < queries.shape[1]:
+        in_blocks = attention_in_blocks if isinstance(query, jax.core.Tracer) else compiled_attention_in_blocks
+        attended = in_blocks(queries, key, value, size)
+    else:
+        attended = softmax_attention(queries, key, value, implementation=chosen)
     return attended.reshape(query.shape)
 
 
@@ -46,6 +56,44 @@ def attention_weights(query: jax.Array, key_value: jax.Array, num_heads: int) ->
     key = jnp.split(key_value, 2, axis=-1)[0]
     weights = softmax_weights(_split_heads(query, num_heads), _split_heads(key, num_heads))
     return weights.reshape(*weights.shape[:2], *query.shape[1:3], *key_value.shape[1:3])
+
+
+def attention_in_blocks(query: jax.Array, key: jax.Array, value: jax.Array, size: int) -> jax.Array:
+    """`softmax_attention` for `size` queries at a time, whose scores alone are in memory (Rabe and Staats, 2021).
+
+    Each block has the exact softmax over all keys. The backward pass computes its scores again. The paper divides the
+    keys, too, which GSA's few keys do not need.
+
+    Args:
+        query: [B, Q, heads, d].
+        key: [B, K, heads, d].
+        value: [B, K, heads, d].
+        size: queries in a block. The last one is filled up with zeros, and what they attend to is cut off.
+
+    Returns:
+        [B, Q, heads, d] in the dtype of `value`.
+    """
+    batch, queries, heads, dim = query.shape
+    count = -(-queries // size)
+    blocks = jnp.pad(query, ((0, 0), (0, count * size - queries), (0, 0), (0, 0)))
+    blocks = jnp.moveaxis(blocks.reshape(batch, count, size, heads, dim), 1, 0)
+    # The backward pass sums the gradients of keys and values over blocks in the dtype that the loop sees.
+    wide_key, wide_value = (x.astype(at_least_float32(x.dtype)) for x in (key, value))
+
+    @partial(jax.checkpoint, prevent_cse=False)  # a loop's body needs no protection from common subexpressions
+    def attend(block: jax.Array) -> jax.Array:
+        return softmax_attention(block, wide_key.astype(key.dtype), wide_value.astype(value.dtype))
+
+    attended = jnp.moveaxis(lax.map(attend, blocks), 0, 1).reshape(batch, count * size, heads, dim)
+    return lax.slice_in_dim(attended, 0, queries, axis=1)
+
+
+compiled_attention_in_blocks = jax.jit(attention_in_blocks, static_argnames="size")
+"""For calls outside of `jit`, each of which would compile the loop anew.
+
+Within a trace the function itself is called: jax2onnx puts functions of its own into `jax.numpy` while it traces, and
+the cache of this one would keep them.
+"""
 
 
 def softmax_attention(

@@ -1,4 +1,4 @@
-"""The kernels over several devices: each computes its own part of the batch, on a machine of eight simulated ones."""
+"""Kernels, and attention in blocks, over eight simulated devices: each computes its own part of the batch."""
 
 import os
 import subprocess
@@ -6,6 +6,7 @@ import sys
 
 SCRIPT = """
 import jax, numpy as np
+from twins_jax.ops.attention import attention_in_blocks
 from twins_jax.ops.pallas.gsa import gsa
 from twins_jax.ops.pallas.lsa import Windows, lsa
 from twins_jax.sharding import batch_sharding, make_mesh
@@ -18,6 +19,7 @@ windows = Windows(8, 9, 7, see_padding=True)
 attentions = {
     "lsa": (lambda qkv, padding: lsa(qkv, padding, 2, windows), [normal(8, 8, 9, 96)], [normal(96)]),
     "gsa": (lambda query, key_value: gsa(query, key_value, 2), [normal(8, 20, 32), normal(8, 9, 64)], []),
+    "blocks": (lambda *heads: attention_in_blocks(*heads, 7), [normal(8, size, 2, 16) for size in (20, 9, 9)], []),
 }
 for name, (attention, batched, shared) in attentions.items():
     def both(*arguments):
@@ -33,7 +35,8 @@ for name, (attention, batched, shared) in attentions.items():
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
     shards = [shard.data.shape[0] for x in (found[0], found[1][0]) for shard in x.addressable_shards]
     assert shards == [1] * 16, (name, shards)
-    assert "all-gather" not in compiled.as_text(), name
+    for collective in ("all-gather", "all-to-all", "collective-permute"):
+        assert collective not in compiled.as_text(), (name, collective)
 print("same")
 """
 
