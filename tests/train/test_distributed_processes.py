@@ -222,9 +222,10 @@ SMALL = "from pytest import MonkeyPatch; from tests.support.narrow import small;
 
 
 def test_detection_by_two_processes_is_that_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two, each has half of the parameters, and learns a batch in two parts, whose images are the groups of one.
+    """RetinaNet: two processes have half of the parameters each, and learn a batch in two parts.
 
-    The second has no image in the evaluation's last batch.
+    A part's two images are a group of the one process's batch: the second process reads every second image, and a part
+    takes every second row. The second process has no image in the evaluation's last batch.
     """
     pytest.importorskip("pycocotools", reason="needs the extra `detection`")
     data = make_detection_folder(tmp_path / "data")

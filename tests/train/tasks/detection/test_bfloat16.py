@@ -73,8 +73,6 @@ TRUTH = Truth(
     valid=shape(OBJECTS, dtype=jnp.bool_),
     sizes=shape(2, dtype=jnp.int32),
 )
-
-
 TARGETS = shape(BOXES, 28, 28, dtype=jnp.float32)
 
 
