@@ -29,13 +29,18 @@ def start(
     arguments: Sequence[str], compile_cache: Path, command: Sequence[str] = TRAIN, **environment: str
 ) -> subprocess.Popen[str]:
     """Starts a run in a process of its own; programs that an earlier run compiled are read from the cache."""
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(compile_cache),
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    variables = os.environ | cache_in(compile_cache) | environment
+    return subprocess.Popen([*command, *arguments], cwd=ROOT, env=variables, **pipes)
+
+
+def cache_in(folder: Path) -> dict[str, str]:
+    """The environment of a process that keeps all programs it compiles in a folder, and reads them from it."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(folder),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([*command, *arguments], cwd=ROOT, env=os.environ | cache | environment, **pipes)
 
 
 def signal_when(process: subprocess.Popen[str], signum: int, ready: Callable[[], bool], delay: float = 0.0) -> None:

@@ -19,13 +19,21 @@ from tests.support.checkpoints import save
 from tests.support.compilation import fast_compilation
 from train.config import RunConfig
 from train.experiment import Experiment, build
-from train.flops import Performance, describe
+from train.flops import Performance, describe, loss_flops, matmul_rate
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _fast_compilation() -> Iterator[None]:
     """Compiling takes most of the time of these tests, and none is of the speed of a program."""
     with fast_compilation():
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _described_without_measuring() -> Iterator[None]:
+    """`alone` counts and measures, and test_run.py looks at what it found."""
+    with pytest.MonkeyPatch.context() as patch:
+        short.describe_without_measuring(patch.setattr)
         yield
 
 
@@ -79,6 +87,8 @@ def alone(arguments: list[str], compile_cache: Path, tmp_path_factory: pytest.Te
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(short.VARIANTS, short.NAME, short.CONFIG)
         patch.setattr(train.loop, "build", keep)
+        patch.setattr(train.flops, "loss_flops", loss_flops)
+        patch.setattr(train.flops, "matmul_rate", matmul_rate)
         patch.setattr(train.flops, "describe", keep_description)
         code, output, errors = call_main([*arguments, "--workdir", str(workdir)])
     assert code == 0, errors
@@ -94,11 +104,17 @@ def run_main(arguments: list[str], alone: Alone) -> RunMain:
 
 @pytest.fixture
 def rerun(run_main: RunMain, alone: Alone, monkeypatch: pytest.MonkeyPatch) -> RunMain:
-    """As `run_main`, without building and measuring again; for runs that go on from a checkpoint's weights."""
+    """As `run_main`, without building and measuring again; for runs that go on from a checkpoint's weights.
 
-    def run(workdir: Path, *more: str) -> tuple[int, str, str]:
+    `build` is what builds instead.
+    """
+
+    def built(config: RunConfig) -> Experiment:
+        return dataclasses.replace(alone.built, config=config)
+
+    def run(workdir: Path, *more: str, build: Callable[[RunConfig], Experiment] = built) -> tuple[int, str, str]:
         with monkeypatch.context() as patch:
-            patch.setattr(train.loop, "build", lambda config: dataclasses.replace(alone.built, config=config))
+            patch.setattr(train.loop, "build", build)
             patch.setattr(train.flops, "describe", lambda _: alone.performance)
             return run_main(workdir, *more)
 

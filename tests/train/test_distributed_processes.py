@@ -17,17 +17,21 @@ import numpy as np
 import pytest
 
 from tests.support.paths import ROOT
+from tests.support.runs import cache_in
 from tests.support.segmentation import make_folder
 from train.lock import owned
 
 # `python -m train.main` with one more model. Its blocks, one of each kind, compile in seconds; each process must do it.
 MAIN = """
 import sys
-from tests.support.compilation import compile_fast
+sys.modules["torch"] = None  # tensorboardX imports it where it can, for more than a second
+from tests.support import compilation, short
 from train.main import main
 from twins_jax import config
-compile_fast()
-config.VARIANTS["nano"] = config.TwinsConfig((8, 8, 8, 8), (1, 1, 1, 1), (1, 1, 1, 1), (2, 1, 1, 1), (2, 2, 1, 1), 7)
+compilation.compile_fast()
+compilation.cache_in_every_process()
+short.describe_without_measuring(setattr)
+config.VARIANTS["nano"] = config.TwinsConfig((8, 8, 8, 8), (1, 1, 1, 1), (1, 1, 1, 1), (2, 1, 1, 1), (2, 1, 1, 1), 7)
 sys.exit(main(sys.argv[1:]))
 """
 STEPS, SAVE_EVERY, TIMEOUT = 20, 4, 8
@@ -36,6 +40,7 @@ ARGUMENTS = (
     # The rows of a batch come in another order from two processes, and drop-path draws by row.
     *("--steps", str(STEPS), "--checkpoint.every_steps", str(SAVE_EVERY), "--model.drop_path_rate", "0"),
 )
+CACHE = "JAX_COMPILATION_CACHE_DIR"
 OWNER = f"process {os.getpid()} on {socket.gethostname()}"
 LOST = "error: a process of this run is missing, start all of them again: "
 
@@ -72,19 +77,19 @@ def start(
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Programs that the first process of a run compiles serve the first ones of later runs."""
+def _compile_cache(compile_cache: Path) -> Iterator[None]:
+    """Programs that one run compiles serve the later ones, each process by what the same one compiled."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+        for name, value in cache_in(compile_cache).items():
+            patch.setenv(name, value)
         yield
 
 
 def start_pair(code: str, *arguments: str, timeout: int = TIMEOUT) -> Pair:
     flags = ["--distributed.coordinator", f"127.0.0.1:{free_port()}", "--distributed.processes", "2"]
     flags += ["--distributed.timeout_seconds", str(timeout), "--distributed.process_id"]
-    return Pair([start(code, [*arguments, *flags, str(process)]) for process in range(2)])
+    folders = [{CACHE: f"{os.environ[CACHE]}-{process}-of-2"} for process in range(2)]
+    return Pair([start(code, [*arguments, *flags, str(process)], folders[process]) for process in range(2)])
 
 
 def free_port() -> int:
@@ -247,7 +252,9 @@ def test_processes_that_do_not_come_are_not_waited_for_long() -> None:
 
 
 FAIL_ALONE = """
-import sys, jax, train.loop
+import sys
+sys.modules["torch"] = None
+import jax, train.loop
 from jax.experimental.multihost_utils import sync_global_devices
 from train.distributed import initialize
 from train.errors import DivergedError
