@@ -20,9 +20,10 @@ hypothesis.settings.load_profile("tests")
 # Files that take long, the longest first. They begin the run: with `--dist loadfile` one that came last would keep one
 # worker busy while the other has nothing left to do.
 LONG = (
-    *("test_run.py", "test_models.py", "test_distributed_processes.py", "test_distributed_devices.py"),
-    *("test_run_weights.py", "test_options.py", "test_pallas.py", "test_speed.py", "test_pipeline.py"),
-    *("test_roofline.py", "test_xla_cpu_chunks.py", "test_mixed_precision.py"),
+    *("test_distributed_processes.py", "test_run.py", "test_segmentation_run.py", "test_speed.py", "test_models.py"),
+    *("test_detection_run.py", "test_devices.py", "test_distributed_devices.py", "test_run_weights.py"),
+    *("test_options.py", "test_pallas.py", "test_bfloat16.py", "test_mixed_precision.py", "test_pipeline.py"),
+    *("test_roofline.py", "test_xla_cpu_chunks.py"),
     *("test_checkpoint_damage.py", "test_run_multi_label.py", "test_run_refused.py", "test_old_run.py", "test_step.py"),
 )
 

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import io
 import os
@@ -38,23 +39,36 @@ def _described_without_measuring() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Programs that one run compiles serve the others, those in this process and of other pytest workers too."""
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of `compile_cache`, and of processes that tests start: one for all pytest workers."""
     base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
+
+
+@pytest.fixture(scope="module")
+def compile_cache(compiled: Path) -> Iterator[Path]:
+    """Programs that one run compiles serve the others; not in all modules: small programs take longer with it."""
+    with cached_in(compiled):
+        yield compiled
+
+
+@contextlib.contextmanager
+def cached_in(folder: Path) -> Iterator[None]:
     settings = {
         "jax_compilation_cache_dir": str(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_compile_time_secs": runs.MIN_COMPILE_SECONDS,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
     before = {name: getattr(jax.config, name) for name in settings}
     for name, value in settings.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
-    yield Path(str(settings["jax_compilation_cache_dir"]))
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="session")
@@ -70,8 +84,7 @@ def short_variant() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def alone(arguments: list[str], compile_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Alone:
-    del compile_cache  # in use from now on
+def alone(arguments: list[str], compiled: Path, tmp_path_factory: pytest.TempPathFactory) -> Alone:
     workdir = tmp_path_factory.mktemp("alone") / "run"
     built: list[Experiment] = []
     described: list[Performance] = []
@@ -84,7 +97,7 @@ def alone(arguments: list[str], compile_cache: Path, tmp_path_factory: pytest.Te
         described.append(describe(experiment))
         return described[0]
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, cached_in(compiled):
         patch.setitem(short.VARIANTS, short.NAME, short.CONFIG)
         patch.setattr(train.loop, "build", keep)
         patch.setattr(train.flops, "loss_flops", loss_flops)
@@ -96,9 +109,9 @@ def alone(arguments: list[str], compile_cache: Path, tmp_path_factory: pytest.Te
 
 
 @pytest.fixture
-def run_main(arguments: list[str], alone: Alone) -> RunMain:
+def run_main(arguments: list[str], alone: Alone, compile_cache: Path) -> RunMain:
     """Runs in this process: (workdir, further arguments) -> exit code, stdout, stderr."""
-    del alone  # has compiled the same program
+    del alone, compile_cache  # the first has compiled the same program, which the other holds
     return lambda workdir, *more: call_main([*arguments, "--workdir", str(workdir), *more])
 
 

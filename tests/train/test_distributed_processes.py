@@ -24,21 +24,22 @@ from train.lock import owned
 # `python -m train.main` with one more model. Its blocks, one of each kind, compile in seconds; each process must do it.
 MAIN = """
 import sys
-sys.modules["torch"] = None  # tensorboardX imports it where it can, for more than a second
 from tests.support import compilation, short
+short.import_loop()
+from tests.support.compilation import compile_fast
 from train.main import main
-from twins_jax import config
-compilation.compile_fast()
 compilation.cache_in_every_process()
 short.describe_without_measuring(setattr)
-config.VARIANTS["nano"] = config.TwinsConfig((8, 8, 8, 8), (1, 1, 1, 1), (1, 1, 1, 1), (2, 1, 1, 1), (2, 1, 1, 1), 7)
+from twins_jax import config
+compile_fast()
+config.VARIANTS["nano"] = config.TwinsConfig((8, 8, 8, 8), (1, 1, 1, 1), (1, 1, 1, 1), (2, 1, 1, 1), (2, 2, 1, 1), 7)
 sys.exit(main(sys.argv[1:]))
 """
 STEPS, SAVE_EVERY, TIMEOUT = 20, 4, 8
 ARGUMENTS = (
     *("digits", "--model.name", "nano", "--batch_size", "16", "--eval_batch_size", "64", "--log_every_steps", "1"),
     # The rows of a batch come in another order from two processes, and drop-path draws by row.
-    *("--steps", str(STEPS), "--checkpoint.every_steps", str(SAVE_EVERY), "--model.drop_path_rate", "0"),
+    *("--steps", str(STEPS), "--model.drop_path_rate", "0"),
 )
 CACHE = "JAX_COMPILATION_CACHE_DIR"
 OWNER = f"process {os.getpid()} on {socket.gethostname()}"
@@ -77,10 +78,10 @@ def start(
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _compile_cache(compile_cache: Path) -> Iterator[None]:
+def _compile_cache(compiled: Path) -> Iterator[None]:
     """Programs that one run compiles serve the later ones, each process by what the same one compiled."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in cache_in(compile_cache).items():
+        for name, value in cache_in(compiled).items():
             patch.setenv(name, value)
         yield
 
@@ -156,7 +157,7 @@ def test_run_goes_on_after_a_loss_and_preemption(
     """Two processes go on where two were lost, bit for bit, and one goes on where two were preempted."""
     before, ((_, undisturbed_output, _), _) = undisturbed
     workdir = tmp_path / "run"
-    arguments = [*ARGUMENTS, "--workdir", str(workdir)]
+    arguments = [*ARGUMENTS, "--checkpoint.every_steps", str(SAVE_EVERY), "--workdir", str(workdir)]
     two = [*arguments, "--fsdp", "2"]
 
     # The one that the others find each other by; `test_process_that_fails_alone` ends the other one.
@@ -253,7 +254,8 @@ def test_processes_that_do_not_come_are_not_waited_for_long() -> None:
 
 FAIL_ALONE = """
 import sys
-sys.modules["torch"] = None
+from tests.support import short
+short.import_loop()
 import jax, train.loop
 from jax.experimental.multihost_utils import sync_global_devices
 from train.distributed import initialize
