@@ -1,3 +1,4 @@
+import gc
 from importlib.util import find_spec
 from types import ModuleType
 
@@ -19,9 +20,10 @@ hypothesis.settings.load_profile("tests")
 # Files that take long, the longest first. They begin the run: with `--dist loadfile` one that came last would keep one
 # worker busy while the other has nothing left to do.
 LONG = (
-    *("test_run.py", "test_models.py", "test_distributed_processes.py", "test_distributed_devices.py"),
-    *("test_run_weights.py", "test_options.py", "test_pallas.py", "test_speed.py", "test_pipeline.py"),
-    *("test_roofline.py", "test_xla_cpu_chunks.py", "test_mixed_precision.py"),
+    *("test_distributed_processes.py", "test_run.py", "test_segmentation_run.py", "test_speed.py", "test_models.py"),
+    *("test_detection_run.py", "test_devices.py", "test_distributed_devices.py", "test_run_weights.py"),
+    *("test_options.py", "test_pallas.py", "test_bfloat16.py", "test_mixed_precision.py", "test_pipeline.py"),
+    *("test_roofline.py", "test_xla_cpu_chunks.py"),
     *("test_checkpoint_damage.py", "test_run_multi_label.py", "test_run_refused.py", "test_old_run.py", "test_step.py"),
 )
 
@@ -32,6 +34,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
+# The garbage collector took a tenth of the time. Tracing makes many objects, few of them garbage in cycles; and the
+# modules' objects, which live to the end, need not be looked at in each full collection.
+gc.set_threshold(20_000)
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -21,8 +21,9 @@ PARAMETERS = {  # with 1,000 classes
     "twins_svt_base": 56_070_952,
     "twins_svt_large": 99_271_400,
 }
-SMALL = [(name, *size) for name in ("twins_pcpvt_small", "twins_svt_small") for size in ((224, 224), (230, 311))]
+SMALL = [(name, *size) for size in ((224, 224), (230, 311)) for name in ("twins_pcpvt_small", "twins_svt_small")]
 LARGER = [(name, 224, 224) for name in PARAMETERS if not name.endswith("small")]
+AT_224 = SMALL[:2]  # the first ones in each list: pytest makes a case once for all tests that have it in one place
 each = functools.partial(
     pytest.mark.parametrize, "case", indirect=True, scope="module", ids=lambda case: f"{case[0]}-{case[1]}x{case[2]}"
 )
@@ -58,12 +59,14 @@ def test_equals_timm_in_float64(case: Case) -> None:
     case.comparison.check_float64()
 
 
-@each(SMALL + LARGER)
+# The function is known from float64, and its operations are the same at each size: test_options.py and
+# test_segmentation.py have the small ones in float32 at sizes that windows and sub-sampling do not divide.
+@each(AT_224 + LARGER)
 def test_rounds_as_little_as_timm_in_float32(case: Case) -> None:
     case.comparison.check_float32()
 
 
-@each(SMALL + LARGER)
+@each(AT_224 + LARGER)
 def test_number_of_parameters(case: Case) -> None:
     assert sum(parameter.numel() for parameter in case.theirs.parameters()) == PARAMETERS[case.name]
     assert sum(leaf.size for leaf in jax.tree.leaves(twins_jax.get_params(case.ours))) == PARAMETERS[case.name]

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import gc
 import io
 import json
@@ -62,8 +63,13 @@ class Alone:
     def final(self) -> dict[str, Any]:
         return last_line(self.output)
 
+    @functools.cached_property
+    def saved(self) -> dict[str, Any]:
+        """The content of its last checkpoint."""
+        return runs.saved(self.workdir, STEPS)
+
     def assert_same_end(self, workdir: Path, *, metrics: bool = True) -> None:
-        assert runs.differences(runs.saved(self.workdir, STEPS), runs.saved(workdir, STEPS)) == []
+        assert runs.differences(self.saved, runs.saved(workdir, STEPS)) == []
         if metrics:
             assert runs.metrics(workdir) == runs.metrics(self.workdir)
 

@@ -4,9 +4,10 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import jax
-from jax._src import compiler
+from jax._src import compiler, distributed
 
 # XLA's older emitter of loops takes a quarter of the time: 0.9 s instead of 3.6 for the gradient of a model of five
 # blocks, jaxlib 0.10. Later releases do not have it.
@@ -21,7 +22,13 @@ ENVIRONMENT = {
 
 @contextlib.contextmanager
 def fast_compilation() -> Iterator[None]:
-    """For programs that run a few times, whose rounding is compared with no bound on it."""
+    """For programs that run a few times, whose rounding is compared with no bound on it.
+
+    Within another one it changes nothing: what was traced and compiled serves until the outer one ends.
+    """
+    if jax.config.read("jax_disable_most_optimizations"):
+        yield
+        return
     before, options = jax.config.read("jax_disable_most_optimizations"), compiler.get_compile_options
     compile_fast()
     try:
@@ -37,6 +44,20 @@ def compile_fast() -> None:
     """Compiles fast from now on, in a process that does nothing else."""
     jax.config.update("jax_disable_most_optimizations", True)
     compiler.get_compile_options = _with_options(compiler.get_compile_options)
+
+
+def cache_in_every_process() -> None:
+    """Lets each process of a run fill its compilation cache; JAX lets the first one alone do it.
+
+    Each needs a folder of its own: nothing keeps one from reading a file that the other has half written.
+    """
+    write = compiler._cache_write
+
+    def write_as_the_first(*args: Any) -> None:
+        with mock.patch.object(distributed.global_state, "process_id", 0):
+            write(*args)
+
+    compiler._cache_write = write_as_the_first
 
 
 def _with_options(get: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import io
 import os
@@ -19,7 +20,7 @@ from tests.support.checkpoints import save
 from tests.support.compilation import fast_compilation
 from train.config import RunConfig
 from train.experiment import Experiment, build
-from train.flops import Performance, describe
+from train.flops import Performance, describe, loss_flops, matmul_rate
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -29,24 +30,45 @@ def _fast_compilation() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _described_without_measuring() -> Iterator[None]:
+    """`alone` counts and measures, and test_run.py looks at what it found."""
+    with pytest.MonkeyPatch.context() as patch:
+        short.describe_without_measuring(patch.setattr)
+        yield
+
+
 @pytest.fixture(scope="session")
-def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Programs that one run compiles serve the others, those in this process and of other pytest workers too."""
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of `compile_cache`, and of processes that tests start: one for all pytest workers."""
     base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
+
+
+@pytest.fixture(scope="module")
+def compile_cache(compiled: Path) -> Iterator[Path]:
+    """Programs that one run compiles serve the others; not in all modules: small programs take longer with it."""
+    with cached_in(compiled):
+        yield compiled
+
+
+@contextlib.contextmanager
+def cached_in(folder: Path) -> Iterator[None]:
     settings = {
         "jax_compilation_cache_dir": str(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_compile_time_secs": runs.MIN_COMPILE_SECONDS,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
     before = {name: getattr(jax.config, name) for name in settings}
     for name, value in settings.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
-    yield Path(str(settings["jax_compilation_cache_dir"]))
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="session")
@@ -62,8 +84,7 @@ def short_variant() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def alone(arguments: list[str], compile_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Alone:
-    del compile_cache  # in use from now on
+def alone(arguments: list[str], compiled: Path, tmp_path_factory: pytest.TempPathFactory) -> Alone:
     workdir = tmp_path_factory.mktemp("alone") / "run"
     built: list[Experiment] = []
     described: list[Performance] = []
@@ -76,9 +97,11 @@ def alone(arguments: list[str], compile_cache: Path, tmp_path_factory: pytest.Te
         described.append(describe(experiment))
         return described[0]
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, cached_in(compiled):
         patch.setitem(short.VARIANTS, short.NAME, short.CONFIG)
         patch.setattr(train.loop, "build", keep)
+        patch.setattr(train.flops, "loss_flops", loss_flops)
+        patch.setattr(train.flops, "matmul_rate", matmul_rate)
         patch.setattr(train.flops, "describe", keep_description)
         code, output, errors = call_main([*arguments, "--workdir", str(workdir)])
     assert code == 0, errors
@@ -86,19 +109,25 @@ def alone(arguments: list[str], compile_cache: Path, tmp_path_factory: pytest.Te
 
 
 @pytest.fixture
-def run_main(arguments: list[str], alone: Alone) -> RunMain:
+def run_main(arguments: list[str], alone: Alone, compile_cache: Path) -> RunMain:
     """Runs in this process: (workdir, further arguments) -> exit code, stdout, stderr."""
-    del alone  # has compiled the same program
+    del alone, compile_cache  # the first has compiled the same program, which the other holds
     return lambda workdir, *more: call_main([*arguments, "--workdir", str(workdir), *more])
 
 
 @pytest.fixture
 def rerun(run_main: RunMain, alone: Alone, monkeypatch: pytest.MonkeyPatch) -> RunMain:
-    """As `run_main`, without building and measuring again; for runs that go on from a checkpoint's weights."""
+    """As `run_main`, without building and measuring again; for runs that go on from a checkpoint's weights.
 
-    def run(workdir: Path, *more: str) -> tuple[int, str, str]:
+    `build` is what builds instead.
+    """
+
+    def built(config: RunConfig) -> Experiment:
+        return dataclasses.replace(alone.built, config=config)
+
+    def run(workdir: Path, *more: str, build: Callable[[RunConfig], Experiment] = built) -> tuple[int, str, str]:
         with monkeypatch.context() as patch:
-            patch.setattr(train.loop, "build", lambda config: dataclasses.replace(alone.built, config=config))
+            patch.setattr(train.loop, "build", build)
             patch.setattr(train.flops, "describe", lambda _: alone.performance)
             return run_main(workdir, *more)
 

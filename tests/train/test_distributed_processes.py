@@ -23,6 +23,7 @@ from tests.support.detection import make_folder as make_detection_folder
 from tests.support.models import named
 from tests.support.narrow import small
 from tests.support.paths import ROOT
+from tests.support.runs import cache_in
 from tests.support.segmentation import make_folder
 from train.lock import owned
 from twins_jax.config import VARIANTS, TwinsConfig
@@ -31,8 +32,12 @@ from twins_jax.config import VARIANTS, TwinsConfig
 NANO = ((8, 8, 8, 8), (1, 1, 1, 1), (1, 1, 1, 1), (2, 1, 1, 1), (2, 2, 1, 1), 7)
 MAIN = f"""
 import sys
+from tests.support import compilation, short
+short.import_loop()
 from tests.support.compilation import compile_fast
 from train.main import main
+compilation.cache_in_every_process()
+short.describe_without_measuring(setattr)
 from twins_jax import config
 compile_fast()
 config.VARIANTS["nano"] = config.TwinsConfig(*{NANO})
@@ -42,8 +47,9 @@ STEPS, SAVE_EVERY, TIMEOUT = 20, 4, 8
 ARGUMENTS = (
     *("digits", "--model.name", "nano", "--batch_size", "16", "--eval_batch_size", "64", "--log_every_steps", "1"),
     # The rows of a batch come in another order from two processes, and drop-path draws by row.
-    *("--steps", str(STEPS), "--checkpoint.every_steps", str(SAVE_EVERY), "--model.drop_path_rate", "0"),
+    *("--steps", str(STEPS), "--model.drop_path_rate", "0"),
 )
+CACHE = "JAX_COMPILATION_CACHE_DIR"
 OWNER = f"process {os.getpid()} on {socket.gethostname()}"
 ROUNDING = 64 * float(np.finfo(np.float32).eps)
 LOST = "error: a process of this run is missing, start all of them again: "
@@ -81,19 +87,19 @@ def start(
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Programs that the first process of a run compiles serve the first ones of later runs."""
+def _compile_cache(compiled: Path) -> Iterator[None]:
+    """Programs that one run compiles serve the later ones, each process by what the same one compiled."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+        for name, value in cache_in(compiled).items():
+            patch.setenv(name, value)
         yield
 
 
 def start_pair(code: str, *arguments: str, timeout: int = TIMEOUT) -> Pair:
     flags = ["--distributed.coordinator", f"127.0.0.1:{free_port()}", "--distributed.processes", "2"]
     flags += ["--distributed.timeout_seconds", str(timeout), "--distributed.process_id"]
-    return Pair([start(code, [*arguments, *flags, str(process)]) for process in range(2)])
+    folders = [{CACHE: f"{os.environ[CACHE]}-{process}-of-2"} for process in range(2)]
+    return Pair([start(code, [*arguments, *flags, str(process)], folders[process]) for process in range(2)])
 
 
 def free_port() -> int:
@@ -160,7 +166,7 @@ def test_run_goes_on_after_a_loss_and_preemption(
     """Two processes go on where two were lost, bit for bit, and one goes on where two were preempted."""
     before, ((_, undisturbed_output, _), _) = undisturbed
     workdir = tmp_path / "run"
-    arguments = [*ARGUMENTS, "--workdir", str(workdir)]
+    arguments = [*ARGUMENTS, "--checkpoint.every_steps", str(SAVE_EVERY), "--workdir", str(workdir)]
     two = [*arguments, "--fsdp", "2"]
 
     # The one that the others find each other by; `test_process_that_fails_alone` ends the other one.
@@ -317,7 +323,10 @@ def test_processes_that_do_not_come_are_not_waited_for_long() -> None:
 
 
 FAIL_ALONE = """
-import sys, jax, train.loop
+import sys
+from tests.support import short
+short.import_loop()
+import jax, train.loop
 from jax.experimental.multihost_utils import sync_global_devices
 from train.distributed import initialize
 from train.errors import DivergedError

@@ -26,6 +26,8 @@ from train.data.decode import decode
 from train.distributed import to_global
 from train.experiment import Experiment, build
 from train.main import parse
+from train.state import TrainState
+from train.task import Batch
 from twins_jax.preprocess import normalize
 
 pytestmark = pytest.mark.usefixtures("short_variant")
@@ -57,9 +59,7 @@ def test_figures_are_those_of_the_saved_weights(alone: Alone, arguments: list[st
 
 
 def test_what_a_run_prints_and_writes(alone: Alone) -> None:
-    parameters = sum(
-        array.size for name, array in runs.saved(alone.workdir, STEPS).items() if name.startswith("params")
-    )
+    parameters = sum(array.size for name, array in alone.saved.items() if name.startswith("params"))
     first = alone.output.splitlines()[0]
     assert first.startswith(f"{parameters / 1e6:.1f} M parameters, ")
     assert re.search(r" \d+\.\d\d GFLOPs an image forward, 1 device\(s\) of \d+ GFLOP/s in matrix products$", first)
@@ -150,17 +150,12 @@ def test_killed_terminated_and_started_again(
     assert all(path.name.isdigit() for path in (tmp_path / "checkpoints").iterdir())
 
 
-def test_terminated_during_compilation(
-    run_main: RunMain, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, alone: Alone
-) -> None:
-    del alone  # has compiled the same program
-
-    def build_until_sigterm(config: Any) -> Any:
+def test_terminated_during_compilation(rerun: RunMain, tmp_path: Path) -> None:
+    def build_until_sigterm(config: RunConfig) -> Experiment:
         signal.raise_signal(signal.SIGTERM)
         return build(config)
 
-    monkeypatch.setattr(train.loop, "build", build_until_sigterm)
-    code, output, errors = run_main(tmp_path)
+    code, output, errors = rerun(tmp_path, build=build_until_sigterm)
     assert (code, runs.checkpoints(tmp_path)) == (75, [1])
     assert "SIGTERM: saved step 1 of 16" in errors
     assert "final:" not in output
@@ -228,13 +223,22 @@ def test_a_longer_run_says_so(alone: Alone, rerun: RunMain, tmp_path: Path) -> N
 
 
 def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(
-    alone: Alone, run_main: RunMain, rerun: RunMain, tmp_path: Path
+    alone: Alone, rerun: RunMain, tmp_path: Path
 ) -> None:
     workdir = alone.copy_until(8, tmp_path / "run")
-    # With the rate of step 9 the weights become so large that the loss of step 10 overflows.
-    code, output, errors = run_main(
-        workdir, "--optim.learning_rate", "1e30", "--optim.warmup_epochs", "0", "--allow_changes"
-    )
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Any]:
+        """As the rate of step 9 would, it makes the weights so large that the loss of step 10 overflows."""
+        assert alone.built.train_step is not None
+        state, metrics = alone.built.train_step(state, batch)
+        params = jax.tree.map(lambda leaf: jax.device_put(1e30 * leaf, leaf.sharding), state.params)
+        return dataclasses.replace(state, params=params), metrics
+
+    def built(config: RunConfig) -> Experiment:
+        return dataclasses.replace(alone.built, config=config, train_step=step)
+
+    flags = ("--optim.learning_rate", "1e30", "--optim.warmup_epochs", "0", "--allow_changes")
+    code, output, errors = rerun(workdir, *flags, build=built)
     assert (code, "final:" in output) == (3, False)
     (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert re.match(r"error: step 10: .*loss (nan|inf)", line)
@@ -288,7 +292,7 @@ def test_an_image_that_cannot_be_read_stops_training(
 
 @pytest.mark.filterwarnings("ignore:.*skipped")
 def test_damaged_images_are_skipped_and_counted(
-    alone: Alone, run_main: RunMain, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    alone: Alone, rerun: RunMain, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def some_unreadable(data: bytes, name: str) -> np.ndarray:
         if name.endswith("7]"):
@@ -299,10 +303,9 @@ def test_damaged_images_are_skipped_and_counted(
         return dataclasses.replace(alone.built, config=config, task=config.make_task())
 
     monkeypatch.setattr("train.tasks.classification.transforms.decode", some_unreadable)
-    monkeypatch.setattr(train.loop, "build", built)
     options = "--data.on_error", "skip", "--data.max_errors", "0.11"
     first = alone.copy_until(8, tmp_path / "first")
-    code, output, errors = run_main(first, *options)
+    code, output, errors = rerun(first, *options, build=built)
     assert code == 0, errors
     unreadable = sum(str(index).endswith("7") for index in range(355))
     assert (last_line(output)["examples"], last_line(output)["skipped"]) == (355 - unreadable, unreadable)
@@ -313,7 +316,7 @@ def test_damaged_images_are_skipped_and_counted(
     again = tmp_path / "again"
     shutil.copytree(first, again)
     shutil.rmtree(again / "checkpoints" / str(STEPS))
-    code, _, errors = run_main(again, *options)
+    code, _, errors = rerun(again, *options, build=built)
     assert code == 0, errors
     assert runs.differences(runs.saved(first, STEPS), runs.saved(again, STEPS)) == []
     assert runs.metrics(again) == runs.metrics(first)

@@ -15,7 +15,6 @@ from safetensors.numpy import load_file, save_file
 
 import port_weights
 import twins_jax
-from tests.support import runs
 from tests.support.alone import STEPS, Alone, RunMain, last_line
 from train.main import parse
 from train.task import DatasetInfo
@@ -54,7 +53,7 @@ def test_evaluation_only(
 
 
 def test_init_replaces_the_head_for_other_classes(alone: Alone, ported: Path, arguments: list[str]) -> None:
-    trained = runs.saved(alone.workdir, STEPS)
+    trained = alone.saved
     for classes in (10, 3):
         info = DatasetInfo(classes, ("",) * classes, 1442, 355)
         model = parse([*arguments, "--init", str(ported)]).make_task(info).create_model(nnx.Rngs(0))
@@ -137,11 +136,7 @@ def test_trained_weights_go_to_pytorch_and_back(alone: Alone, timm: ModuleType, 
     assert port_weights.main([str(alone.workdir), torch_file, "--verify", *flags]) == 0
     assert port_weights.main([torch_file, orbax]) == 0
     item = "ema/" if ema else "params/"
-    expected = {
-        name.removeprefix(item): leaf
-        for name, leaf in runs.saved(alone.workdir, STEPS).items()
-        if name.startswith(item)
-    }
+    expected = {name.removeprefix(item): leaf for name, leaf in alone.saved.items() if name.startswith(item)}
     actual = read_weights(orbax).tensors
     assert actual.keys() == expected.keys()
     assert all(np.array_equal(actual[name], expected[name]) for name in actual)

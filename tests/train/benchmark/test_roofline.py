@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
 import train.benchmark.roofline
+import train.flops
 import twins_jax
 from tests.support.compilation import fast_compilation
 from tests.support.models import PCPVT, SVT
@@ -172,7 +174,13 @@ def test_a_step_measured_where_jax_runs(
             adamw
         ]
 
+    def seconds(program: Callable[..., jax.Array], *arguments: Any) -> float:
+        begin = time.perf_counter()
+        program(*arguments).block_until_ready()
+        return time.perf_counter() - begin
+
     monkeypatch.setattr(train.benchmark.roofline, "count", first_stage)
+    monkeypatch.setattr(train.flops, "_seconds", seconds)  # of one run: it takes twenty, over a quarter of a gigabyte
     out = tmp_path / "figures.json"
     arguments = ("--device", "this", "--measure", "--seconds", "0.001", "--out", str(out))
     assert run("--mode", "train", *arguments) == 0
