@@ -1,12 +1,13 @@
-"""The model of a dense task: fresh heads on a backbone, or weights to be evaluated as they are."""
+"""The model of a dense task: fresh, with weights to start from, or with weights to be evaluated as they are."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 from flax import nnx
 
 from twins_jax import TwinsDetector, TwinsSegmenter, backbone_from_pretrained
-from twins_jax.errors import require
+from twins_jax.errors import OtherKindError, require
 from twins_jax.paths import weights_source
 from twins_jax.preprocess import DEFAULT
 
@@ -36,7 +37,10 @@ def create_dense_model(
     create: Callable[..., Model],
     load: Callable[..., Model],
 ) -> Model:
-    """Creates a model with fresh weights, its backbone with those of `config.init`; or loads it to evaluate.
+    """Creates a model to train, with the weights of `config.init`; or loads it to evaluate.
+
+    To train, a model of the same head gives all its weights, but the layers of the classes where the data has another
+    number of them. Any other model gives its backbone's. What is left is fresh.
 
     Args:
         config: the run's.
@@ -62,6 +66,12 @@ def create_dense_model(
         return model
     model = create(head=config.head, num_classes=num_classes, rngs=rngs, **options)
     if config.init:
+        source = weights_source("init", config.init)
+        with contextlib.suppress(OtherKindError):
+            loaded = load(source, num_classes=num_classes, rngs=rngs, **options)
+            if loaded.head == config.head:
+                nnx.update(model, nnx.state(loaded, (nnx.Param, nnx.BatchStat)))
+                return model
         options["stage_norms"] = model.config.stage_norms
-        model.backbone = backbone_from_pretrained(weights_source("init", config.init), **options)
+        model.backbone = backbone_from_pretrained(source, **options)
     return model

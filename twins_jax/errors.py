@@ -18,6 +18,10 @@ class InputError(ValueError):
     """
 
 
+class OtherKindError(InputError):
+    """The weights are of another kind of model than the loader's, such as a classifier's where a detector's must be."""
+
+
 def require(field: str, value: object, ok: bool, allowed: str) -> None:
     """Raises InputError that names an argument, its value, cut to 300 characters, and what it must be, unless `ok`."""
     if not ok:

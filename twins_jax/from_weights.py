@@ -17,7 +17,7 @@ from twins_jax.config import TwinsConfig, TwinsOptions, WindowPadding, variant_c
 from twins_jax.detection.detector import TwinsDetector
 from twins_jax.detection.retinanet import RetinaHead
 from twins_jax.detection.roi_heads import BoxHead, MaskHead
-from twins_jax.errors import InputError, require
+from twins_jax.errors import InputError, OtherKindError, require
 from twins_jax.fit import by_name
 from twins_jax.functional import get_batch_stats, get_params, merge_model
 from twins_jax.layers import LayerNorm, Linear
@@ -161,10 +161,10 @@ def _declare(model: AnsweringModel[Any], declared: Declared, source: Inferred) -
     model.class_names = declared.class_names if has_same_classes else None
 
 
-def _other_kind(source: str | os.PathLike[str], model: Inferred, wanted: str, hint: str = "") -> InputError:
+def _other_kind(source: str | os.PathLike[str], model: Inferred, wanted: str, hint: str = "") -> OtherKindError:
     """The error for weights of another kind of model."""
     without = "" if model.head else f" without a {wanted}"
-    return InputError(f"{source}: holds {model.kind.noun}{without}: use {model.kind.loader}{hint}")
+    return OtherKindError(f"{source}: holds {model.kind.noun}{without}: use {model.kind.loader}{hint}")
 
 
 def _fresh(rngs: nnx.Rngs | None, source: str | os.PathLike[str], model: Inferred, num_classes: int) -> nnx.Rngs:

@@ -218,6 +218,34 @@ def test_init_takes_a_classifiers_weights_into_the_backbone(arguments: list[str]
         alone.make_task(DatasetInfo(3, tuple("abc"), 6, 6)).create_model(nnx.Rngs(0))
 
 
+def flat(model: Any) -> dict[str, np.ndarray]:
+    return traverse_util.flatten_dict(twins_jax.get_params(model), sep="/")
+
+
+@pytest.mark.parametrize(
+    ("head", "num_classes", "fresh"),
+    [
+        ("retinanet", 2, ()),
+        ("retinanet", 3, ("heads/cls/",)),
+        ("mask_rcnn", 2, ("neck/", "rpn/", "box_head/", "mask_head/")),
+    ],
+)
+def test_init_takes_a_detectors_weights(
+    head: str, num_classes: int, fresh: tuple[str, ...], boxes: Run, arguments: list[str]
+) -> None:
+    """All but those of other classes; of one with another head the backbone's."""
+    config = parse([*arguments, "--init", str(boxes[0]), "--head", head])
+    names = tuple("abc"[:num_classes])
+    expected = flat(twins_jax.detector_from_pretrained(boxes[0]))
+    found = flat(config.make_task(DatasetInfo(num_classes, names, 6, 6)).create_model(nnx.Rngs(5)))
+    same = {name for name in found if name in expected and np.array_equal(found[name], expected[name])}
+    assert {name for name in found if not name.startswith(fresh)} <= same
+    kernels = {name for name in found if name.startswith(fresh) and name.endswith("kernel")}
+    assert bool(kernels) == bool(fresh)
+    assert not kernels & same
+    assert {name.split("/")[0] for name in found} > {"backbone", "neck"}
+
+
 def test_a_detectors_weights_are_evaluated(boxes: Run, arguments: list[str], tmp_path: Path) -> None:
     workdir, output = boxes
     flags = ["--init", str(workdir), "--eval_only", "--workdir", str(tmp_path / "other")]

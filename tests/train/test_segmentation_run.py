@@ -184,6 +184,24 @@ def test_init_takes_a_classifiers_weights_into_the_backbone(arguments: list[str]
         alone.make_task(DatasetInfo(3, tuple("abc"), 6, 6)).create_model(nnx.Rngs(0))
 
 
+def test_init_takes_a_segmenters_weights(alone: tuple[Path, str], arguments: list[str]) -> None:
+    """All, running statistics included, but those of other classes."""
+    workdir, _ = alone
+    config = parse([*arguments, "--init", str(workdir)])
+    source = twins_jax.segmenter_from_pretrained(workdir)
+    for num_classes, fresh in ((CLASSES, ()), (3, ("decode_head/classifier/",))):
+        info = DatasetInfo(num_classes, tuple(map(str, range(num_classes))), 6, 6)
+        model = config.make_task(info).create_model(nnx.Rngs(5))
+        for get in (twins_jax.get_params, twins_jax.get_batch_stats):
+            expected = traverse_util.flatten_dict(get(source), sep="/")
+            found = traverse_util.flatten_dict(get(model), sep="/")
+            assert set(found) == set(expected)
+            assert len(found) > 10
+            for name, value in found.items():
+                if not name.startswith(fresh or "none"):
+                    np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
 def test_a_segmenters_weights_are_evaluated(alone: tuple[Path, str], arguments: list[str], tmp_path: Path) -> None:
     workdir, output = alone
     flags = ["--init", str(workdir), "--eval_only", "--workdir", str(tmp_path / "other")]

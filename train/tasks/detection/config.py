@@ -154,8 +154,9 @@ class DetectionConfig(RunConfig):
     ones, a quarter of them at most. Fewer take less time and memory."""
 
     init: str = ""
-    """Checkpoint whose backbone to start from. Anything that `twins_jax.backbone_from_pretrained` takes, such as a
-    classifier's; neck and heads start fresh. With `eval_only`: a detector's, to be evaluated whole."""
+    """Checkpoint to start from. A detector with the same head gives all weights but those of layers of other classes,
+    anything else that `twins_jax.backbone_from_pretrained` takes, such as a classifier, the backbone. The rest is
+    fresh. With `eval_only`: a detector's, to be evaluated whole."""
 
     report: bool = False
     """Write WORKDIR/report at the end. AP by class, and a page of the worst false positives and misses."""

@@ -178,8 +178,9 @@ class SegmentationConfig(RunConfig):
     """upernet: weight of the auxiliary head's loss."""
 
     init: str = ""
-    """Checkpoint whose backbone to start from. Anything that `twins_jax.backbone_from_pretrained` takes, such as a
-    classifier's; the heads start fresh. With `eval_only`: a segmenter's, to be evaluated whole."""
+    """Checkpoint to start from. A segmenter with the same head gives all weights but those of layers of other classes,
+    anything else that `twins_jax.backbone_from_pretrained` takes, such as a classifier, the backbone. The rest is
+    fresh. With `eval_only`: a segmenter's, to be evaluated whole."""
 
     report: bool = False
     """Write WORKDIR/report at the end. IoU by class, and a page of the images that are segmented worst."""
