@@ -180,7 +180,7 @@ def test_bfloat16(masks: Run, arguments: list[str], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ('{"images": []}', 'annotations/train.json: has no "annotations"'),
+        ('{"images": []}', 'annotations/train.json: has no "categories"'),
         (
             {"bbox": [500, 1, 5, 5]},
             "annotations/train.json: annotation id 1: bbox=[500, 1, 5, 5]: is outside its image",
