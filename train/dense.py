@@ -1,6 +1,5 @@
 """The model of a dense task: fresh, with weights to start from, or with weights to be evaluated as they are."""
 
-import contextlib
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
@@ -64,14 +63,17 @@ def create_dense_model(
         ):
             require("init", config.init, ok, allowed)
         return model
-    model = create(head=config.head, num_classes=num_classes, rngs=rngs, **options)
-    if config.init:
-        source = weights_source("init", config.init)
-        with contextlib.suppress(OtherKindError):
-            loaded = load(source, num_classes=num_classes, rngs=rngs, **options)
-            if loaded.head == config.head:
-                nnx.update(model, nnx.state(loaded, (nnx.Param, nnx.BatchStat)))
+    source = weights_source("init", config.init) if config.init else None
+    if source is not None:
+        try:
+            model = load(source, num_classes=num_classes, rngs=rngs, **options)
+        except OtherKindError:
+            pass  # it has no such heads
+        else:
+            if model.head == config.head:
+                model.class_names = model.preprocessing = None  # those of its own data
                 return model
-        options["stage_norms"] = model.config.stage_norms
-        model.backbone = backbone_from_pretrained(source, **options)
+    model = create(head=config.head, num_classes=num_classes, rngs=rngs, **options)
+    if source is not None:
+        model.backbone = backbone_from_pretrained(source, **options | {"stage_norms": model.config.stage_norms})
     return model

@@ -84,17 +84,18 @@ def forward_flops(apply: Callable[..., jax.Array], params: Params, side: int) ->
 
 def _flops(function: Callable[..., Any], *arguments: Any) -> float:
     """Counts the operations of a program, those of a loop's body as often as it runs."""
-    flops = _flops_with_loops_once(function, *arguments)
-    for length, body in _loops(jax.make_jaxpr(function)(*arguments).jaxpr):
-        program = jaxpr_as_fun(body), *body.in_avals
-        flops += length * _flops(*program) - _flops_with_loops_once(*program)
-    return flops
+    return _flops_and_xlas(function, *arguments)[0]
 
 
-def _flops_with_loops_once(function: Callable[..., Any], *arguments: Any) -> float:
-    """XLA's own count, which takes the body of a loop once."""
-    flops: float = jax.jit(function).lower(*arguments).cost_analysis()["flops"]  # type: ignore[index]
-    return flops
+def _flops_and_xlas(function: Callable[..., Any], *arguments: Any) -> tuple[float, float]:
+    """The operations, and XLA's own count of them, which takes the body of a loop once."""
+    traced = jax.jit(function).trace(*arguments)
+    of_xla: float = traced.lower().cost_analysis()["flops"]  # type: ignore[index]
+    flops = of_xla
+    for length, body in _loops(traced.jaxpr.jaxpr):
+        of_body, of_body_by_xla = _flops_and_xlas(jaxpr_as_fun(body), *body.in_avals)
+        flops += length * of_body - of_body_by_xla
+    return flops, of_xla
 
 
 def _loops(jaxpr: Jaxpr) -> Iterator[tuple[int, ClosedJaxpr]]:

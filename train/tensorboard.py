@@ -1,17 +1,33 @@
 """TensorBoard event files."""
 
 import contextlib
+import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
-
 from twins_jax.errors import one_line
+
+
+@contextlib.contextmanager
+def _without_pytorch() -> Iterator[None]:
+    """Hides PyTorch from imports. tensorboardX imports it where it can: 1.3 s of a start, for what is not used here."""
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
+
+
+with _without_pytorch():
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.summary import scalar
 
 FLUSH_SECONDS = 120
 """Time after which what was written reaches the file."""

@@ -4,7 +4,6 @@ import jax
 import pytest
 from flax import nnx
 
-import train.flops
 from tests.support.models import random_module
 from train.tasks.detection import task
 from twins_jax import TwinsConfig
@@ -47,10 +46,8 @@ def small(patch: pytest.MonkeyPatch) -> None:
     """Makes narrow detectors of `Patches`, whose scores are far apart, and takes every box for an answer.
 
     Fresh heads score all boxes alike to five digits: rounding would decide their order, and which of them are sampled.
-    Runs count and measure no rates, for which the loss is traced once more.
     """
     narrow(patch)
-    patch.setattr(train.flops, "describe", lambda _: train.flops.Performance(0, 0.0, 1.0, 1))
     patch.setattr(detector, "TwinsBackbone", Patches)
     create = task.DetectionTask.create_model
     patch.setattr(task.DetectionTask, "create_model", lambda self, _: random_module(lambda: create(self, nnx.Rngs(0))))

@@ -17,19 +17,11 @@ CONFIG = dataclasses.replace(
 
 COMMAND = (
     *(sys.executable, "-c"),
-    "import sys; from tests.support import compilation, short; short.import_loop(); from train.main import main; "
+    "import sys; from tests.support import compilation, short; from train.main import main; "
     "compilation.compile_fast(); short.describe_without_measuring(setattr); "
     "short.VARIANTS[short.NAME] = short.CONFIG; sys.exit(main(sys.argv[1:]))",
 )
 """`python -m train.main` with this variant, compiled as `alone.call_main` does."""
-
-
-def import_loop() -> None:
-    """Imports `train.loop` without PyTorch, which tensorboardX imports where it can, for more than a second."""
-    sys.modules["torch"] = None  # type: ignore[assignment]
-    import train.loop  # noqa: F401
-
-    del sys.modules["torch"]
 
 
 def describe_without_measuring(patch: Callable[[Any, str, Any], None]) -> None:

@@ -14,7 +14,6 @@ from PIL import Image
 
 pytest.importorskip("pycocotools", reason="needs the extra `detection`")
 
-import train.flops
 import twins_jax
 from tests.support import runs, short
 from tests.support.alone import call_main, last_line
@@ -41,8 +40,6 @@ def _nano() -> Iterator[None]:
         patch.setattr(retinanet, "SCORE_THRESHOLD", 0.0)
         patch.setattr(roi_heads, "SCORE_THRESHOLD", 0.0)
         narrow(patch)
-        patch.setattr(train.flops, "loss_flops", lambda *_: 1e9)  # it would trace the loss once more
-        patch.setattr(train.flops, "matmul_rate", lambda *_: 1e9)
         yield
 
 

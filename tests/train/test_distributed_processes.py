@@ -33,13 +33,11 @@ NANO = ((8, 8, 8, 8), (1, 1, 1, 1), (1, 1, 1, 1), (2, 1, 1, 1), (2, 2, 1, 1), 7)
 MAIN = f"""
 import sys
 from tests.support import compilation, short
-short.import_loop()
-from tests.support.compilation import compile_fast
 from train.main import main
+from twins_jax import config
+compilation.compile_fast()
 compilation.cache_in_every_process()
 short.describe_without_measuring(setattr)
-from twins_jax import config
-compile_fast()
 config.VARIANTS["nano"] = config.TwinsConfig(*{NANO})
 sys.exit(main(sys.argv[1:]))
 """
@@ -323,10 +321,7 @@ def test_processes_that_do_not_come_are_not_waited_for_long() -> None:
 
 
 FAIL_ALONE = """
-import sys
-from tests.support import short
-short.import_loop()
-import jax, train.loop
+import sys, jax, train.loop
 from jax.experimental.multihost_utils import sync_global_devices
 from train.distributed import initialize
 from train.errors import DivergedError

@@ -136,8 +136,9 @@ def compile_step(config: RunConfig, topology: str, classes: int | None = None, *
     require("classes", classes, classes is None or classes >= 1, "an integer from 1")
     task = dataclasses.replace(config, init="").make_task(_describe_data(config, classes))
     model = nnx.eval_shape(lambda: task.create_model(nnx.Rngs(config.seed)))
+    classifier = model if isinstance(model, TwinsClassifier) else None
     needed = "False, but for classifiers: the floor is known for no other model"
-    require("by_layer", by_layer, not by_layer or isinstance(model, TwinsClassifier), needed)
+    require("by_layer", by_layer, not by_layer or classifier is not None, needed)
     graphdef, params, batch_stats = nnx.graphdef(model), get_params(model), get_batch_stats(model)
     optimizer = make_optimizer(config, make_schedule(config, task.info.train_examples))
     state = abstract_state(params, batch_stats, optimizer, mesh, ema=config.optim.ema_decay > 0)
@@ -164,20 +165,21 @@ def compile_step(config: RunConfig, topology: str, classes: int | None = None, *
     )
     if compiled is None:
         return report
-    report = _with_figures(report, compiled, config.optim.accumulate)
-    if not (by_layer and isinstance(model, TwinsClassifier)):
+    text = compiled.as_text()
+    assert text is not None, "some backends leave it out, TPU's does not"
+    report = _with_figures(report, compiled, text, config.optim.accumulate)
+    if not by_layer or classifier is None:
         return report
     _, height, width, _ = task.batch_shapes(config.batch_size)["image"].shape
-    layers = layer_bytes.read_layer_bytes(compiled.as_text() or "")
-    floors = layer_bytes.with_floors(layers, model.config, model.num_classes, images, height, width)
+    layers = layer_bytes.read_layer_bytes(text)
+    floors = layer_bytes.with_floors(layers, classifier.config, classifier.num_classes, images, height, width)
     return dataclasses.replace(report, layers=floors)
 
 
-def _with_figures(report: Report, compiled: jax.stages.Compiled, parts: int) -> Report:
-    stats, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
-    assert stats is not None, "some backends leave these out, TPU's does not"
+def _with_figures(report: Report, compiled: jax.stages.Compiled, text: str, parts: int) -> Report:
+    stats, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    assert stats is not None, "as the text"
     assert cost is not None
-    assert text is not None
     memory = {
         "arguments": stats.argument_size_in_bytes,
         "outputs": stats.output_size_in_bytes,

@@ -24,9 +24,10 @@ _CALLS = {"while", "conditional", "call", "async-start"}
 
 _MOVES = {
     *("copy", "transpose", "reshape", "broadcast", "slice", "pad", "concatenate", "reverse", "iota"),
-    *("dynamic-slice", "dynamic-update-slice", "copy-start", "slice-start"),
+    *("dynamic-slice", "dynamic-update-slice"),
 }
-"""Opcodes that move numbers and compute none."""
+"""Opcodes that move numbers and compute none. Asynchronous transfers between HBM and the chip are none of them: another
+instruction reads what they bring, or has computed what they take away."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Access:
         instruction: the instruction.
         stack: the Python calls that wrote it, the innermost first; empty where neither it nor a neighbor has them.
         op_name: JAX's name of the operation, with the transformations that made it: "jit(f)/transpose(jvp())/mul".
-        moves: it copies, transposes, slices or pads, and computes nothing.
+        moves: it copies, transposes, slices or pads, and computes nothing, nor brings anything onto the chip.
         read: bytes.
         written: bytes.
         padding: bytes of both that fill up tiles.
@@ -77,21 +78,22 @@ def _visit(module: Module, name: str, times: int) -> Iterator[Access]:
             if read or written:
                 # Of the arrays in main memory alone: those elsewhere have no stored bytes.
                 needed = times * sum(type_bytes(part) for part in (*reads, *writes) if stored_bytes(part))
-                stack, op_name = origins.find(instruction)
+                # What only reads brings an array onto the chip for the one that uses it.
+                stack, op_name = origins.find(instruction, by_use=opcode.endswith("-start") and not written)
                 moves = _only_moves(module, instruction)
                 yield Access(instruction, stack, op_name, moves, read, written, read + written - needed)
 
 
 def _types(module: Module, computation: Computation, instruction: Instruction) -> tuple[list[str], list[str]]:
     """The types of the arrays that an instruction reads and writes, those of slices where it needs no more."""
-    operands = [computation[name].type for name in instruction.operands if name in computation]
+    types = {name: computation[name].type for name in instruction.operands if name in computation}
     results = _leaves(instruction.type)
     opcode = instruction.opcode
     if opcode == "fusion":
         fused = module.computations[next(instruction.callees)]
-        reads = _fusion_reads(module, fused, operands)
+        reads = _fusion_reads(module, fused, [types[name] for name in instruction.operands if name in types])
         return reads, _fusion_writes(module, fused, results)
-    operands = list({name: computation[name].type for name in instruction.operands if name in computation}.values())
+    operands = [*types.values()]  # an operand that stands twice is read once
     if opcode in ("slice", "dynamic-slice", "gather"):
         reads = [_in_space_of(results[0], operands[0]), *operands[1:]]
         return reads, results
@@ -192,8 +194,8 @@ def _only_moves(module: Module, instruction: Instruction) -> bool:
 class _Origins:
     """Finds the Python calls behind the instructions of a computation.
 
-    The compiler's own instructions, its copies above all, have none: they take those of what they copy, or else those
-    of the first instruction that uses them.
+    The compiler's own instructions, its copies above all, have none. They take those of what they copy, or else those
+    of the first instruction that uses them; transfers onto the chip take these first.
     """
 
     def __init__(self, module: Module, computation: Computation) -> None:
@@ -204,8 +206,9 @@ class _Origins:
             for name in instruction.operands:
                 self._users.setdefault(name, []).append(instruction.name)
 
-    def find(self, instruction: Instruction) -> tuple[tuple[Frame, ...], str]:
-        for step in (self._operands, self._first_users):
+    def find(self, instruction: Instruction, *, by_use: bool) -> tuple[tuple[Frame, ...], str]:
+        steps = (self._operands, self._first_users)
+        for step in reversed(steps) if by_use else steps:
             current: Instruction | None = instruction
             for _ in range(20):  # a chain of copies is short
                 if current is None:

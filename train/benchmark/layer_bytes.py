@@ -42,6 +42,9 @@ _BY_FUNCTION = {
 }
 """By the function of a call. The innermost call that stands here decides; `_part` has the exceptions."""
 
+_WITH_LINEAR = {"Mlp.__call__": "MLP", "TwinsClassifier.forward_head": "head"}
+"""Functions whose linear layers are theirs."""
+
 
 @dataclasses.dataclass(frozen=True)
 class LayerBytes:
@@ -52,7 +55,7 @@ class LayerBytes:
         forward_written: written in it.
         backward_read: read in the backward pass.
         backward_written: written in it.
-        moves: of the sum, by instructions that copy or transpose and compute nothing.
+        moves: of the sum, by instructions that copy or transpose within HBM and compute nothing.
         padding: of the sum, what fills up tiles.
         floor: the fewest bytes, by `layer_costs`.
     """
@@ -134,8 +137,8 @@ def _part(stack: tuple[Frame, ...]) -> str:
     part = next((_BY_FUNCTION[function] for function in functions if function in _BY_FUNCTION), None)
     if "GlobalSubSampledAttention._representatives" in functions and part != "norms":
         return "sub-sampling"
-    if part == "projections":  # a linear layer alone: of an MLP or of the head it is theirs
-        return next((of for of in ("MLP", "head") if of in map(_BY_FUNCTION.get, functions)), part)
+    if part == "projections":
+        return next((_WITH_LINEAR[function] for function in functions if function in _WITH_LINEAR), part)
     if part is None and any("/optax/" in frame.file for frame in stack):
         return "AdamW"
     return part or "other"

@@ -85,8 +85,8 @@ def pyramid_roi_align(
         strides: of the maps in pixels.
 
     Returns:
-        [B, N, P, P, C] in the dtype of the maps. The products are of float32 at least, with the precision that JAX
-        gives them on the device: `jax.default_matmul_precision`. It is 0 for boxes without area.
+        [B, N, P, P, C] in the dtype of the maps. The products are of float32 at least, in the precision of
+        `jax.default_matmul_precision`. It is 0 for boxes without area.
 
     Raises:
         InputError: (a ValueError) the maps are not as many as the strides.

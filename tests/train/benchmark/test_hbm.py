@@ -23,6 +23,9 @@ FunctionNames
 4 "Linear.__call__"
 5 "scale_by_adam.<locals>.update_fn"
 6 "LocallyGroupedAttention.__call__"
+7 "ClassificationTask.loss"
+8 "TwinsClassifier.forward_features"
+9 "TwinsClassifier.forward_head"
 
 FileLocations
 1 {file_name_id=1 function_name_id=1 line=1 end_line=1 column=1 end_column=2}
@@ -31,15 +34,22 @@ FileLocations
 4 {file_name_id=2 function_name_id=4 line=1 end_line=1 column=1 end_column=2}
 5 {file_name_id=3 function_name_id=5 line=1 end_line=1 column=1 end_column=2}
 6 {file_name_id=2 function_name_id=6 line=1 end_line=1 column=1 end_column=2}
+7 {file_name_id=1 function_name_id=7 line=1 end_line=1 column=1 end_column=2}
+8 {file_name_id=2 function_name_id=8 line=1 end_line=1 column=1 end_column=2}
+9 {file_name_id=2 function_name_id=9 line=1 end_line=1 column=1 end_column=2}
 
 StackFrames
 1 {file_location_id=1 parent_frame_id=1}
-2 {file_location_id=2 parent_frame_id=2}
-3 {file_location_id=3 parent_frame_id=3}
-4 {file_location_id=4 parent_frame_id=4}
-5 {file_location_id=5 parent_frame_id=2}
-6 {file_location_id=6 parent_frame_id=3}
-7 {file_location_id=4 parent_frame_id=7}
+2 {file_location_id=7 parent_frame_id=2}
+3 {file_location_id=8 parent_frame_id=3}
+4 {file_location_id=2 parent_frame_id=4}
+5 {file_location_id=3 parent_frame_id=5}
+6 {file_location_id=4 parent_frame_id=6}
+7 {file_location_id=6 parent_frame_id=5}
+8 {file_location_id=4 parent_frame_id=8}
+9 {file_location_id=9 parent_frame_id=3}
+10 {file_location_id=4 parent_frame_id=10}
+11 {file_location_id=5 parent_frame_id=2}
 
 """
 
@@ -102,7 +112,7 @@ def test_padding_is_what_the_numbers_do_not_fill() -> None:
 
 
 def test_asynchronous_copies_count_once() -> None:
-    found = moved(
+    found = accesses(
         X,
         "%s = (f32[16,128]{1,0:T(8,128)S(1)}, f32[16,128]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%x)",
         "%d = f32[16,128]{1,0:T(8,128)S(1)} copy-done(%s)",
@@ -111,7 +121,12 @@ def test_asynchronous_copies_count_once() -> None:
         "%c = (f32[16,128]{1,0:T(8,128)}, f32[16,128]{1,0:T(8,128)}, u32[]{:S(2)}) collective-permute-start(%x)",
         "ROOT %e = f32[16,128]{1,0:T(8,128)} collective-permute-done(%c)",
     )
-    assert found == [("s", 2 * TILE, 0), ("p", TILE, 0), ("c", 2 * TILE, 2 * TILE)]
+    assert [(each.instruction.name, each.read, each.written) for each in found] == [
+        ("s", 2 * TILE, 0),
+        ("p", TILE, 0),
+        ("c", 2 * TILE, 2 * TILE),
+    ]
+    assert not any(each.moves for each in found)  # they bring to the chip what another instruction reads
 
 
 SLICED = """
@@ -188,12 +203,13 @@ def test_parts_of_a_step() -> None:
     parts = read_layer_bytes(
         program(
             X,
-            f"%mlp = {t} negate(%x)" + metadata(4),
+            f"%mlp = {t} negate(%x)" + metadata(6),
             f"%copy = {t} copy(%mlp)",
-            f"%back = {t} negate(%copy)" + metadata(3, "jit(f)/transpose(jvp())/x"),
-            f"%proj = {t} negate(%back)" + metadata(7),
-            f"%branch = {t} negate(%proj)" + metadata(2),
-            f"%adam = {t} negate(%branch)" + metadata(5),
+            f"%back = {t} negate(%copy)" + metadata(5, "jit(f)/transpose(jvp())/x"),
+            f"%proj = {t} negate(%back)" + metadata(8),
+            f"%branch = {t} negate(%proj)" + metadata(4),
+            f"%logits = {t} negate(%branch)" + metadata(10),
+            f"%adam = {t} negate(%logits)" + metadata(11),
             f"ROOT %rest = {t} negate(%adam)" + metadata(1),
         )
     )
@@ -202,10 +218,35 @@ def test_parts_of_a_step() -> None:
         "projections": LayerBytes(both, both),
         "MLP": LayerBytes(2 * both, 2 * both, both, both, moves=2 * both),
         "residual": LayerBytes(both, both),
+        "head": LayerBytes(both, both),
         "AdamW": LayerBytes(both, both),
         "other": LayerBytes(both, both),
     }
-    assert total(parts.values()).total == 14 * both
+    assert total(parts.values()).total == 16 * both
+
+
+def test_a_transfer_onto_the_chip_counts_where_it_is_used() -> None:
+    """And one from the chip where its array was computed."""
+    on_chip, stored = "f32[16,128]{1,0:T(8,128)S(1)}", "f32[16,128]{1,0:T(8,128)}"
+    forward, backward = (
+        f', metadata={{op_name="jit(f)/{name}/x" stack_frame_id={frame}}}'
+        for name, frame in (("jvp()", 6), ("transpose(jvp())", 8))
+    )
+    parts = read_layer_bytes(
+        program(
+            f"%x = {on_chip} parameter(0)",
+            f"%mlp = {on_chip} negate(%x)" + forward,
+            f"%out = ({stored}, {on_chip}, u32[]{{:S(2)}}) copy-start(%mlp)",
+            f"%saved = {stored} copy-done(%out)",
+            f"%in = ({on_chip}, {stored}, u32[]{{:S(2)}}) copy-start(%saved)",
+            f"%again = {on_chip} copy-done(%in)",
+            f"ROOT %proj = {on_chip} negate(%again)" + backward,
+        )
+    )
+    assert parts == {
+        "MLP": LayerBytes(forward_written=2 * TILE),
+        "projections": LayerBytes(backward_read=2 * TILE),
+    }
 
 
 def test_floors_are_those_of_the_roofline() -> None:

@@ -74,16 +74,11 @@ def test_orientation_is_ignored_as_by_pil() -> None:
 def test_orientation_on_request() -> None:
     """6: the first row is the right side, the first column the top."""
     image = picture(40, 30)
-    for file_format, is_exact in (("JPEG", False), ("PNG", True)):
-        exif = Image.Exif()
-        exif[0x0112] = 6
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for file_format in ("JPEG", "PNG"):
         upright = decode(saved(image, file_format, exif=exif), "", exif_orientation=True)
-        expected = np.rot90(decode(saved(image, file_format), ""), -1)
-        assert upright.shape == (40, 30, 3)
-        if is_exact:
-            np.testing.assert_array_equal(upright, expected)
-        else:
-            assert np.abs(upright.astype(int) - expected).mean() < 1
+        np.testing.assert_array_equal(upright, np.rot90(decode(saved(image, file_format), ""), -1))
     assert decode(saved(image, "JPEG"), "", exif_orientation=True).shape == (30, 40, 3)
 
 

@@ -164,8 +164,8 @@ class DetectionConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require("group_size", self.group_size, self.group_size >= 1, "an integer from 1")
-        is_allowed = self.box_samples % 4 == 0 and 4 <= self.box_samples <= MAX_BOXES
-        require("box_samples", self.box_samples, is_allowed, f"a multiple of 4 up to {MAX_BOXES}")
+        is_count = 4 <= self.box_samples <= MAX_BOXES  # of fewer none could be positive
+        require("box_samples", self.box_samples, is_count, f"an integer from 4 to {MAX_BOXES}")
         parts = self.optim.accumulate
         is_multiple = self.eval_only or self.batch_size // parts % self.group_size == 0
         allowed = f"a multiple of group_size x optim.accumulate, {self.group_size} x {parts}"

@@ -114,9 +114,8 @@ class Decode(grain.transforms.Map):
         size = element["size"]
         if image.shape[:2] != size:
             found, expected = (f"{width} x {height}" for height, width in (image.shape[:2], size))
-            turned = " with width and height exchanged" if image.shape[1::-1] == size else ""
             raise InputError(
-                f"{element['name']}: image of {found} pixels; must be of {expected}, as its annotations say{turned}"
+                f"{element['name']}: image of {found} pixels; must be of {expected}, as its annotations say"
             )
         example = {"image": image, "boxes": element["boxes"], "labels": element["labels"], "row": element["row"]}
         if self._masks:

@@ -136,7 +136,7 @@ def test_the_recipe_for_folders_names_its_command() -> None:
         (["--batch_size", "3"], "batch_size=3: must be a multiple of group_size x optim.accumulate, 2 x 1"),
         (["--optim.accumulate", "2"], "batch_size=2: must be a multiple of group_size x optim.accumulate, 2 x 2"),
         (["--group_size", "0"], "group_size=0: must be an integer from 1"),
-        (["--box_samples", "30"], "box_samples=30: must be a multiple of 4 up to 4096"),
+        (["--box_samples", "3"], "box_samples=3: must be an integer from 4 to 4096"),
         (["--head", "fcos"], "--head"),
         (["--data.dir", ""], "data.dir='': must be the folder of the data set"),
         (["--data.source", "voc"], "data.source='voc': must be folder or coco"),
