@@ -90,7 +90,7 @@ def _flops(function: Callable[..., Any], *arguments: Any) -> float:
 def _flops_and_xlas(function: Callable[..., Any], *arguments: Any) -> tuple[float, float]:
     """The operations, and XLA's own count of them, which takes the body of a loop once."""
     traced = jax.jit(function).trace(*arguments)
-    of_xla: float = traced.lower().cost_analysis()["flops"]  # type: ignore[index]
+    of_xla: float = traced.lower().cost_analysis()["flops"]
     flops = of_xla
     for length, body in _loops(traced.jaxpr.jaxpr):
         of_body, of_body_by_xla = _flops_and_xlas(jaxpr_as_fun(body), *body.in_avals)

@@ -88,9 +88,9 @@ def model(args: argparse.Namespace) -> Program:
 
 def main(args: argparse.Namespace) -> None:
     if args.at_once:
-        dispatch.LARGE_SCORES = sys.maxsize
+        dispatch.BLOCK_SCORES = sys.maxsize
     if args.block:
-        dispatch.LARGE_SCORES = dispatch.BLOCK_SCORES = int(args.block * 2**20)
+        dispatch.BLOCK_SCORES = int(args.block * 2**20)
     function, arguments = attention(args) if args.stage else model(args)
     compiled = jax.jit(function).lower(*arguments).compile()
     found = f"planned {compiled.memory_analysis().temp_size_in_bytes / 2**20:,.0f} MiB"

@@ -81,7 +81,7 @@ parser.add_argument("--side", type=int, default=224, help="of the images; defaul
 parser.add_argument("--at_once", action="store_true", help="hold all scores of attention")
 args = parser.parse_args()
 if args.at_once:
-    dispatch.LARGE_SCORES = sys.maxsize
+    dispatch.BLOCK_SCORES = sys.maxsize
 
 print(f"| MiB an image | {' | '.join(DTYPES)} |\n|---|---|---|")
 for name in args.variants:

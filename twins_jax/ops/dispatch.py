@@ -29,20 +29,16 @@ HEAD_DIMS = (16, 32, 64)
 MAX_WINDOW_SIZE = 8
 """Side of the largest window whose positions fit the kernels' tile."""
 
-LARGE_SCORES = 2**25
-"""Bytes of scores, those of all heads of one image, beyond which the plain formulation computes them in blocks: 32 MiB.
-
-Images of 224x224 have at most 2.3 MiB in a layer, those of 512x512 16 to 64, those of 1024x1024 up to 1 GiB. In blocks,
-training computes the scores twice. Where that bought little memory, it is not done: the gradients of the first stage of
-SVT-S at 448x448 took 0.91 instead of 0.67 s of CPU time for eight images (AMD EPYC, jaxlib 0.10.2, float32).
-"""
-
 BLOCK_SCORES = 2**24
-"""Most bytes of scores of one image in a block: 16 MiB.
+"""Most bytes of scores, those of all heads of one image, that the plain formulation holds: 16 MiB. More are computed in
+blocks, and in training once more.
 
-Small blocks save time, too: glibc returns arrays above 32 MiB to the system, which clears their pages anew for the next
-ones. With the second stage of SVT-S at 1024x1024, 256 MiB, inference took 0.45 s of CPU time at once, 0.44 in blocks of
-32 MiB, 0.19 in blocks of 16 and 0.16 in blocks of 8; with gradients 1.31, 1.18, 1.03 and 0.97 s (as above, one image).
+Images of 224x224 have at most 2.3 MiB in a layer, those of 1024x1024 up to 1 GiB. Blocks save time, too: glibc returns
+arrays above 32 MiB to the system, which clears their pages anew for the next ones. CPU time of one GSA, at once and in
+blocks, by `tests/scripts/large_images.py --stage` (two cores of an AMD EPYC, jaxlib 0.10.2, float32):
+
+- Second stage of SVT-S, 1024x1024: 0.40 and 0.19 s, with gradients 1.27 and 0.83; in blocks of 32 MiB 0.42 and 1.12.
+- First stage of SVT-S, gradients of eight images of 448x448: 0.64 and 0.59 s, with two thirds of the memory.
 """
 
 
@@ -91,10 +87,10 @@ def queries_at_once(queries: int, keys: int, num_heads: int, dtype: DTypeLike) -
         dtype: of the queries.
 
     Returns:
-        `queries`, for no blocks, up to `LARGE_SCORES`, and where a size is unknown, as in a program exported for any.
+        `queries`, for no blocks, up to `BLOCK_SCORES`, and where a size is unknown, as in a program exported for any.
     """
     scores = queries * keys * num_heads * jnp.dtype(at_least_float32(dtype)).itemsize
-    if not isinstance(scores, int) or scores <= LARGE_SCORES:
+    if not isinstance(scores, int) or scores <= BLOCK_SCORES:
         return queries
     most = max(BLOCK_SCORES * queries // scores, 1)
     return math.ceil(queries / math.ceil(queries / most))
