@@ -19,6 +19,7 @@ from tests.support.classification import train_batches
 from tests.support.compilation import compile_fast
 from tests.support.devices import measured_on_eight_devices
 from tests.support.models import SVT
+from train.benchmark.collectives import read_traffic
 from train.checkpoint import Checkpoints
 from train.config import ModelConfig
 from train.distributed import to_global
@@ -27,10 +28,11 @@ from train.experiment import Experiment, build
 from train.optim import make_optimizer, make_schedule
 from train.recipes import digits
 from train.state import TrainState, create_state
-from train.tasks.classification.config import ClassificationConfig
+from train.tasks.classification.config import ClassificationConfig, MixConfig
 from train.tasks.classification.metrics import MultiLabelEvaluator
+from train.tasks.classification.mixing import mix
 from twins_jax import get_params
-from twins_jax.sharding import AXES, make_mesh
+from twins_jax.sharding import AXES, batch_sharding, make_mesh
 
 PARTS = "data 2, fsdp 4, accumulated"
 FSDP = {"one device": 1, "data 8": 1, "fsdp 8": 8, PARTS: 4}
@@ -152,6 +154,13 @@ def measure(folder: Path) -> dict[str, Any]:
         parts = (to_global(several_labels(batch), mesh(name)) for batch in run.task.batches("eval", 48))
         found[f"several labels on {name}"] = evaluate(MultiLabelEvaluator(), step, {}, {}, parts)
 
+    images, targets = (
+        jax.ShapeDtypeStruct((16, *shape), np.float32, sharding=batch_sharding(mesh("data 8")))
+        for shape in ((24, 24, 3), (7,))
+    )
+    mixed = jax.jit(mix, static_argnums=3).lower(jax.random.key(0), images, targets, MixConfig(mixup_alpha=0.8))
+    found["mixing sends"] = read_traffic(mixed.compile().as_text()).total.payload_bytes
+
     tiny = dataclasses.replace(config("fsdp 8"), model=ModelConfig(name="twins_svt_tiny"))
     optimizer = make_optimizer(tiny, make_schedule(tiny, 1442))
     shapes = get_params(nnx.eval_shape(lambda: tiny.make_task().create_model(nnx.Rngs(0))))
@@ -200,6 +209,11 @@ def test_each_device_holds_its_part_of_parameters_and_optimizer_state(found: dic
 def test_steps_keep_the_layout_and_reuse_the_memory(found: dict[str, Any], name: str) -> None:
     assert found[name]["layout is kept"]
     assert found[name]["is donated"]
+
+
+def test_mixing_sends_one_image_of_each_device(found: dict[str, Any]) -> None:
+    """float32, with its targets, whatever the number of images on a device."""
+    assert found["mixing sends"] == 4 * (24 * 24 * 3 + 7)
 
 
 def test_checkpoint_of_split_parameters(found: dict[str, Any]) -> None:

@@ -2,6 +2,8 @@ import contextlib
 import json
 import math
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -173,3 +175,10 @@ def test_event_files_only_warn(damage: str, tmp_path: Path, monkeypatch: pytest.
         run()
     assert [warning.category for warning in caught].count(UserWarning) == 1
     assert len(lines(tmp_path)) == 21
+
+
+def test_a_writer_brings_no_pytorch() -> None:
+    """tensorboardX imports PyTorch where it is installed; a later import by others must still find it."""
+    pytest.importorskip("torch")
+    script = "import sys; import train.tensorboard; assert 'torch' not in sys.modules; import torch; torch.ones(1)"
+    subprocess.run([sys.executable, "-c", script], check=True)

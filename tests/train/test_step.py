@@ -180,9 +180,9 @@ def test_erased_then_mixed_then_dropped_out(monkeypatch: pytest.MonkeyPatch) -> 
         keys.append(key)
         return images + probability
 
-    def blend(key: jax.Array, images: jax.Array, targets: jax.Array, config: MixConfig) -> tuple[jax.Array, jax.Array]:
+    def blend(key: jax.Array, images: jax.Array, targets: jax.Array, *settings: Any) -> tuple[jax.Array, jax.Array]:
         keys.append(key)
-        given.append(config)
+        given.append(settings)
         return 3 * images, targets[::-1]
 
     class Spy(Deterministic):
@@ -194,6 +194,7 @@ def test_erased_then_mixed_then_dropped_out(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(train.tasks.classification.task, "random_erase", erase)
     monkeypatch.setattr(train.tasks.classification.task, "mix", blend)
     run = config(mix, label_smoothing=0.2)
+    run = dataclasses.replace(run, data=dataclasses.replace(run.data, repeated_augmentation=3))
     with jax.disable_jit():
         step = make_train_step(run.make_task(INFO), nnx.graphdef(Spy()), optax.sgd(1.0), run)
         loss = step(state(), BATCH)[1]["loss"]
@@ -207,7 +208,7 @@ def test_erased_then_mixed_then_dropped_out(monkeypatch: pytest.MonkeyPatch) -> 
     losses = np.log(np.exp(logits).sum(axis=1)) - (targets * logits).sum(axis=1)
     # float32 sums of 192 products of values up to about 8.
     assert float(loss) == pytest.approx(losses.mean(), rel=1e-5)
-    assert given == [mix]
+    assert given == [(mix, 3)]
     # Runs that were begun by earlier versions go on with these draws.
     expected = jax.random.split(jax.random.fold_in(jax.random.key(0), 0), 3)
     np.testing.assert_array_equal([jax.random.key_data(key) for key in keys], jax.random.key_data(expected))

@@ -18,8 +18,10 @@ ERASE_ASPECT = 0.3, 1 / 0.3
 ERASE_TRIES = 10
 
 
-def mix(key: jax.Array, images: jax.Array, targets: jax.Array, config: MixConfig) -> tuple[jax.Array, jax.Array]:
-    """Mixes each image of a batch with the one at the same place in the reversed batch, by mixup or cutmix.
+def mix(
+    key: jax.Array, images: jax.Array, targets: jax.Array, config: MixConfig, repeats: int = 1
+) -> tuple[jax.Array, jax.Array]:
+    """Mixes each image of a batch with the next one (`following`), by mixup or cutmix.
 
     One weight, and one box, is drawn for the whole batch: timm.data.Mixup's mode "batch". Zhang et al. 2017 (mixup),
     Yun et al. 2019 (cutmix).
@@ -29,6 +31,7 @@ def mix(key: jax.Array, images: jax.Array, targets: jax.Array, config: MixConfig
         images: float [B, H, W, C], normalized.
         targets: float [B, classes], with label smoothing if any; mixing smoothed targets is smoothing mixed ones.
         config: Static.
+        repeats: Static; the views of an example that follow each other in the batch.
 
     Returns:
         Images and targets of the same shapes and dtypes.
@@ -36,7 +39,7 @@ def mix(key: jax.Array, images: jax.Array, targets: jax.Array, config: MixConfig
     if not config.mixup_alpha and not config.cutmix_alpha:
         return images, targets
     weights, share = draw_weights(key, images.shape[1], images.shape[2], config)
-    return blend(images, targets, weights, share)
+    return blend(images, targets, weights, share, repeats)
 
 
 def draw_weights(key: jax.Array, height: int, width: int, config: MixConfig) -> tuple[jax.Array, jax.Array]:
@@ -79,11 +82,26 @@ def cutmix_weights(height: int, width: int, kept: jax.Array, center: jax.Array) 
     return 1.0 - (inside[0][:, None] & inside[1][None]).astype(jnp.float32)
 
 
-def blend(images: jax.Array, targets: jax.Array, weights: jax.Array, share: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Weighs images [B, H, W, C] by [H, W] and targets [B, classes] by [], against the same in reversed order."""
+def blend(
+    images: jax.Array, targets: jax.Array, weights: jax.Array, share: jax.Array, repeats: int = 1
+) -> tuple[jax.Array, jax.Array]:
+    """Weighs images [B, H, W, C] by [H, W] and targets [B, classes] by [], against those that are `following`."""
     pixel_weights, share = weights[None, :, :, None].astype(images.dtype), share.astype(targets.dtype)
-    images = pixel_weights * images + (1 - pixel_weights) * images[::-1]
-    return images, share * targets + (1 - share) * targets[::-1]
+    images = pixel_weights * images + (1 - pixel_weights) * following(images, repeats)
+    return images, share * targets + (1 - share) * following(targets, repeats)
+
+
+def following(x: jax.Array, repeats: int = 1) -> jax.Array:
+    """Returns of each example of a batch, x [B, ...], the one `repeats` places on; after the last the first.
+
+    timm takes the batch in reversed order. In a batch of random order both draw pairs by the same law, but here each of
+    several devices fetches only `repeats` examples from another, in reversed order all.
+
+    Args:
+        x: of each example.
+        repeats: the views of an example that follow each other. None is mixed with another, if B is twice as many.
+    """
+    return jnp.roll(x, -repeats, axis=0)
 
 
 def random_erase(key: jax.Array, images: jax.Array, probability: float) -> jax.Array:

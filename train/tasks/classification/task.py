@@ -105,7 +105,8 @@ class ClassificationTask:
         config = self._config
         erase_key, mix_key = keys
         images = random_erase(erase_key, normalize(batch["image"]), config.mix.erase_probability)
-        images, targets = mix(mix_key, images, self._targets(batch["label"]), config.mix)
+        targets = self._targets(batch["label"])
+        images, targets = mix(mix_key, images, targets, config.mix, config.data.repeated_augmentation)
         return {"image": images, "target": targets}
 
     def _targets(self, labels: jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ from train.tasks.classification.mixing import (
     cutmix_weights,
     draw_boxes,
     draw_weights,
+    following,
     mix,
     random_erase,
 )
@@ -48,18 +49,19 @@ def timm_mix(
     center: tuple[int, int],
     image_size: tuple[int, int] = (24, 32),
 ) -> tuple[np.ndarray, np.ndarray]:
-    """timm's Mixup of `batch()` with the given draws."""
+    """timm's Mixup of `batch()` with the given draws, of each image with the next one."""
     from timm.data import mixup
 
     centers = iter(center)
     monkeypatch.setattr(mixup.Mixup, "_params_per_batch", lambda _: (lam, cutmix))
     monkeypatch.setattr(mixup.np.random, "randint", lambda *_, **__: next(centers))
-    images, labels = batch(6, *image_size)
+    # timm mixes the first with the last, and so on.
+    images, labels = (np.concatenate([x, np.roll(x, -1, 0)[::-1]]) for x in batch(6, *image_size))
     transform = mixup.Mixup(
         mixup_alpha=0.8, cutmix_alpha=1.0, switch_prob=0.5, label_smoothing=0.1, num_classes=CLASSES
     )
     mixed, targets = transform(torch.tensor(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels))
-    return mixed.permute(0, 2, 3, 1).numpy(), targets.numpy()
+    return mixed.permute(0, 2, 3, 1).numpy()[:6], targets.numpy()[:6]
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.125, 0.37, 0.999])
@@ -90,6 +92,16 @@ def test_cutmix_equals_timm(
     mixed, targets = blend(images, smoothed(labels), weights, weights.mean())
     np.testing.assert_array_equal(mixed, expected_images)
     np.testing.assert_allclose(targets, expected_targets, atol=1e-6)
+
+
+@pytest.mark.parametrize(("count", "repeats"), [(8, 1), (2, 1), (5, 1), (16, 3), (7, 3), (6, 3)])
+def test_no_example_is_mixed_with_itself(count: int, repeats: int) -> None:
+    """Wherever in the batch the views of an example begin, and each image is one other's."""
+    found = np.asarray(following(jnp.arange(count), repeats))
+    assert sorted(found) == list(range(count))
+    for start in range(repeats):
+        examples = (np.arange(count) + start) // repeats
+        assert (examples[found] != examples).all()
 
 
 def test_mix_is_the_blend_with_the_drawn_weights() -> None:
