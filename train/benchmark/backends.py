@@ -1,5 +1,6 @@
 """The sides that `train.benchmark.speed` compares, each in a process of its own."""
 
+import contextlib
 import dataclasses
 import multiprocessing
 import os
@@ -13,6 +14,8 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from twins_jax.errors import InputError
+
+from ..huge_pages import huge_pages_in_new_processes
 
 if TYPE_CHECKING:
     from twins_jax.config import AttentionImplementation
@@ -80,6 +83,8 @@ class Worker:
 
     def __init__(self, side: str, case: Case) -> None:
         self.side = side
+        # As `python -m train.main` starts; PyTorch's users get what their system has.
+        self._pages = huge_pages_in_new_processes if (side, case.mode) == (OURS, "train") else contextlib.nullcontext
         context = multiprocessing.get_context("spawn")
         self._connection, other = context.Pipe()
         self._process = context.Process(target=_serve, args=(side, case, other), daemon=True)
@@ -89,7 +94,8 @@ class Worker:
         # Ctrl-C is for the process that started this one, and kills it: the new one starts and works with the signal
         # blocked.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        self._process.start()
+        with self._pages():
+            self._process.start()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return self._answer()
 
