@@ -1,9 +1,9 @@
 """Huge pages for the memory of a training process.
 
 XLA's CPU backend takes a step's memory, a gigabyte or more, anew from the system for each step, which clears it page by
-page. In pages of 2 MiB instead of 4 KiB a step takes less time and as much memory: 1,347 instead of 1,720 ms with PCPVT-S,
-1,120 instead of 1,304 ms with SVT-S (eight images in float32, two cores of an AMD EPYC, jaxlib 0.10.2). glibc reads the
-setting when a process starts, and at no other time. This file imports nothing that takes long.
+page. In pages of 2 MiB instead of 4 KiB a step takes less time and as much memory: 1,347 instead of 1,720 ms with
+PCPVT-S, 1,120 instead of 1,304 ms with SVT-S (eight images in float32, two cores of an AMD EPYC, jaxlib 0.10.2). glibc
+reads the setting when a process starts, and at no other time. This file imports nothing that takes long.
 """
 
 import contextlib

@@ -105,12 +105,13 @@ class Report:
     def seconds(self) -> dict[str, float]:
         """The time of a step's arithmetic, memory and traffic, each alone at the chip's peak rate.
 
-        "compute" and "interconnect" are lower bounds. "hbm" is none: some of the bytes stay on the chip.
+        "compute" and "interconnect" are lower bounds. "hbm" is none: some of the bytes stay on the chip. The compiler
+        counts the bodies of loops once: where the model needs more operations, those count.
         """
         if self.traffic is None:
             return {}
         return {
-            "compute": (self.flops or self.model_flops) / self.chip.peak_flops,
+            "compute": max(self.flops or 0.0, self.model_flops) / self.chip.peak_flops,
             "hbm": (self.bytes_accessed or 0.0) / self.chip.hbm_bandwidth,
             "interconnect": self.traffic.total.sent_bytes / self.chip.ici_bandwidth,
         }

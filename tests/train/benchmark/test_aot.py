@@ -81,6 +81,9 @@ def test_data_parallel_step_reduces_the_gradients_once() -> None:
     assert reduced.sent_bytes == pytest.approx(1.5 * reduced.payload_bytes)
     assert report.traffic.in_open_loops == 0
     assert report.seconds()["interconnect"] == pytest.approx(report.traffic.total.sent_bytes / 200e9)
+    for counted, needed in ((0.5, 1), (2, 2)):  # the compiler counts the bodies of loops once
+        seconds = dataclasses.replace(report, flops=counted * report.model_flops).seconds()
+        assert seconds["compute"] == pytest.approx(needed * report.model_flops / 197e12)
 
 
 @needs_libtpu
