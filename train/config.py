@@ -198,6 +198,7 @@ class RunConfig(abc.ABC):
 
     advanced: ClassVar[Collection[str]] = (
         *("eval_batch_size", "log_every_steps", "allow_changes", "profile", "fsdp", "checkpoint.keep"),
+        "compilation_cache",
         *("model.dropout_rate", "model.window_padding", "model.attention_implementation", "model.remat"),
         *("data.threads", "data.on_error", "data.max_errors", "optim.clip_norm"),
         *(f"distributed.{field.name}" for field in dataclasses.fields(DistributedConfig)),
@@ -248,6 +249,10 @@ class RunConfig(abc.ABC):
 
     profile: bool = False
     """Write a trace of a few steps into WORKDIR/profile, for TensorBoard or Perfetto."""
+
+    compilation_cache: str = ""
+    """Folder of compiled programs, so that the next start does not compile again. By default twins_jax/compiled in the
+    user's cache folder; off: nowhere."""
 
     fsdp: int = 1
     """Devices over which parameters and optimizer state are split; the others hold copies."""

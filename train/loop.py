@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from twins_jax import InputError, Params
+from twins_jax.compilation_cache import compilation_cache
 from twins_jax.errors import one_line, require
 from twins_jax.paths import target_path
 
@@ -47,6 +48,11 @@ def run(config: RunConfig) -> dict[str, Any]:
         IncompleteError: the last save, the report or the profile failed; holds the last evaluation.
     """
     initialize(config.distributed)
+    with compilation_cache(config.compilation_cache or None):
+        return _run(config)
+
+
+def _run(config: RunConfig) -> dict[str, Any]:
     processes = jax.process_count()
     require("report", config.report, not config.report or processes == 1, f"False in a run of {processes} processes")
     workdir = target_path("workdir", config.workdir, "folder")

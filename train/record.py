@@ -21,7 +21,7 @@ LENGTH = frozenset({"steps", "epochs"})
 
 MAY_CHANGE = LENGTH | {
     # How the run is started, and where it computes.
-    *("workdir", "eval_only", "allow_changes", "report", "profile", "fsdp"),
+    *("workdir", "eval_only", "allow_changes", "report", "profile", "fsdp", "compilation_cache"),
     *("distributed.mode", "distributed.coordinator", "distributed.processes", "distributed.process_id"),
     "distributed.timeout_seconds",
     # The reading of the data: `dataset.json` tells whether a folder elsewhere holds the same.

@@ -38,6 +38,14 @@ def _described_without_measuring() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_cache_of_the_user() -> Iterator[None]:
+    """Runs keep programs where the tests say, or nowhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.loop, "compilation_cache", contextlib.nullcontext)
+        yield
+
+
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of `compile_cache`, and of processes that tests start: one for all pytest workers."""
