@@ -252,7 +252,7 @@ class RunConfig(abc.ABC):
 
     compilation_cache: str = ""
     """Folder of compiled programs, so that the next start does not compile again. By default twins_jax/compiled in the
-    user's cache folder; off: nowhere."""
+    user's cache folder, with several processes nowhere; off: nowhere."""
 
     fsdp: int = 1
     """Devices over which parameters and optimizer state are split; the others hold copies."""

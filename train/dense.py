@@ -6,6 +6,7 @@ from typing import Any, Protocol, TypeVar
 from flax import nnx
 
 from twins_jax import TwinsDetector, TwinsSegmenter, backbone_from_pretrained
+from twins_jax.abstract import abstract_model
 from twins_jax.errors import OtherKindError, require
 from twins_jax.paths import weights_source
 from twins_jax.preprocess import DEFAULT
@@ -39,7 +40,8 @@ def create_dense_model(
     """Creates a model to train, with the weights of `config.init`; or loads it to evaluate.
 
     To train, a model of the same head gives all its weights, but the layers of the classes where the data has another
-    number of them. Any other model gives its backbone's. What is left is fresh.
+    number of them. Any other model gives its backbone's, and so does one with other `stage_norms` than `create` gives the
+    variant. What is left is fresh.
 
     Args:
         config: the run's.
@@ -70,7 +72,9 @@ def create_dense_model(
         except OtherKindError:
             pass  # it has no such heads
         else:
-            if model.head == config.head:
+            # A later start may come without `init`: what it creates must have the places of all parameters.
+            made = abstract_model(lambda rngs: create(head=config.head, num_classes=num_classes, rngs=rngs, **options))
+            if (model.head, model.config.stage_norms) == (config.head, made.config.stage_norms):
                 model.class_names = model.preprocessing = None  # those of its own data
                 return model
     model = create(head=config.head, num_classes=num_classes, rngs=rngs, **options)

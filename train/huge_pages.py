@@ -2,8 +2,11 @@
 
 XLA's CPU backend takes a step's memory, a gigabyte or more, anew from the system for each step, which clears it page by
 page. In pages of 2 MiB instead of 4 KiB a step takes less time and as much memory: 1,347 instead of 1,720 ms with
-PCPVT-S, 1,120 instead of 1,304 ms with SVT-S (eight images in float32, two cores of an AMD EPYC, jaxlib 0.10.2). glibc
-reads the setting when a process starts, and at no other time. This file imports nothing that takes long.
+PCPVT-S, 1,120 instead of 1,304 ms with SVT-S (eight images in float32, two cores of an AMD EPYC, jaxlib 0.10.2). To
+compare: `python -m train.benchmark --mode train`, and the same with `GLIBC_TUNABLES=glibc.malloc.hugetlb=0`.
+
+glibc reads the setting when a process starts, and at no other time. From a clone a start takes no longer for it. From a
+wheel it imports JAX twice, because `twins_jax` has done so before it comes here.
 """
 
 import contextlib
@@ -15,6 +18,9 @@ from pathlib import Path
 VARIABLE = "GLIBC_TUNABLES"
 TUNABLE = "glibc.malloc.hugetlb"
 
+RESTARTED = "twins_restarted"
+"""Name of the `-X` option of a process that has started anew."""
+
 OFFERED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 """Linux: "[madvise]" if a process gets huge pages where it asks for them; with "[always]" it need not ask."""
 
@@ -25,9 +31,20 @@ def restart_with_huge_pages() -> None:
     `GLIBC_TUNABLES=glibc.malloc.hugetlb=0` keeps the small pages. Other C libraries ignore the variable.
     """
     setting = _setting()
-    if setting and sys.executable:
+    # Not by the variable: the system takes it from a Python with privileges of its own, in every start anew.
+    is_restarted = RESTARTED in sys._xoptions
+    if setting and sys.executable and not is_restarted:
+        command = [sys.executable, "-X", RESTARTED, *sys.orig_argv[1:]]
         with contextlib.suppress(OSError):
-            os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, VARIABLE: setting})
+            os.execve(sys.executable, command, {**os.environ, VARIABLE: setting})
+
+
+def is_command(module: str, script: str) -> bool:
+    """True if this process is `python -m module` or the script of that name, as Python begins to import the module."""
+    if sys.argv[:1] == ["-m"]:  # Python's own mark while it looks for the module
+        options = sys.orig_argv[1:]
+        return options[options.index("-m") :][1:2] == [module] if "-m" in options else False
+    return os.path.basename("".join(sys.argv[:1])) == script
 
 
 @contextlib.contextmanager

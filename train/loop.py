@@ -48,7 +48,9 @@ def run(config: RunConfig) -> dict[str, Any]:
         IncompleteError: the last save, the report or the profile failed; holds the last evaluation.
     """
     initialize(config.distributed)
-    with compilation_cache(config.compilation_cache or None):
+    # Of several processes the first alone writes: the user's folder on its host would serve no other.
+    keeps = bool(config.compilation_cache) or jax.process_count() == 1
+    with compilation_cache(config.compilation_cache or None) if keeps else contextlib.nullcontext():
         return _run(config)
 
 

@@ -98,6 +98,15 @@ def test_only_large_images_are_attended_in_blocks(side: int) -> None:
         assert (blocks >= 3) if side == 1024 else (blocks == 0)
 
 
+@pytest.mark.parametrize(("variant", "side"), [("svt_large", 384), ("svt_small", 448), ("pcpvt_small", 544)])
+def test_first_sides_in_blocks(variant: str, side: int) -> None:
+    """Of the first stage, in steps of 32 pixels."""
+    heads, ratio = (getattr(VARIANTS[f"twins_{variant}"], name)[0] for name in ("num_heads", "sub_sampling_ratios"))
+    for each, in_blocks in ((side - 32, False), (side, True)):
+        queries = (each // 4) ** 2
+        assert (queries_at_once(queries, (each // 4 // ratio) ** 2, heads, jnp.float32) < queries) == in_blocks
+
+
 @pytest.mark.parametrize("size", [1, 19, 44, 132])
 def test_float64_equals_the_formulas(size: int, hold: Callable[[int], None]) -> None:
     with jax.enable_x64(True):

@@ -47,11 +47,8 @@ Program = tuple[Callable[..., Any], tuple[Any, ...]]
 def attention(args: argparse.Namespace) -> Program:
     """Attention of a stage, without the projections, or its gradient."""
     config, stage = VARIANTS[args.variant], args.stage - 1
-    side, dim, heads = (
-        args.side // math.prod(PATCH_SIZES[: args.stage]),
-        config.embed_dims[stage],
-        config.num_heads[stage],
-    )
+    side = args.side // math.prod(PATCH_SIZES[: args.stage])
+    dim, heads = config.embed_dims[stage], config.num_heads[stage]
     keys = side // config.sub_sampling_ratios[stage]
     shapes = (args.batch, side, side, dim), (args.batch, keys, keys, 2 * dim)
     maps = tuple(jax.ShapeDtypeStruct(shape, args.dtype) for shape in shapes)

@@ -123,6 +123,7 @@ for command in main prepare benchmark; do
   help=$("$bin/python" -m "twins_jax.train.$command" --help)
   [[ $help == "usage: python -m twins_jax.train.$command "* ]] || fail "$command: $help"
 done
+export JAX_COMPILATION_CACHE_DIR=$PWD/compiled
 "$bin/twins-train" --help >/dev/null
 arguments=(--steps 2 --eval_every_steps 2 --data.workers 2 --distributed.mode off)
 "$bin/twins-train" "${arguments[@]}" --workdir first | tail -n 1

@@ -4,11 +4,23 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
+from tests.support.models import NANO
 from train.dense import create_dense_model
-from twins_jax import InputError
+from twins_jax import (
+    InputError,
+    TwinsSegmenter,
+    create_segmenter,
+    get_params,
+    save_pretrained,
+    segmenter_from_pretrained,
+)
+from twins_jax.config import VARIANTS
 from twins_jax.segmentation.preprocess import SegmentationPreprocessing
 
 
@@ -39,3 +51,28 @@ def test_weights_that_do_not_fit_an_evaluation(changes: dict[str, Any], message:
         assert evaluated(found) is found
     with pytest.raises(InputError, match=f": must be {message}$"):
         evaluated(loaded(**changes))
+
+
+@pytest.mark.parametrize("stage_norms", [True, False])
+def test_a_run_can_go_on_without_the_weights_that_it_began_from(
+    stage_norms: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights of a segmenter give all they hold, or the backbone's where the run's model has other norms."""
+    monkeypatch.setitem(VARIANTS, "nano", NANO)
+    weights = create_segmenter("nano", head="semantic_fpn", num_classes=3, rngs=nnx.Rngs(1), stage_norms=stage_norms)
+    save_pretrained(weights, tmp_path / "weights")
+
+    def begin(init: str) -> TwinsSegmenter:
+        config: Any = SimpleNamespace(model={"name": "nano"}, head="semantic_fpn", init=init, eval_only=False)
+        load, create = segmenter_from_pretrained, create_segmenter
+        return create_dense_model(config, 3, nnx.Rngs(0), create=create, load=load)
+
+    begun, later = begin(str(tmp_path / "weights")), begin("")
+    shapes = [jax.tree.map(jnp.shape, get_params(model)) for model in (begun, later)]
+    assert shapes[0] == shapes[1]
+    given, got = (jax.tree.leaves_with_path(get_params(model)) for model in (weights, begun))
+    equal = {jax.tree_util.keystr(path) for path, leaf in got if any(np.array_equal(leaf, other) for _, other in given)}
+    kernels = {jax.tree_util.keystr(path) for path, leaf in got if leaf.ndim > 1}
+    heads = {name for name in kernels if "backbone" not in name}
+    assert kernels - heads <= equal
+    assert heads.issubset(equal) == stage_norms

@@ -1,4 +1,4 @@
-"""The start of a process with huge pages; `python -m train.benchmark --mode train` shows what they bring."""
+"""The start of a process with huge pages."""
 
 import os
 import subprocess
@@ -10,8 +10,11 @@ import pytest
 from train import huge_pages
 from train.huge_pages import VARIABLE, huge_pages_in_new_processes
 
+STRIPPED = "STRIPPED"
 SCRIPT = f"""
 import os, pathlib, sys
+if {STRIPPED!r} in os.environ:
+    os.environ.pop("{VARIABLE}", None)
 from train import huge_pages
 huge_pages.OFFERED = pathlib.Path(sys.argv[1])
 print(os.getpid(), os.environ.get("{VARIABLE}"), sys.argv[2:], flush=True)
@@ -27,9 +30,9 @@ def offered(tmp_path: Path) -> Path:
     return path
 
 
-def starts(offered: Path, setting: str | None) -> list[list[str]]:
+def starts(offered: Path, setting: str | None, **variables: str) -> list[list[str]]:
     """What each start of the script printed: its process, its variable, and its other arguments."""
-    environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
+    environment = {name: value for name, value in os.environ.items() if name != VARIABLE} | variables
     command = [sys.executable, "-c", SCRIPT, str(offered), "--flag", "a b"]
     done = subprocess.run(
         command, env=environment | ({VARIABLE: setting} if setting else {}), capture_output=True, text=True, check=True
@@ -43,6 +46,10 @@ def test_a_command_starts_anew_once(offered: Path, setting: str | None) -> None:
     assert (first[1], second[1]) == (str(setting), f"{setting}:{HUGE}" if setting else HUGE)
     assert first[0] == second[0], "it must stay the same process"
     assert first[2] == second[2] == "['--flag', 'a b']"
+
+
+def test_a_command_whose_variable_is_taken_away_starts_anew_once(offered: Path) -> None:
+    assert [line[1] for line in starts(offered, None, **{STRIPPED: "1"})] == ["None", "None"]
 
 
 @pytest.mark.parametrize("setting", [HUGE, "glibc.malloc.hugetlb=0"])
@@ -75,11 +82,14 @@ def test_training_asks_and_no_other_command(tmp_path: Path) -> None:
         done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
         return done.returncode, done.stdout.strip()
 
-    assert run("-m", "train.main", "digits") == (7, f"anew ['-m', 'train.main', 'digits'] {HUGE}")
+    assert run("-m", "train.main", "digits") == (
+        7,
+        f"anew ['-X', 'twins_restarted', '-m', 'train.main', 'digits'] {HUGE}",
+    )
     script = tmp_path / "twins-train"
     script.write_text("import train\n")
-    assert run(str(script), "digits") == (7, f"anew ['{script}', 'digits'] {HUGE}")
-    assert run("-m", "train.plot")[0] == 2
+    assert run(str(script), "digits") == (7, f"anew ['-X', 'twins_restarted', '{script}', 'digits'] {HUGE}")
+    assert run("-m", "train.plot", "train.main")[0] == 2
     assert run("-c", "import train.main") == (0, "")
 
 

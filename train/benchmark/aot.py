@@ -105,8 +105,8 @@ class Report:
     def seconds(self) -> dict[str, float]:
         """The time of a step's arithmetic, memory and traffic, each alone at the chip's peak rate.
 
-        "compute" and "interconnect" are lower bounds. "hbm" is none: some of the bytes stay on the chip. The compiler
-        counts the bodies of loops once: where the model needs more operations, those count.
+        "compute" is of the compiler's FLOPs or of the model's, whichever are more. "hbm" is no lower bound: some of the
+        bytes stay on the chip.
         """
         if self.traffic is None:
             return {}

@@ -26,8 +26,11 @@ _MOVES = {
     *("copy", "transpose", "reshape", "broadcast", "slice", "pad", "concatenate", "reverse", "iota"),
     *("dynamic-slice", "dynamic-update-slice"),
 }
-"""Opcodes that move numbers and compute none. Asynchronous transfers between HBM and the chip are none of them: another
-instruction reads what they bring, or has computed what they take away."""
+"""Opcodes that move numbers and compute none."""
+
+_TRANSFERS = {"copy-start", "slice-start"}
+"""Asynchronous copies. Those within HBM are moves. Those between HBM and the chip are none: another instruction reads
+what they bring, or has computed what they take away."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +83,8 @@ def _visit(module: Module, name: str, times: int) -> Iterator[Access]:
                 needed = times * sum(type_bytes(part) for part in (*reads, *writes) if stored_bytes(part))
                 # What only reads brings an array onto the chip for the one that uses it.
                 stack, op_name = origins.find(instruction, by_use=opcode.endswith("-start") and not written)
-                moves = _only_moves(module, instruction)
-                yield Access(instruction, stack, op_name, moves, read, written, read + written - needed)
+                is_move = _only_moves(module, instruction) or (opcode in _TRANSFERS and bool(read and written))
+                yield Access(instruction, stack, op_name, is_move, read, written, read + written - needed)
 
 
 def _types(module: Module, computation: Computation, instruction: Instruction) -> tuple[list[str], list[str]]:

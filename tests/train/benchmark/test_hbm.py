@@ -119,14 +119,18 @@ def test_asynchronous_copies_count_once() -> None:
         "%p = ((f32[16,128]{1,0:T(8,128)}), f32[8,128]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%x), slice={[0:8]}",
         "%q = f32[8,128]{1,0:T(8,128)S(1)} slice-done(%p)",
         "%c = (f32[16,128]{1,0:T(8,128)}, f32[16,128]{1,0:T(8,128)}, u32[]{:S(2)}) collective-permute-start(%x)",
-        "ROOT %e = f32[16,128]{1,0:T(8,128)} collective-permute-done(%c)",
+        "%e = f32[16,128]{1,0:T(8,128)} collective-permute-done(%c)",
+        "%h = (f32[16,128]{0,1:T(8,128)}, f32[16,128]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%x)",
+        "ROOT %g = f32[16,128]{0,1:T(8,128)} copy-done(%h)",
     )
     assert [(each.instruction.name, each.read, each.written) for each in found] == [
         ("s", 2 * TILE, 0),
         ("p", TILE, 0),
         ("c", 2 * TILE, 2 * TILE),
+        ("h", 2 * TILE, 16 * TILE),
     ]
-    assert not any(each.moves for each in found)  # they bring to the chip what another instruction reads
+    # The first two bring to the chip what another instruction reads.
+    assert [each.moves for each in found] == [False, False, False, True]
 
 
 SLICED = """

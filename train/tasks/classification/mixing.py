@@ -94,12 +94,14 @@ def blend(
 def following(x: jax.Array, repeats: int = 1) -> jax.Array:
     """Returns of each example of a batch, x [B, ...], the one `repeats` places on; after the last the first.
 
-    timm takes the batch in reversed order. In a batch of random order both draw pairs by the same law, but here each of
-    several devices fetches only `repeats` examples from another, in reversed order all.
+    timm takes the batch in reversed order. In both, an image is mixed with any other of its batch with the same
+    probability, if the order of the batch is random. But reversed, all images of a device come from another one, and
+    here only `repeats` of them.
 
     Args:
         x: of each example.
-        repeats: the views of an example that follow each other. None is mixed with another, if B is twice as many.
+        repeats: the views of an example that follow each other. None is mixed with another if each process has twice as
+            many examples of the batch.
     """
     return jnp.roll(x, -repeats, axis=0)
 

@@ -94,13 +94,17 @@ def test_cutmix_equals_timm(
     np.testing.assert_allclose(targets, expected_targets, atol=1e-6)
 
 
-@pytest.mark.parametrize(("count", "repeats"), [(8, 1), (2, 1), (5, 1), (16, 3), (7, 3), (6, 3)])
-def test_no_example_is_mixed_with_itself(count: int, repeats: int) -> None:
+@pytest.mark.parametrize(
+    ("count", "processes", "repeats"),
+    [(8, 1, 1), (2, 1, 1), (5, 1, 1), (16, 1, 3), (7, 1, 3), (6, 1, 3), (12, 2, 3), (24, 4, 3), (8, 4, 1), (12, 3, 2)],
+)
+def test_no_example_is_mixed_with_itself(count: int, processes: int, repeats: int) -> None:
     """Wherever in the batch the views of an example begin, and each image is one other's."""
     found = np.asarray(following(jnp.arange(count), repeats))
     assert sorted(found) == list(range(count))
     for start in range(repeats):
-        examples = (np.arange(count) + start) // repeats
+        views = (np.arange(count) + start) // repeats
+        examples = np.concatenate([views[process::processes] for process in range(processes)])  # as they are dealt out
         assert (examples[found] != examples).all()
 
 
