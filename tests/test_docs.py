@@ -98,6 +98,7 @@ COMMANDS = {
     "python -m train.benchmark --device cuda *": "needs a GPU",
     "python -m train.benchmark.roofline --device h100 *": "needs a GPU",
     "python -m train.benchmark.aot imagenet_*": "compiles for minutes; tests/train/benchmark/test_aot.py does less",
+    "python -m train.benchmark.aot coco_*": "compiles for minutes; tests/train/benchmark/test_aot.py does less",
     "python port_weights.py hf-hub:*": "needs the network; tests/port/test_hub.py has a server of its own",
     "python port_weights.py *": HERE,
     "twins-predict *": HERE,

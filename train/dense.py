@@ -40,8 +40,8 @@ def create_dense_model(
     """Creates a model to train, with the weights of `config.init`; or loads it to evaluate.
 
     To train, a model of the same head gives all its weights, but the layers of the classes where the data has another
-    number of them. Any other model gives its backbone's, and so does one with other `stage_norms` than `create` gives the
-    variant. What is left is fresh.
+    number of them. Any other model gives its backbone's, and so does one whose `stage_norms` differ from those that
+    `create` gives the variant. What is left is fresh.
 
     Args:
         config: the run's.

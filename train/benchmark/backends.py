@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from twins_jax.errors import InputError
 
-from ..huge_pages import huge_pages_in_new_processes
+from ..huge_pages import VARIABLE, huge_pages_in_new_processes
 
 if TYPE_CHECKING:
     from twins_jax.config import AttentionImplementation
@@ -127,7 +127,7 @@ class Worker:
 def _serve(side: str, case: Case, connection: Connection) -> None:
     made = _make_ours(case) if side == OURS else _make_timm(side, case)
     made.call()
-    connection.send(made.figures)
+    connection.send(made.figures | {"glibc_tunables": os.environ.get(VARIABLE, "")})
     while True:
         request, value = connection.recv()
         connection.send(_time(made.call, value) if request == "time" else made.peak_bytes())

@@ -18,8 +18,8 @@ def depthwise_form(
     """Returns default(x, kernel, bias), computed as a convolution with C groups on a TPU where x is bfloat16.
 
     The backend reads the map anew for every shift of a sum of shifted maps, in float32, and its backward pass writes
-    nine maps. Forward and backward, the PEG of the first stage moved 4.15 GB in batches of 64, and moves 0.57 GB as a
-    convolution (64 channels in 128 lanes; the fewest without padding are 0.13 GB). The convolution rounds its
+    nine maps. In a training step of SVT-S with 64 images the PEGs moved 2.57 GB, and move 0.54 GB as convolutions; the
+    fewest are 0.24 GB (docs/results/2026-11-tpu.md). The convolution rounds its
     kernel and its result to bfloat16, as `numerics.linear` does. A map in float32 keeps the default, whose products are
     not rounded to bfloat16.
 

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 import train.benchmark.speed
+import train.huge_pages
 from tests.support.compilation import ENVIRONMENT, fast_compilation
 from tests.support.models import NANO
 from tests.support.runs import cache_in
 from train.benchmark.backends import AUXILIARY_WEIGHT, OURS, Case
 from train.benchmark.programs import make_program
+from train.huge_pages import TUNABLE, VARIABLE
 from twins_jax.config import VARIANTS
 
 CASE = Case("twins_svt_tiny", "infer", 2, 32, "float32", "cpu")
@@ -32,7 +34,10 @@ def run(*arguments: str) -> int:
     return train.benchmark.speed.main(["--rounds", "2", "--seconds", "0.01", *arguments])
 
 
-def test_our_side_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_our_side_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train.huge_pages, "OFFERED", tmp_path / "enabled")
+    monkeypatch.delenv(VARIABLE, raising=False)
+    (tmp_path / "enabled").write_text("always [madvise] never")
     out = tmp_path / "new" / "figures.json"
     assert run("--variants", "twins_svt_tiny", "--mode", "infer", "train", "--size", "32", "--out", str(out)) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
@@ -45,6 +50,9 @@ def test_our_side_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert 0 < figures["dispatch_seconds"] < 1
         assert 0 < figures["share_of_matmul_rate"] < 1.5
     assert step["sides"][OURS]["flops"] > 2.5 * infer["sides"][OURS]["flops"]
+    # Training asks for huge pages, inference does not.
+    assert step["sides"][OURS]["glibc_tunables"] == f"{TUNABLE}=1"
+    assert infer["sides"][OURS]["glibc_tunables"] == ""
 
 
 def test_beside_timm(timm: ModuleType, tmp_path: Path) -> None:
@@ -168,6 +176,7 @@ def test_needs_neither_data_nor_checkpoint_libraries() -> None:
     code = """
 import sys
 import train.benchmark.speed
+import train.huge_pages
 from train.benchmark.backends import Case, _make_ours
 _make_ours(Case("twins_svt_tiny", "infer", 1, 32, "float32", "cpu")).call()
 print([n for n in ("grain", "tensorflow_datasets", "tyro", "numba", "PIL", "torch", "timm") if n in sys.modules])
