@@ -1,6 +1,7 @@
 """Detectors trained and evaluated on a made-up folder by the real command, and what comes of it."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +15,14 @@ from PIL import Image
 
 pytest.importorskip("pycocotools", reason="needs the extra `detection`")
 
+import train.flops
 import twins_jax
 from tests.support import runs, short
 from tests.support.alone import call_main, last_line
 from tests.support.detection import ARGUMENTS, CATEGORY_IDS, CLASSES, LEARNED_IMAGES, SIZES, make_folder
 from tests.support.models import NANO, classifier
 from tests.support.narrow import narrow
+from train.flops import loss_flops
 from train.main import parse
 from train.task import DatasetInfo
 from twins_jax.detection import retinanet, roi_heads
@@ -74,7 +77,15 @@ def boxes(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Run
 
 @pytest.fixture(scope="module")
 def masks(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return run(arguments, tmp_path_factory.mktemp("masks") / "run", "--head", "mask_rcnn")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.flops, "loss_flops", loss_flops)  # of the experiment's own arrays, which lie on a mesh
+        return run(arguments, tmp_path_factory.mktemp("masks") / "run", "--head", "mask_rcnn")
+
+
+def test_the_arithmetic_of_a_loss_with_loops_is_counted(masks: Run) -> None:
+    counted = re.search(r"([\d.]+) GFLOPs an image forward", masks[1])
+    assert counted
+    assert 0 < float(counted[1]) < 0.5  # other runs make up 1.00
 
 
 def entries(workdir: Path, kind: str = "bbox") -> list[dict]:
