@@ -97,6 +97,7 @@ COMMANDS = {
     "python -m train.benchmark --variants twins_svt_small --mode train *": QUIET,
     "python -m train.benchmark --device cuda *": "needs a GPU",
     "python -m train.benchmark.roofline --device h100 *": "needs a GPU",
+    "python -m train.main coco_retinanet_svt_small_1x --data.source folder *": QUIET,
     "python -m train.benchmark.aot imagenet_*": "compiles for minutes; tests/train/benchmark/test_aot.py does less",
     "python -m train.benchmark.aot coco_*": "compiles for minutes; tests/train/benchmark/test_aot.py does less",
     "python port_weights.py hf-hub:*": "needs the network; tests/port/test_hub.py has a server of its own",
@@ -109,6 +110,7 @@ COMMANDS = {
 FOREIGN_FLAGS = {
     "--signal": "srun's",
     "--shm-size": "Docker's",
+    "--at_once": "of two scripts in tests/scripts",
     "--lr": "named as one that does not exist",
     "--bs": "named as one that does not exist",
 }
