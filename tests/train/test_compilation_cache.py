@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,8 @@ import pytest
 import train.loop
 from tests.support.alone import call_main
 from train.config import DistributedConfig
+from train.experiment import build
+from train.main import parse
 from train.recipes import digits
 from twins_jax.compilation_cache import compilation_cache
 
@@ -33,32 +34,37 @@ def events(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     jax.monitoring.unregister_event_listener(listen)
 
 
-def train_in(workdir: Path, arguments: list[str], *flags: str) -> dict[str, float]:
-    code, output, errors = call_main([*arguments, "--workdir", str(workdir), "--steps", "2", *flags])
-    assert code == 0, errors
-    return dict(json.loads(output.splitlines()[-1].removeprefix("final: ")))
-
-
 @pytest.mark.usefixtures("short_variant")
-def test_the_second_run_compiles_nothing(
+def test_the_second_start_compiles_nothing(
     tmp_path: Path, arguments: list[str], events: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
-    first = train_in(tmp_path / "first", arguments)
+    flags = [*arguments, "--workdir", str(tmp_path / "run"), "--steps", "1"]
+    code, _, errors = call_main(flags)
+    assert code == 0, errors
     folder = tmp_path / "caches" / "twins_jax" / "compiled"
     assert MISSES in events
     assert any(folder.iterdir())
 
     events.clear()
     jax.clear_caches()
-    second = train_in(tmp_path / "second", arguments, "--compilation_cache", str(folder))
+    with compilation_cache(str(folder)), jax.numpy_dtype_promotion("standard"):
+        build(parse(flags))
     assert HITS in events
     assert MISSES not in events
-    assert second == first
 
 
-@pytest.mark.parametrize(("flag", "folder"), [("", None), ("off", "off"), ("a folder", "a folder")])
-def test_the_flag(monkeypatch: pytest.MonkeyPatch, flag: str, folder: str | None) -> None:
+@pytest.mark.parametrize(
+    ("flag", "processes", "expected"),
+    [
+        ("", 1, [None]),
+        ("off", 1, ["off"]),
+        ("a folder", 1, ["a folder"]),
+        ("a folder", 2, ["a folder"]),
+        ("", 2, []),  # JAX's own setting holds
+    ],
+)
+def test_the_flag(monkeypatch: pytest.MonkeyPatch, flag: str, processes: int, expected: list[str | None]) -> None:
     given: list[str | None] = []
 
     def keep(folder: str | None) -> contextlib.nullcontext[None]:
@@ -66,7 +72,8 @@ def test_the_flag(monkeypatch: pytest.MonkeyPatch, flag: str, folder: str | None
         return contextlib.nullcontext()
 
     monkeypatch.setattr(train.loop, "compilation_cache", keep)
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
     monkeypatch.setattr(train.loop, "_run", lambda config: {"top1": config.seed})
     run = dataclasses.replace(digits(), compilation_cache=flag, distributed=DistributedConfig(mode="off"))
     assert train.loop.run(run) == {"top1": run.seed}
-    assert given == [folder]
+    assert given == expected

@@ -95,6 +95,7 @@ IMAGENET = {
     "eval_every_steps": 1251,
     "log_every_steps": 50,
     "seed": 0,
+    "compilation_cache": "",
     "fsdp": 1,
     "init": "",
     "allow_changes": False,

@@ -31,7 +31,7 @@ MAX_WINDOW_SIZE = 8
 
 BLOCK_SCORES = 2**24
 """Most bytes of scores, those of all heads of one image, that the plain formulation holds: 16 MiB. More are computed in
-blocks, and in training once more. Measured on CPUs alone; on GPUs and TPUs the bound saves memory, at an unknown price.
+blocks, and in training once more. The times below decided it; on accelerators it saves memory, at an unknown price.
 
 Images of 224x224 have at most 2.3 MiB in a layer, those of 1024x1024 up to 1 GiB. Blocks save time, too: glibc returns
 arrays above 32 MiB to the system, which clears their pages anew for the next ones. CPU time of one GSA, at once and in
