@@ -43,23 +43,23 @@ def is_command(module: str, script: str) -> bool:
     """True if this process is `python -m module` or the script of that name, as Python begins to import the module."""
     if sys.argv[:1] == ["-m"]:  # Python's own mark while it looks for the module
         options = sys.orig_argv[1:]
-        return options[options.index("-m") :][1:2] == [module] if "-m" in options else False
+        return "-m" in options and options[options.index("-m") + 1 :][:1] == [module]
     return os.path.basename("".join(sys.argv[:1])) == script
 
 
 @contextlib.contextmanager
 def huge_pages_in_new_processes() -> Iterator[None]:
     """Gives processes that start meanwhile what `restart_with_huge_pages` gives its own."""
-    before, setting = os.environ.get(VARIABLE), _setting()
-    if setting:
+    before = os.environ.get(VARIABLE)
+    if setting := _setting():
         os.environ[VARIABLE] = setting
     try:
         yield
     finally:
-        if setting:
-            del os.environ[VARIABLE]
-            if before is not None:
-                os.environ[VARIABLE] = before
+        if before is None:
+            os.environ.pop(VARIABLE, None)
+        else:
+            os.environ[VARIABLE] = before
 
 
 def _setting() -> str | None:

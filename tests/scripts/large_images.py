@@ -36,8 +36,9 @@ parser.add_argument("--side", type=int, default=1024, help="of the images; defau
 parser.add_argument("--batch", type=int, default=1, help="default: %(default)s")
 parser.add_argument("--dtype", default="float32", help="default: %(default)s")
 parser.add_argument("--runs", type=int, default=2, help="0 only plans; default: %(default)s")
-parser.add_argument("--at_once", action="store_true", help="hold all scores")
-parser.add_argument("--block", metavar="MIB", type=float, help="scores of one image in a block; default: the product's")
+bound = parser.add_mutually_exclusive_group()
+bound.add_argument("--at_once", action="store_true", help="hold all scores")
+bound.add_argument("--block", metavar="MIB", type=float, help="scores of one image in a block; default: the product's")
 parser.add_argument("--stage", type=int, choices=range(1, 5), help="attention of this stage in place of the model")
 
 Program = tuple[Callable[..., Any], tuple[Any, ...]]

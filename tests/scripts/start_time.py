@@ -7,6 +7,7 @@ with an empty one, and with the one that it left; the median counts.
 # ruff: noqa: T201 - a script
 
 import argparse
+import math
 import os
 import statistics
 import subprocess
@@ -36,12 +37,12 @@ def to_first_step(cache: str, folder: Path) -> float:
     command = [sys.executable, "-m", "train.main", "digits", *flags]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
-        lines = []
+        lines, took = [], math.nan
         for line in process.stdout:
             lines.append(line)
             if line.startswith("step 1/"):
                 took = time.perf_counter() - begin
-        if process.wait():
+        if process.wait() or math.isnan(took):
             sys.exit("".join(lines))
     return took
 

@@ -21,7 +21,7 @@ MISSES, HITS = "/jax/compilation_cache/cache_misses", "/jax/compilation_cache/ca
 
 @pytest.fixture
 def events(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """What JAX's cache does meanwhile, without programs in the process's own memory."""
+    """Collects what JAX's cache does meanwhile, without programs in the process's own memory."""
     found: list[str] = []
     monkeypatch.setattr(train.loop, "compilation_cache", compilation_cache)
     jax.clear_caches()

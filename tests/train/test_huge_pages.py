@@ -31,7 +31,7 @@ def offered(tmp_path: Path) -> Path:
 
 
 def starts(offered: Path, setting: str | None, **variables: str) -> list[list[str]]:
-    """What each start of the script printed: its process, its variable, and its other arguments."""
+    """Returns the line of each start of the script: its process, its variable, and its other arguments."""
     environment = {name: value for name, value in os.environ.items() if name != VARIABLE} | variables
     command = [sys.executable, "-c", SCRIPT, str(offered), "--flag", "a b"]
     done = subprocess.run(
@@ -93,16 +93,19 @@ def test_training_asks_and_no_other_command(tmp_path: Path) -> None:
     assert run("-c", "import train.main") == (0, "")
 
 
-def test_new_processes(offered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("setting", "inside"),
+    [
+        (None, HUGE),
+        ("glibc.malloc.arena_max=4", f"glibc.malloc.arena_max=4:{HUGE}"),
+        ("glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=0"),
+    ],
+)
+def test_new_processes(offered: Path, monkeypatch: pytest.MonkeyPatch, setting: str | None, inside: str) -> None:
     monkeypatch.setattr(huge_pages, "OFFERED", offered)
-    for setting in (None, "glibc.malloc.arena_max=4", "glibc.malloc.hugetlb=0"):
-        if setting is None:
-            monkeypatch.delenv(VARIABLE, raising=False)
-        else:
-            monkeypatch.setenv(VARIABLE, setting)
-        with huge_pages_in_new_processes():
-            inside = os.environ[VARIABLE]
-        assert inside == {None: HUGE, "glibc.malloc.arena_max=4": f"glibc.malloc.arena_max=4:{HUGE}"}.get(
-            setting, setting
-        )
-        assert os.environ.get(VARIABLE) == setting
+    monkeypatch.delenv(VARIABLE, raising=False)
+    if setting:
+        monkeypatch.setenv(VARIABLE, setting)
+    with huge_pages_in_new_processes():
+        assert os.environ[VARIABLE] == inside
+    assert os.environ.get(VARIABLE) == setting

@@ -1,10 +1,10 @@
 import contextlib
 import json
 import math
+import os
 import struct
 import subprocess
 import sys
-from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 
 from tests.support.disk import largest_file
+from tests.support.paths import ROOT
 from train.metric_writer import MetricWriter
 from twins_jax import InputError
 
@@ -178,9 +179,10 @@ def test_event_files_only_warn(damage: str, tmp_path: Path, monkeypatch: pytest.
     assert len(lines(tmp_path)) == 21
 
 
-def test_a_writer_brings_no_pytorch() -> None:
+def test_a_writer_brings_no_pytorch(tmp_path: Path) -> None:
     """tensorboardX imports PyTorch where it is installed; a later import by others must still find it."""
-    if PathFinder.find_spec("torch") is None:
-        pytest.skip("PyTorch is not installed")
-    script = "import sys; import train.tensorboard; assert 'torch' not in sys.modules; import torch; torch.ones(1)"
-    subprocess.run([sys.executable, "-c", script], check=True)
+    (tmp_path / "torch.py").write_text("print('PyTorch')")
+    script = "import train.tensorboard; print('writer'); import torch"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["writer", "PyTorch"]

@@ -105,8 +105,8 @@ class Report:
     def seconds(self) -> dict[str, float]:
         """The time of a step's arithmetic, memory and traffic, each alone at the chip's peak rate.
 
-        "compute" is of the compiler's FLOPs or of the model's, whichever are more. "hbm" is no lower bound: some of the
-        bytes stay on the chip.
+        "compute" is of the compiler's FLOPs or of the model's, whichever are more. "interconnect" is a lower bound.
+        "hbm" is none: some of the bytes stay on the chip.
         """
         if self.traffic is None:
             return {}

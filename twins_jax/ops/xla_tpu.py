@@ -19,9 +19,8 @@ def depthwise_form(
 
     The backend reads the map anew for every shift of a sum of shifted maps, in float32, and its backward pass writes
     nine maps. In a training step of SVT-S with 64 images the PEGs moved 2.57 GB, and move 0.54 GB as convolutions; the
-    fewest are 0.24 GB (docs/results/2026-11-tpu.md). The convolution rounds its
-    kernel and its result to bfloat16, as `numerics.linear` does. A map in float32 keeps the default, whose products are
-    not rounded to bfloat16.
+    fewest are 0.24 GB (docs/results/2026-11-tpu.md). The convolution rounds its kernel and its result to bfloat16, as
+    `numerics.linear` does. A map in float32 keeps the default, whose products are not rounded to bfloat16.
 
     Args:
         default: a zero-padded depthwise convolution.
